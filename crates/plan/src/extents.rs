@@ -1,0 +1,83 @@
+//! The byte ranges of one operation, in a form that is cheap to walk.
+
+use crate::PageList;
+
+/// One range to copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Offset in the source region.
+    pub src: u64,
+    /// Offset in the destination region.
+    pub dst: u64,
+    /// Length in bytes.
+    pub nbytes: u64,
+}
+
+/// The ranges of one operation to one region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extents {
+    /// One range.
+    One(Extent),
+    /// Pages `first..end` of two lists that are alike.
+    Pages {
+        /// At the source.
+        src: PageList,
+        /// At the destination.
+        dst: PageList,
+        /// First page.
+        first: usize,
+        /// One past the last page.
+        end: usize,
+    },
+}
+
+impl Extents {
+    /// All pages of two lists that passed [`PageList::check_alike`].
+    pub fn pages(src: PageList, dst: PageList) -> Self {
+        let end = src.num_pages();
+        Self::Pages { src, dst, first: 0, end }
+    }
+
+    /// Number of ranges.
+    pub const fn num_extents(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Pages { first, end, .. } => *end - *first,
+        }
+    }
+
+    /// Bytes of all ranges.
+    pub const fn nbytes(&self) -> u64 {
+        match self {
+            Self::One(extent) => extent.nbytes,
+            Self::Pages { src, first, end, .. } => src.page_bytes() * (*end - *first) as u64,
+        }
+    }
+
+    /// Range `idx`, below [`Extents::num_extents`].
+    #[inline]
+    pub fn nth(&self, idx: usize) -> Extent {
+        match self {
+            Self::One(extent) => *extent,
+            Self::Pages { src, dst, first, .. } => Extent {
+                src: src.offset_of(first + idx),
+                dst: dst.offset_of(first + idx),
+                nbytes: src.page_bytes(),
+            },
+        }
+    }
+
+    /// The part that a shard carries: a byte range of one extent, or a range
+    /// of pages.
+    pub fn slice(&self, start: u64, len: u64) -> Self {
+        match self {
+            Self::One(extent) => {
+                Self::One(Extent { src: extent.src + start, dst: extent.dst + start, nbytes: len })
+            }
+            Self::Pages { src, dst, first, .. } => {
+                let first = first + start as usize;
+                Self::Pages { src: src.clone(), dst: dst.clone(), first, end: first + len as usize }
+            }
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Pure decisions: which bytes go where, over which NIC, and what they count.
+//!
+//! No I/O, no clock, no thread, no memory but what is passed in: everything
+//! here is a function and is tested as one.
+
+mod choose;
+mod extents;
+mod pages;
+mod shards;
+
+pub use choose::{choose, Candidate, Choice};
+pub use extents::{Extent, Extents};
+pub use pages::{PageError, PageList};
+pub use shards::{quarters, shard_bytes, shard_pages, Shard, MAX_SHARDS};

@@ -1,0 +1,93 @@
+//! What a peer needs to write into a region.
+//!
+//! ```text
+//! 0   4  magic "AFDS"
+//! 4   2  wire version, little endian
+//! 6   4  CRC-32 of all that follows
+//! 10  .. postcard: address, region, key, nbytes, device
+//! ```
+//!
+//! The key is 64 random bits: who does not hold the descriptor cannot guess
+//! it, and the region's owner checks it before a byte is placed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::address::Address;
+use crate::{WireError, OLDEST_VERSION, VERSION};
+
+/// Where a region's bytes live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Device {
+    /// Host memory.
+    Host,
+    /// A GPU, by its UUID.
+    Cuda([u8; 16]),
+}
+
+/// A peer's region.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Descriptor {
+    /// The engine that owns the region.
+    pub address: Address,
+    /// The region's number at its owner; never used twice.
+    pub region: u64,
+    /// Random; proves that the holder was given this descriptor.
+    pub key: u64,
+    /// Length of the region in bytes.
+    pub nbytes: u64,
+    /// Where the bytes live.
+    pub device: Device,
+}
+
+impl Descriptor {
+    /// Longest encoded descriptor.
+    pub const MAX_ENCODED: usize = 1024;
+
+    /// Serialises for any channel: a message, a file, an environment variable.
+    pub fn encode(&self) -> Vec<u8> {
+        let body = postcard::to_stdvec(self).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(HEADER + body.len());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    /// Reads what [`Descriptor::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`WireError`] for anything that is not a whole descriptor of a version
+    /// this build speaks.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        const WHAT: &str = "descriptor";
+        if bytes.len() > Self::MAX_ENCODED {
+            let why = format!("{} bytes, at most {}", bytes.len(), Self::MAX_ENCODED);
+            return Err(WireError::malformed(WHAT, why));
+        }
+        if !bytes.starts_with(MAGIC) {
+            return Err(WireError::Magic { what: "a descriptor", expected: "AFDS" });
+        }
+        let Some((header, body)) = bytes.split_at_checked(HEADER) else {
+            return Err(WireError::malformed(WHAT, format!("cut off after {} bytes", bytes.len())));
+        };
+        let version = u16::from_le_bytes([header[4], header[5]]);
+        if !(OLDEST_VERSION..=VERSION).contains(&version) {
+            return Err(WireError::Version { what: WHAT, given: version, oldest: OLDEST_VERSION, newest: VERSION });
+        }
+        let expected = u32::from_le_bytes([header[6], header[7], header[8], header[9]]);
+        let given = crc32fast::hash(body);
+        if given != expected {
+            return Err(WireError::Checksum { what: WHAT, given, expected });
+        }
+        let (this, rest) =
+            postcard::take_from_bytes::<Self>(body).map_err(|error| WireError::malformed(WHAT, error))?;
+        if !rest.is_empty() {
+            return Err(WireError::malformed(WHAT, format!("{} bytes too many", rest.len())));
+        }
+        Ok(Self { address: this.address.validate()?, ..this })
+    }
+}
+
+const MAGIC: &[u8; 4] = b"AFDS";
+const HEADER: usize = 10;
