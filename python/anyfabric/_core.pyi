@@ -62,7 +62,7 @@ class Engine:
         """Where this engine is reached; the same object for the engine's life."""
     @property
     def incarnation(self) -> str:
-        """16 hexadecimal digits that no other life of any engine has."""
+        """32 hexadecimal digits that no other life of any engine has."""
     @property
     def closed(self) -> bool:
         """True once `close` has begun."""
@@ -132,7 +132,7 @@ class Engine:
         Args:
             src: Local region.
             src_pages: `(indices_address, num_pages, page_bytes, stride, offset)`. The indices are
-                `num_pages` contiguous, 8-byte aligned, native-endian uint64; page `i` starts at byte
+                `num_pages` contiguous, aligned, native-endian uint32; page `i` starts at byte
                 `offset + indices[i] * stride`. They are copied before the call returns.
             dst: A peer's region.
             dst_pages: As `src_pages`, same number of pages and `page_bytes`.
@@ -300,13 +300,10 @@ class Address:
         """Serialise; readable by wire versions N and N-1."""
     @property
     def incarnation(self) -> str:
-        """16 hexadecimal digits: the life of the engine that this address means."""
+        """32 hexadecimal digits: the life of the engine that this address means."""
     @property
-    def host(self) -> str:
-        """Host of the control listener, as a peer would dial it."""
-    @property
-    def port(self) -> int:
-        """Port of the control listener."""
+    def sockets(self) -> list[str]:
+        """`HOST:PORT` of each control listener, best first."""
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
     def __reduce__(self) -> tuple[Callable[[bytes], Address], tuple[bytes]]: ...
@@ -574,7 +571,10 @@ class Watcher:
     def add(self, n: int = 1) -> int:
         """Add `n` with release ordering; return the new value."""
     def numpy(self) -> npt.NDArray[Any]:
-        """View the word as `[1] uint64`, keeping the watcher alive; stores are seen by polling."""
+        """View the word as `[1] uint64`, keeping the watcher alive; stores are seen by polling.
+
+        `anyfabric._hooks.watcher_numpy`.
+        """
     def at(self, value: int, operation: Write | WritePages) -> Trigger:
         """Submit `operation` when the word is `value` or more; at once if it is.
 

@@ -1,0 +1,323 @@
+"""The one home of every setting: name, environment variable, default, meaning, parser.
+
+An engine takes each setting from its argument, else from the environment, else from the default, and
+remembers which of them it was. Nothing else in the package reads `ANYFABRIC_*`; `anyfabric info`, the
+documentation of `Engine` and the native configuration are all made from `SETTINGS`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from anyfabric.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["SETTINGS", "Resolved", "Setting", "native_config", "resolve", "unknown_variables"]
+
+Origin = Literal["argument", "environment", "default"]
+Parser = "Callable[[object], object]"
+
+PREFIX = "ANYFABRIC_"
+TRANSPORTS = ("shm", "tcp")
+"""Transports of this build that connect processes; `loopback` is for the Rust tests alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        name: Argument of `Engine`, and key of the native configuration.
+        env: Environment variable.
+        default: Value when neither is given, already parsed.
+        doc: One line for `anyfabric info`.
+        parse: Turns an argument or the text of the variable into the value; raises `ValueError` with
+            what was expected.
+        secret: Whether the value must never be shown.
+    """
+
+    name: str
+    env: str
+    default: object
+    doc: str
+    parse: Callable[[object], object]
+    secret: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A setting with its value and where the value comes from."""
+
+    setting: Setting
+    value: object
+    origin: Origin
+
+    def __repr__(self) -> str:
+        """Never show a secret."""
+        return f"Resolved({self.setting.name}={self.shown()!r}, origin={self.origin!r})"
+
+    def shown(self) -> object:
+        """The value as it may be printed, JSON-able; a secret only as set or not."""
+        if self.setting.secret:
+            return None if self.value is None else "(set)"
+        return list(self.value) if isinstance(self.value, tuple) else self.value  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+
+    def as_dict(self) -> dict[str, object]:
+        """One row of `Engine.info()["settings"]`."""
+        return {
+            "name": self.setting.name,
+            "value": self.shown(),
+            "origin": self.origin,
+            "variable": self.setting.env,
+            "doc": self.setting.doc,
+        }
+
+
+def resolve(
+    arguments: Mapping[str, object], environment: Mapping[str, str] | None = None
+) -> dict[str, Resolved]:
+    """Find the value and the origin of every setting.
+
+    Args:
+        arguments: By name; `None` means not given.
+        environment: Default: `os.environ`. An empty variable means not given.
+
+    Returns:
+        Every setting by name, in the order of `SETTINGS`.
+
+    Raises:
+        InvalidArgument: A value cannot be parsed; the message names its origin. Or a name is unknown.
+    """
+    environment = os.environ if environment is None else environment
+    unknown = arguments.keys() - {setting.name for setting in SETTINGS}
+    if unknown:
+        msg = f"unknown settings {sorted(unknown)}; known are {[s.name for s in SETTINGS]}"
+        raise InvalidArgument(msg, operation="configure")
+    return {s.name: _resolve_one(s, arguments.get(s.name), environment) for s in SETTINGS}
+
+
+def native_config(resolved: Mapping[str, Resolved]) -> dict[str, object]:
+    """Flatten for `_core.Engine`: value by name."""
+    return {name: entry.value for name, entry in resolved.items()}
+
+
+def unknown_variables(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Variables that begin with `ANYFABRIC_` and mean nothing: most likely misspelt."""
+    environment = os.environ if environment is None else environment
+    known = {setting.env for setting in SETTINGS}
+    return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+
+
+def _resolve_one(setting: Setting, argument: object, environment: Mapping[str, str]) -> Resolved:
+    text = environment.get(setting.env, "")
+    origin: Origin
+    if argument is not None:
+        given, origin, source = argument, "argument", f"`{setting.name}`"
+    elif text:
+        given, origin, source = text, "environment", setting.env
+    else:
+        return Resolved(setting, setting.default, "default")
+    try:
+        return Resolved(setting, setting.parse(given), origin)
+    except (ValueError, TypeError, OverflowError) as cause:
+        what = "a secret that cannot be used" if setting.secret else repr(given)
+        msg = f"{source} was given {what}; expected {cause} ({setting.doc[0].lower()}{setting.doc[1:]})"
+        raise InvalidArgument(msg, operation="configure") from None
+
+
+def _choice(*options: str) -> Callable[[object], str]:
+    def parse(given: object) -> str:
+        if isinstance(given, str) and given.strip() in options:
+            return given.strip()
+        raise ValueError("one of " + ", ".join(options))
+
+    return parse
+
+
+def _integer(least: int, most: int) -> Callable[[object], int]:
+    def parse(given: object) -> int:
+        try:
+            value = int(given) if isinstance(given, str) else operator.index(given)  # pyright: ignore[reportArgumentType]
+        except (TypeError, ValueError):
+            value = None
+        if value is None or isinstance(given, bool) or not least <= value <= most:
+            msg = f"a whole number from {least} to {most}"
+            raise ValueError(msg)
+        return value
+
+    return parse
+
+
+def _bytes_size(least: int, most: int) -> Callable[[object], int]:
+    within = _integer(least, most)
+
+    def parse(given: object) -> int:
+        if isinstance(given, str):
+            match = re.fullmatch(r"(\d+)\s*([kmg]?)(?:i?b)?", given.strip().lower())
+            if match:
+                given = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
+        try:
+            return within(given)
+        except ValueError as cause:
+            msg = f"{cause} bytes; K, M and G stand for powers of 1024"
+            raise ValueError(msg) from None
+
+    return parse
+
+
+def _seconds(least: float, most: float) -> Callable[[object], float]:
+    def parse(given: object) -> float:
+        try:
+            value = math.nan if isinstance(given, bool) else float(given)  # pyright: ignore[reportArgumentType]
+        except (TypeError, ValueError):
+            value = math.nan
+        if not least <= value <= most:
+            msg = f"seconds from {least:g} to {most:g}"
+            raise ValueError(msg)
+        return value
+
+    return parse
+
+
+def _flag(given: object) -> bool:
+    if isinstance(given, bool):
+        return given
+    text = str(given).strip().lower()
+    if isinstance(given, str) and text in {"1", "true", "yes", "on"}:
+        return True
+    if isinstance(given, str) and text in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError("a flag: 1, true, yes, on or 0, false, no, off")
+
+
+def _transports(given: object) -> tuple[str, ...]:
+    expected = f"some of {', '.join(TRANSPORTS)}, each once, separated by commas"
+    if isinstance(given, str):
+        names = [name.strip() for name in given.split(",") if name.strip()]
+    else:
+        items: Iterable[object] = given  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
+        names = [str(name) for name in items]
+    if not names or len(set(names)) != len(names) or not set(names) <= set(TRANSPORTS):
+        raise ValueError(expected)
+    return tuple(names)
+
+
+def _secret(given: object) -> bytes:
+    data = given.encode() if isinstance(given, str) else given
+    if not isinstance(data, (bytes, bytearray)) or not data:
+        raise ValueError("text or bytes, not empty")
+    return bytes(data)
+
+
+def _listen(given: object) -> str:
+    expected = "HOST, HOST:PORT or [IPV6]:PORT, with a port from 0 to 65535"
+    if not isinstance(given, str):
+        raise ValueError(expected)  # noqa: TRY004 - resolve() turns it into InvalidArgument
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\s\[\]]+))(?::(\d{1,5}))?", given.strip())
+    if match is None or int(match[3] or 0) > 65535:
+        raise ValueError(expected)
+    host = f"[{match[1]}]" if match[1] else match[2]
+    return f"{host}:{int(match[3] or 0)}"
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "transports",
+        "ANYFABRIC_TRANSPORTS",
+        TRANSPORTS,
+        "Transports to consider; every pair of engines uses the fastest that both have",
+        _transports,
+    ),
+    Setting(
+        "require",
+        "ANYFABRIC_REQUIRE",
+        None,
+        "Refuse every path slower than this transport",
+        _choice(*TRANSPORTS),
+    ),
+    Setting(
+        "secret",
+        "ANYFABRIC_SECRET",
+        None,
+        "Cluster secret that both sides of a connection must prove",
+        _secret,
+        secret=True,
+    ),
+    Setting(
+        "listen",
+        "ANYFABRIC_LISTEN",
+        "127.0.0.1:0",
+        "Where the control listener binds; port 0 lets the kernel choose",
+        _listen,
+    ),
+    Setting(
+        "tcp_streams",
+        "ANYFABRIC_TCP_STREAMS",
+        2,
+        "Data streams per tcp peer, which count as its NICs",
+        _integer(1, 4),
+    ),
+    Setting(
+        "polling",
+        "ANYFABRIC_POLLING",
+        "adaptive",
+        "How threads wait: adaptive spins briefly and then blocks, busy never blocks",
+        _choice("adaptive", "busy"),
+    ),
+    Setting(
+        "isolate",
+        "ANYFABRIC_ISOLATE",
+        False,
+        "Neither use nor allow process_vm_writev into memory that the engine did not allocate",
+        _flag,
+    ),
+    Setting(
+        "heartbeat_s",
+        "ANYFABRIC_HEARTBEAT_S",
+        1.0,
+        "Seconds between heartbeats to a peer that is silent otherwise",
+        _seconds(0.01, 3600.0),
+    ),
+    Setting(
+        "heartbeats_lost",
+        "ANYFABRIC_HEARTBEATS_LOST",
+        3,
+        "Heartbeats missed in a row after which a peer is lost",
+        _integer(1, 1000),
+    ),
+    Setting(
+        "timeout_s",
+        "ANYFABRIC_TIMEOUT_S",
+        30.0,
+        "Deadline in seconds of a submission that does not name one",
+        _seconds(0.001, 86400.0),
+    ),
+    Setting(
+        "queue_depth",
+        "ANYFABRIC_QUEUE_DEPTH",
+        1024,
+        "Operations that may wait for a worker",
+        _integer(1, 1 << 20),
+    ),
+    Setting(
+        "queue_full",
+        "ANYFABRIC_QUEUE_FULL",
+        "block",
+        "What a submission to a full queue does: block until its deadline, or raise QueueFull",
+        _choice("block", "raise"),
+    ),
+    Setting(
+        "max_message_bytes",
+        "ANYFABRIC_MAX_MESSAGE_BYTES",
+        65536,
+        "Largest message that send takes",
+        _bytes_size(0, 1 << 30),
+    ),
+)

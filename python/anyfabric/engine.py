@@ -1,0 +1,242 @@
+"""The engine: what moves tensors between processes.
+
+Adds to the native engine what is decided in Python: settings, what counts as memory, page lists,
+asyncio, callbacks. `write`, `barrier`, `send`, `receive`, `counter` and the rest that runs per operation
+are native methods, documented in `_core.pyi`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Literal
+
+from anyfabric import _asyncio, _core, config, memory
+from anyfabric._service import Service
+from anyfabric.path import Path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from anyfabric.pages import Pages, Target
+
+__all__ = ["Engine"]
+
+EXIT_TIMEOUT_S = 1.0
+"""How long transfers in flight may hold up the end of the interpreter."""
+
+
+class Engine(_core.Engine):
+    """One endpoint: reaches its peers by the fastest transport that both have.
+
+    A context manager; leaving it closes the engine. Engines that are open when the interpreter ends
+    are closed then.
+    """
+
+    _settings: dict[str, config.Resolved]
+    _callback_service: Service
+    _close_lock: threading.Lock
+
+    def __new__(
+        cls,
+        *,
+        transports: Sequence[str] | str | None = None,
+        require: str | None = None,
+        secret: str | bytes | None = None,
+        listen: str | None = None,
+        tcp_streams: int | None = None,
+        polling: Literal["adaptive", "busy"] | None = None,
+        isolate: bool | None = None,
+        heartbeat_s: float | None = None,
+        heartbeats_lost: int | None = None,
+        timeout_s: float | None = None,
+        queue_depth: int | None = None,
+        queue_full: Literal["block", "raise"] | None = None,
+        max_message_bytes: int | None = None,
+    ) -> Self:
+        """Start an engine. `None` takes the setting from its variable, else its default.
+
+        Args:
+            transports: Candidates, `("shm", "tcp")`; every pair uses the fastest that both have.
+                `ANYFABRIC_TRANSPORTS`.
+            require: Refuse every path slower than this transport. `ANYFABRIC_REQUIRE`.
+            secret: Cluster secret that both sides prove. `ANYFABRIC_SECRET`.
+            listen: `HOST[:PORT]` of the control listener, `"127.0.0.1:0"`. `ANYFABRIC_LISTEN`.
+            tcp_streams: Data streams per tcp peer, 1 to 4, 2; they count as its NICs.
+                `ANYFABRIC_TCP_STREAMS`.
+            polling: `"adaptive"` spins briefly, then blocks; `"busy"` never blocks.
+                `ANYFABRIC_POLLING`.
+            isolate: Neither use nor allow `process_vm_writev`. `ANYFABRIC_ISOLATE`.
+            heartbeat_s: Seconds between heartbeats, 1. `ANYFABRIC_HEARTBEAT_S`.
+            heartbeats_lost: Heartbeats missed in a row before a peer is lost, 3.
+                `ANYFABRIC_HEARTBEATS_LOST`.
+            timeout_s: Deadline in seconds of submissions that name none, 30. `ANYFABRIC_TIMEOUT_S`.
+            queue_depth: Operations that may wait for a worker, 1024. `ANYFABRIC_QUEUE_DEPTH`.
+            queue_full: `"block"` until the deadline, or `"raise"` `QueueFull`.
+                `ANYFABRIC_QUEUE_FULL`.
+            max_message_bytes: Largest message of `send`, 65536. `ANYFABRIC_MAX_MESSAGE_BYTES`.
+
+        Raises:
+            InvalidArgument: A value is out of range; the message names its origin.
+            Unsupported: `require` names a transport that this machine does not have.
+            ResourceExhausted: No file descriptor, memory or thread was left.
+        """
+        arguments = {name: value for name, value in locals().items() if name in _SETTING_NAMES}
+        settings = config.resolve(arguments)
+        self = super().__new__(cls, config.native_config(settings))
+        self._settings = settings
+        self._close_lock = threading.Lock()
+        self._callback_service = Service(self)
+        weakref.finalize(self, self._callback_service.stop).atexit = False
+        _close_at_exit(self)
+        return self
+
+    def register(self, array: object, *, writable: bool = True) -> _core.Region:
+        """Register memory so that it can be written from and, if `writable`, into.
+
+        Args:
+            array: numpy array, torch CPU tensor, or an object that speaks DLPack or the buffer
+                protocol; C-contiguous. The region keeps it alive until it is closed and its last
+                transfer has quiesced.
+            writable: Whether peers may be allowed to write into it.
+
+        Raises:
+            InvalidArgument: Not such an object, not contiguous, or read-only although `writable`.
+            Unsupported: The bytes are on a device that this build cannot reach.
+        """
+        found = memory.memory_of(array, writable=writable)
+        return self._register(found.address, found.nbytes, writable, found.owner)
+
+    def write_pages(
+        self,
+        src: Pages[_core.Region],
+        dst: Pages[_core.Descriptor],
+        *,
+        imm: int | None = None,
+        verify: bool = False,
+        timeout_s: float | None = None,
+    ) -> _core.Transfer:
+        """Write page `i` of `src` into page `i` of `dst`; return before the bytes move.
+
+        Args:
+            src: Local pages; must not change until the transfer is done.
+            dst: Pages of one peer's region: as many, and of the same size.
+            imm: The receiver counts it once per page, whatever the transport.
+            verify: Add an end-to-end checksum; a mismatch fails the transfer.
+            timeout_s: Deadline of the transfer in seconds.
+
+        Raises:
+            InvalidArgument: Numbers or sizes of pages differ, or a page leaves its region.
+            QueueFull: The submission queue is full and `queue_full` is `"raise"`.
+            PeerLost: This incarnation of the peer is known to be dead.
+
+        Fails: As `write`.
+        Ordering: none, neither between transfers nor between the pages of one.
+        """
+        return self._write_pages(
+            src.memory, src.native, dst.memory, dst.native, imm, verify, timeout_s
+        )
+
+    def scatter(
+        self,
+        src: _core.Region,
+        targets: Sequence[Target],
+        *,
+        imm: int | None = None,
+        group: _core.PeerGroup | None = None,
+        timeout_s: float | None = None,
+    ) -> _core.Transfer:
+        """Write one range of `src` to each target, many peers in one call.
+
+        Args:
+            src: Local region.
+            targets: What goes where; may be empty.
+            imm: Counted once per target at its owner.
+            group: A prepared group; every target must belong to one of its peers.
+            timeout_s: Deadline of the transfer in seconds.
+
+        Raises: As `write`. Fails with the error of the first target that failed.
+        """
+        return self._scatter(src, targets, imm, group, timeout_s)
+
+    async def receive_async(self, *, timeout_s: float | None = None) -> _core.Message:
+        """`receive`, awaited on the running loop; safe to cancel, no message is lost.
+
+        Args:
+            timeout_s: Longest wait in seconds; `None` waits until one comes.
+        """
+        return await _asyncio.message_received(self, timeout_s)
+
+    def path(self, peer: _core.Address) -> Path:
+        """Which way to a peer, and why not a faster one.
+
+        Args:
+            peer: Any address; for one never used the state is `"new"`.
+        """
+        found = json.loads(self._path_json(peer))
+        return Path(found["transport"], tuple(found["nics"]), found["state"], found["reason"])
+
+    def stats(self) -> dict[str, Any]:
+        """Bytes, operations, errors, retries and latencies per peer and NIC since the start; JSON-able."""
+        return json.loads(self._stats_json())
+
+    def info(self) -> dict[str, Any]:
+        """Address, transports and why not, peers, regions, quarantine, settings; JSON-able."""
+        found = json.loads(self._info_json())
+        found["settings"] = [entry.as_dict() for entry in self._settings.values()]
+        found["unknown_variables"] = config.unknown_variables()
+        return found
+
+    def close(self, *, timeout_s: float = 5.0) -> None:
+        """Drain, fail what is left with `Closed`, run the callbacks that are due, free everything.
+
+        Idempotent, from any thread and from callbacks.
+
+        Args:
+            timeout_s: Longest time in seconds for transfers in flight.
+        """
+        self._close(timeout_s)
+        with self._close_lock:
+            self._callback_service.stop()
+
+    def __enter__(self) -> Self:
+        """Return the engine itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the engine; after an exception without waiting for transfers in flight."""
+        if exc_type is None:
+            self.close()
+        else:
+            self.close(timeout_s=0.0)
+
+    def _service(self) -> Service:
+        return self._callback_service
+
+
+_SETTING_NAMES = frozenset(setting.name for setting in config.SETTINGS)
+_open_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _close_at_exit(engine: Engine) -> None:
+    if not _open_engines:
+        atexit.unregister(_close_open_engines)
+        atexit.register(_close_open_engines)
+    _open_engines.add(engine)
+
+
+def _close_open_engines() -> None:
+    for engine in list(_open_engines):
+        with contextlib.suppress(Exception):
+            engine.close(timeout_s=EXIT_TIMEOUT_S)

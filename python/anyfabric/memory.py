@@ -1,0 +1,223 @@
+"""Memory of other libraries, as address and size; and regions as arrays.
+
+Owns the answer to "which objects can be registered": numpy arrays, torch CPU tensors, whatever speaks
+DLPack on the CPU, whatever exports a buffer; C-contiguous, without Python objects in it. torch is never
+imported for the asking: an object can only be a tensor if torch is loaded already.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from anyfabric.errors import InvalidArgument, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from anyfabric._core import Region, Watcher
+
+__all__ = ["Memory", "memory_of", "region_numpy", "region_torch", "watcher_numpy"]
+
+DLPACK_CPU_DEVICES = {1, 3}
+"""kDLCPU, and kDLCUDAHost: pinned, but host memory all the same."""
+
+
+class Memory(NamedTuple):
+    """Where an object's bytes lie, and what must live for them to stay there."""
+
+    address: int
+    nbytes: int
+    owner: object
+
+
+def memory_of(array: object, *, writable: bool) -> Memory:
+    """Find the bytes of `array`.
+
+    Args:
+        array: numpy array, torch CPU tensor, DLPack or buffer exporter; C-contiguous; may be empty.
+        writable: Whether peers shall write into it.
+
+    Returns:
+        Address, size, and an owner that keeps the bytes in place: for a tensor also its storage, for
+        a resizable exporter (`bytearray`, `mmap`) the export that forbids resizing.
+
+    Raises:
+        InvalidArgument: Not such an object, not contiguous, holds Python objects, or is read-only
+            although `writable`.
+        Unsupported: The bytes are on a device that this build cannot reach.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        return _of_tensor(array)
+    if isinstance(array, np.ndarray):
+        return _of_ndarray(array, array, writable=writable)  # pyright: ignore[reportUnknownArgumentType]
+    if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+        return _of_dlpack(array, writable=writable)
+    return _of_buffer(array, writable=writable)
+
+
+def region_numpy(
+    region: Region, dtype: npt.DTypeLike, shape: int | Sequence[int] | None
+) -> npt.NDArray[Any]:
+    """`Region.numpy`."""
+    try:
+        element = np.dtype(dtype)
+    except TypeError as cause:
+        msg = f"no numpy dtype: {dtype!r}; for torch dtypes use `Region.torch`"
+        raise InvalidArgument(msg, operation="numpy", region=region.id) from cause
+    if element.hasobject or element.itemsize == 0:
+        msg = f"a region can be viewed with fixed-size dtypes without objects; given {element}"
+        raise InvalidArgument(msg, operation="numpy", region=region.id)
+    dimensions = _dimensions(region, shape, element.itemsize)
+    nbytes = math.prod(dimensions) * element.itemsize
+    data: npt.NDArray[Any] = np.asarray(_Exporter(region, region._address, region.nbytes, region.writable))
+    return data[:nbytes].view(element).reshape(dimensions)
+
+
+def region_torch(region: Region, dtype: Any, shape: int | Sequence[int] | None) -> Any:
+    """`Region.torch`."""
+    import torch  # the caller asked for torch by name
+
+    element: Any = torch.uint8 if dtype is None else dtype
+    if not isinstance(element, torch.dtype):
+        msg = f"no torch dtype: {element!r}; for numpy dtypes use `Region.numpy`"
+        raise InvalidArgument(msg, operation="torch", region=region.id)
+    if not region.writable:
+        msg = f"region {region.id} is read-only and torch has no read-only tensors; use `Region.numpy`"
+        raise Unsupported(msg, operation="torch", region=region.id)
+    dimensions = _dimensions(region, shape, element.itemsize)
+    nbytes = math.prod(dimensions) * element.itemsize
+    flat = torch.from_numpy(region_numpy(region, np.uint8, nbytes))
+    return flat.view(element).reshape(dimensions)
+
+
+def watcher_numpy(watcher: Watcher) -> npt.NDArray[Any]:
+    """`Watcher.numpy`."""
+    return np.asarray(_Exporter(watcher, watcher._address, 8, writable=True)).view(np.uint64)
+
+
+class _Exporter:
+    """Bytes of a native object for numpy, which keeps this object, and so its owner, as the base."""
+
+    def __init__(self, owner: object, address: int, nbytes: int, writable: bool) -> None:
+        self.owner = owner
+        self.__array_interface__ = {
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (address, not writable),
+            "version": 3,
+        }
+
+
+def _of_tensor(tensor: Any) -> Memory:
+    if tensor.device.type != "cpu":
+        msg = (
+            f"cannot register a tensor on {tensor.device}: this build reaches host memory only; "
+            "copy it with `.cpu()`"
+        )
+        raise Unsupported(msg, operation="register")
+    if tensor.layout != sys.modules["torch"].strided or not tensor.is_contiguous():
+        msg = (
+            f"cannot register a {tensor.layout} tensor of shape {tuple(tensor.shape)} that is not "
+            "contiguous; try `.contiguous()`, which copies, or register the whole storage"
+        )
+        raise InvalidArgument(msg, operation="register")
+    nbytes = tensor.numel() * tensor.element_size()
+    try:
+        address = tensor.data_ptr() if nbytes else 0
+        storage = tensor.untyped_storage()
+    except (RuntimeError, NotImplementedError) as cause:
+        msg = f"a {type(tensor).__name__} has no memory of its own: {cause}"
+        raise InvalidArgument(msg, operation="register") from cause
+    return Memory(address, nbytes, (tensor, storage))
+
+
+def _of_ndarray(array: npt.NDArray[Any], owner: object, *, writable: bool) -> Memory:
+    if array.dtype.hasobject:
+        msg = f"cannot register an array of {array.dtype}: Python objects have no meaning elsewhere"
+        raise InvalidArgument(msg, operation="register")
+    if not array.flags.c_contiguous:
+        msg = (
+            f"cannot register an array of shape {array.shape} and strides {array.strides}: it is not "
+            "C-contiguous; try `numpy.ascontiguousarray`, which copies"
+        )
+        raise InvalidArgument(msg, operation="register")
+    if writable and not array.flags.writeable:
+        _raise_read_only(type(owner).__name__)
+    address = int(array.__array_interface__["data"][0]) if array.nbytes else 0
+    return Memory(address, array.nbytes, owner)
+
+
+def _of_dlpack(exporter: Any, *, writable: bool) -> Memory:
+    device, index = exporter.__dlpack_device__()
+    if int(device) not in DLPACK_CPU_DEVICES:
+        msg = (
+            f"cannot register a {type(exporter).__name__} on DLPack device ({int(device)}, {index}): "
+            "this build reaches host memory only; copy it to the CPU"
+        )
+        raise Unsupported(msg, operation="register")
+    try:
+        array = np.from_dlpack(exporter)
+    except (BufferError, RuntimeError, TypeError, ValueError) as cause:
+        msg = (
+            f"numpy cannot take this {type(exporter).__name__} through DLPack: {cause}; "
+            "view it as an integer dtype of the same size"
+        )
+        raise Unsupported(msg, operation="register") from cause
+    return _of_ndarray(array, array, writable=writable)
+
+
+def _of_buffer(exporter: Any, *, writable: bool) -> Memory:
+    try:
+        view = memoryview(exporter)
+    except TypeError as cause:
+        msg = (
+            f"cannot register a {type(exporter).__name__}: expected a numpy array, a torch CPU tensor, "
+            "or an object that speaks DLPack or the buffer protocol"
+        )
+        raise InvalidArgument(msg, operation="register") from cause
+    if not view.c_contiguous:
+        msg = f"cannot register a buffer of strides {view.strides}: it is not C-contiguous"
+        raise InvalidArgument(msg, operation="register")
+    if "O" in view.format:
+        msg = f"cannot register a buffer of format {view.format!r}: it holds Python objects"
+        raise InvalidArgument(msg, operation="register")
+    if writable and view.readonly:
+        _raise_read_only(type(exporter).__name__)
+    if view.nbytes == 0:
+        return Memory(0, 0, exporter)
+    array = np.frombuffer(view, dtype=np.uint8)
+    return Memory(int(array.__array_interface__["data"][0]), view.nbytes, array)
+
+
+def _raise_read_only(kind: str) -> None:
+    msg = (
+        f"this {kind} is read-only, but peers are to write into it; pass `writable=False` to only send "
+        "from it, or register a writable copy"
+    )
+    raise InvalidArgument(msg, operation="register")
+
+
+def _dimensions(
+    region: Region, shape: int | Sequence[int] | None, itemsize: int
+) -> tuple[int, ...]:
+    if shape is None:
+        return (region.nbytes // itemsize,)
+    try:
+        dimensions = (operator.index(shape),)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        dimensions = tuple(operator.index(n) for n in shape)  # pyright: ignore[reportGeneralTypeIssues,reportUnknownVariableType]
+    if any(n < 0 for n in dimensions) or math.prod(dimensions) * itemsize > region.nbytes:
+        msg = (
+            f"shape {dimensions} of {itemsize}-byte elements needs {math.prod(dimensions) * itemsize} "
+            f"bytes; region {region.id} has {region.nbytes}"
+        )
+        raise InvalidArgument(msg, operation="view", region=region.id, nbytes=region.nbytes)
+    return dimensions

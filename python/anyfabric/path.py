@@ -1,0 +1,24 @@
+"""Which way to a peer: the answer of `Engine.path`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Path"]
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How this engine reaches a peer.
+
+    Attributes:
+        transport: Name of the transport, such as `"shm"`; empty when there is no path yet.
+        nics: The NICs it uses, local names.
+        state: `"new"`, `"connecting"`, `"ready"`, `"degraded"` (some NICs are down) or `"lost"`.
+        reason: Why each faster transport is not used; empty for the fastest one.
+    """
+
+    transport: str
+    nics: tuple[str, ...]
+    state: str
+    reason: str
