@@ -3,12 +3,15 @@
 //! Text form: `af://HOST:PORT[,HOST:PORT...]/ENGINE`, ENGINE being 32 hex
 //! digits drawn at random when the engine starts. It names one *incarnation*:
 //! a restarted process has another address although host and port may agree.
+//!
+//! Neither form carries the scope of a link-local IPv6 socket: it is a number of
+//! one host's own interfaces and leads another host astray.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{de, Deserialize, Deserializer, Serialize};
 
 use crate::WireError;
 
@@ -54,23 +57,15 @@ pub struct Address {
     /// The engine's incarnation.
     pub engine: EngineId,
     /// Where its control listener is reached, best first; empty for an engine
-    /// that lives in a simulation.
+    /// that lives in a simulation. At most [`Address::MAX_SOCKETS`]: more are
+    /// refused by whoever decodes them.
+    #[serde(deserialize_with = "decode_sockets")]
     pub sockets: Vec<SocketAddr>,
 }
 
 impl Address {
     /// Most listeners an address may name.
     pub const MAX_SOCKETS: usize = 16;
-
-    pub(crate) fn validate(self) -> Result<Self, WireError> {
-        if self.sockets.len() > Self::MAX_SOCKETS {
-            return Err(WireError::malformed(
-                "address",
-                format!("{} sockets, at most {}", self.sockets.len(), Self::MAX_SOCKETS),
-            ));
-        }
-        Ok(self)
-    }
 }
 
 impl fmt::Display for Address {
@@ -90,20 +85,43 @@ impl FromStr for Address {
     type Err = WireError;
 
     fn from_str(text: &str) -> Result<Self, WireError> {
+        if text.len() > MAX_TEXT {
+            return Err(WireError::malformed("address", format!("{} bytes of text, at most {MAX_TEXT}", text.len())));
+        }
         let rest = text.strip_prefix(SCHEME).ok_or(WireError::Magic { what: "an address", expected: SCHEME })?;
         let (hosts, engine) =
             rest.rsplit_once('/').ok_or_else(|| WireError::malformed("address", "no '/' before the engine id"))?;
-        let sockets = hosts
-            .split(',')
-            .filter(|host| !host.is_empty())
-            .map(|host| {
-                host.parse().map_err(|_| {
-                    WireError::malformed("address", format!("{host:?} is not HOST:PORT with a numeric host"))
-                })
-            })
-            .collect::<Result<_, _>>()?;
-        Self { engine: engine.parse()?, sockets }.validate()
+        let sockets = match hosts {
+            "" => Vec::new(),
+            hosts => hosts.split(',').map(parse_socket).collect::<Result<Vec<_>, _>>()?,
+        };
+        check_num_sockets(sockets.len()).map_err(|why| WireError::malformed("address", why))?;
+        Ok(Self { engine: engine.parse()?, sockets })
     }
+}
+
+fn parse_socket(text: &str) -> Result<SocketAddr, WireError> {
+    match text.parse() {
+        Ok(SocketAddr::V6(socket)) if socket.scope_id() != 0 => Err(WireError::malformed(
+            "address",
+            format!("{text:?} has a scope, which only its own host understands; give an address without one"),
+        )),
+        Ok(socket) => Ok(socket),
+        Err(_) => Err(WireError::malformed("address", format!("{text:?} is not HOST:PORT with a numeric host"))),
+    }
+}
+
+fn decode_sockets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    let sockets = Vec::deserialize(deserializer)?;
+    check_num_sockets(sockets.len()).map_err(de::Error::custom)?;
+    Ok(sockets)
+}
+
+fn check_num_sockets(num_sockets: usize) -> Result<(), String> {
+    if num_sockets > Address::MAX_SOCKETS {
+        return Err(format!("{num_sockets} sockets, at most {}", Address::MAX_SOCKETS));
+    }
+    Ok(())
 }
 
 fn hex_digit(digit: u8) -> Result<u8, WireError> {
@@ -114,3 +132,5 @@ fn hex_digit(digit: u8) -> Result<u8, WireError> {
 }
 
 const SCHEME: &str = "af://";
+// Room for MAX_SOCKETS of the longest sockets, 48 bytes with their comma.
+const MAX_TEXT: usize = 1024;

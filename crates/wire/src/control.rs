@@ -1,9 +1,13 @@
 //! What two engines tell each other once they have met.
+//!
+//! postcard numbers the variants of an enum by their order: new ones go at the
+//! end, with the wire version that brought them, and none is ever moved.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::address::EngineId;
+use crate::codec::{decode_whole, encode_whole};
 use crate::{Imm, WireError};
 
 /// A message on the control connection: reliable and in order for the life of
@@ -57,7 +61,8 @@ pub enum Control {
         region: u64,
         /// Key of that region.
         key: u64,
-        /// Where the bytes begin, and how many, per extent.
+        /// Where the bytes begin, and how many, per extent; at most
+        /// [`Control::MAX_EXTENTS`].
         extents: Vec<(u64, u64)>,
         /// CRC-32 over the extents' bytes, one after the other.
         crc: u32,
@@ -78,21 +83,26 @@ pub enum Control {
 impl Control {
     /// Longest encoded message.
     pub const MAX_ENCODED: usize = 1 << 17;
+    /// Extents of a [`Control::Verify`] that surely fit: each takes at most 20
+    /// bytes, all else at most 64.
+    pub const MAX_EXTENTS: usize = (Self::MAX_ENCODED - 64) / 20;
 
     /// Serialises.
     pub fn encode(&self) -> Vec<u8> {
-        postcard::to_stdvec(self).unwrap_or_default()
+        encode_whole(self)
     }
 
     /// Reads what [`Control::encode`] wrote.
     ///
     /// # Errors
-    /// [`WireError::Malformed`] for anything else.
+    /// [`WireError::Malformed`] for anything else, and for more than
+    /// `MAX_ENCODED` bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        decode_whole("control message", bytes)
+        decode_whole("control message", bytes, Self::MAX_ENCODED)
     }
 
     /// First wire version that knows this message.
+    #[inline]
     pub const fn since(&self) -> u16 {
         match self {
             Self::Goodbye => 2,
@@ -152,15 +162,16 @@ impl Local {
 
     /// Serialises.
     pub fn encode(&self) -> Vec<u8> {
-        postcard::to_stdvec(self).unwrap_or_default()
+        encode_whole(self)
     }
 
     /// Reads what [`Local::encode`] wrote.
     ///
     /// # Errors
-    /// [`WireError::Malformed`] for anything else.
+    /// [`WireError::Malformed`] for anything else, and for more than
+    /// `MAX_ENCODED` bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        decode_whole("local message", bytes)
+        decode_whole("local message", bytes, Self::MAX_ENCODED)
     }
 }
 
@@ -216,6 +227,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// The refusal with that number.
+    #[inline]
     pub const fn from_code(code: u8) -> Option<Self> {
         Some(match code {
             1 => Self::NoRegion,
@@ -232,17 +244,8 @@ impl Refusal {
     }
 
     /// The refusal's number on the wire.
+    #[inline]
     pub const fn code(self) -> u8 {
         self as u8
-    }
-}
-
-/// Decodes all of `bytes`: a rest is an error.
-pub(crate) fn decode_whole<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T, WireError> {
-    let (value, rest) = postcard::take_from_bytes(bytes).map_err(|error| WireError::malformed(what, error))?;
-    if rest.is_empty() {
-        Ok(value)
-    } else {
-        Err(WireError::malformed(what, format!("{} bytes too many", rest.len())))
     }
 }

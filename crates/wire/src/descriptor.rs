@@ -2,10 +2,14 @@
 //!
 //! ```text
 //! 0   4  magic "AFDS"
-//! 4   2  wire version, little endian
-//! 6   4  CRC-32 of all that follows
-//! 10  .. postcard: address, region, key, nbytes, device
+//! 4   2  newest wire version that reads it, little endian
+//! 6   2  oldest wire version that reads it
+//! 8   4  CRC-32 of bytes 0 to 8 and 12 to the end
+//! 12  .. postcard: address, region, key, nbytes, device
 //! ```
+//!
+//! A descriptor travels without knowing who will read it. Two versions let a
+//! build read what its neighbours wrote, the older and the newer.
 //!
 //! The key is 64 random bits: who does not hold the descriptor cannot guess
 //! it, and the region's owner checks it before a byte is placed.
@@ -13,7 +17,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
-use crate::{WireError, OLDEST_VERSION, VERSION};
+use crate::codec::{decode_whole, encode_whole};
+use crate::version::{agree, OLDEST_VERSION, VERSION};
+use crate::WireError;
 
 /// Where a region's bytes live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -45,11 +51,13 @@ impl Descriptor {
 
     /// Serialises for any channel: a message, a file, an environment variable.
     pub fn encode(&self) -> Vec<u8> {
-        let body = postcard::to_stdvec(self).unwrap_or_default();
+        let body = encode_whole(self);
         let mut bytes = Vec::with_capacity(HEADER + body.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+        bytes.extend_from_slice(&OLDEST_VERSION.to_le_bytes());
+        let crc = checksum(&bytes, &body);
+        bytes.extend_from_slice(&crc.to_le_bytes());
         bytes.extend_from_slice(&body);
         bytes
     }
@@ -71,23 +79,23 @@ impl Descriptor {
         let Some((header, body)) = bytes.split_at_checked(HEADER) else {
             return Err(WireError::malformed(WHAT, format!("cut off after {} bytes", bytes.len())));
         };
-        let version = u16::from_le_bytes([header[4], header[5]]);
-        if !(OLDEST_VERSION..=VERSION).contains(&version) {
-            return Err(WireError::Version { what: WHAT, given: version, oldest: OLDEST_VERSION, newest: VERSION });
-        }
-        let expected = u32::from_le_bytes([header[6], header[7], header[8], header[9]]);
-        let given = crc32fast::hash(body);
+        agree(WHAT, u16::from_le_bytes([header[4], header[5]]), u16::from_le_bytes([header[6], header[7]]))?;
+        let expected = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+        let given = checksum(&header[..CRC_AT], body);
         if given != expected {
             return Err(WireError::Checksum { what: WHAT, given, expected });
         }
-        let (this, rest) =
-            postcard::take_from_bytes::<Self>(body).map_err(|error| WireError::malformed(WHAT, error))?;
-        if !rest.is_empty() {
-            return Err(WireError::malformed(WHAT, format!("{} bytes too many", rest.len())));
-        }
-        Ok(Self { address: this.address.validate()?, ..this })
+        decode_whole(WHAT, body, Self::MAX_ENCODED)
     }
 }
 
+fn checksum(prefix: &[u8], body: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(prefix);
+    crc.update(body);
+    crc.finalize()
+}
+
 const MAGIC: &[u8; 4] = b"AFDS";
-const HEADER: usize = 10;
+const CRC_AT: usize = 8;
+const HEADER: usize = 12;

@@ -23,8 +23,12 @@
 //!
 //! The payload of `Ack` is a list of 16-byte records: op (8), refusal code or
 //! zero (1), zero (7).
+//!
+//! A header that says anything not listed here (an unknown flag, a reserved
+//! byte that is not zero) is refused: on a stream, what is read wrongly once is
+//! read wrongly ever after.
 
-use crate::control::Refusal;
+use crate::control::{Control, Refusal};
 use crate::{WireError, WireImm};
 
 /// The last frame of this part of the operation: acknowledge and count.
@@ -33,6 +37,7 @@ pub const FLAG_LAST: u8 = 1;
 const FLAG_IMM: u8 = 2;
 /// The payload's checksum is to be verified after placing it.
 pub const FLAG_VERIFY: u8 = 4;
+const KNOWN_FLAGS: u8 = FLAG_LAST | FLAG_IMM | FLAG_VERIFY;
 
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +87,8 @@ pub struct Frame {
 impl Frame {
     /// Encoded length of the header.
     pub const HEADER: usize = 64;
-    /// Most payload bytes in a frame.
+    /// Most payload bytes in a frame; of a control message, see
+    /// [`Control::MAX_ENCODED`].
     pub const MAX_PAYLOAD: usize = 1 << 20;
     /// Most pages in a frame: so that payload, table and the next header fit
     /// one scatter list of the kernel (IOV_MAX is 1024).
@@ -90,7 +96,8 @@ impl Frame {
     /// Bytes of one acknowledgement.
     pub const ACK_BYTES: usize = 16;
 
-    /// A frame with everything else zero.
+    /// A frame of one part with everything else zero.
+    #[inline]
     pub const fn new(kind: FrameKind, op: u64, nbytes: u32) -> Self {
         Self {
             kind,
@@ -109,10 +116,11 @@ impl Frame {
     }
 
     /// The 64 bytes.
+    #[inline]
     pub fn encode(&self) -> [u8; Self::HEADER] {
         let mut bytes = [0; Self::HEADER];
         bytes[0] = self.kind as u8;
-        bytes[1] = self.flags | if self.imm.is_some() { FLAG_IMM } else { 0 };
+        bytes[1] = self.flags & !FLAG_IMM | if self.imm.is_some() { FLAG_IMM } else { 0 };
         let (imm, count) = self.imm.map_or((0, 0), |(imm, count)| (imm.encode(), count));
         bytes[2..4].copy_from_slice(&self.num_pages.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.nbytes.to_le_bytes());
@@ -135,6 +143,7 @@ impl Frame {
     /// # Errors
     /// [`WireError::Malformed`]: the stream lost its place or the peer is
     /// hostile; it must be dropped.
+    #[inline]
     pub fn decode(bytes: &[u8; Self::HEADER]) -> Result<Self, WireError> {
         if u32_at(bytes, 60) != MAGIC {
             return Err(WireError::malformed(WHAT, "no magic: the stream lost its place"));
@@ -148,6 +157,9 @@ impl Frame {
             kind => return Err(WireError::malformed(WHAT, format!("unknown kind {kind}"))),
         };
         let flags = bytes[1];
+        if flags & !KNOWN_FLAGS != 0 || u16_at(bytes, 50) != 0 {
+            return Err(WireError::malformed(WHAT, format!("unknown flags {flags:#04x} or reserved bytes in use")));
+        }
         let imm = (flags & FLAG_IMM != 0).then(|| (WireImm::decode(u32_at(bytes, 40)), u32_at(bytes, 44)));
         let frame = Self {
             kind,
@@ -168,16 +180,19 @@ impl Frame {
     }
 
     /// Whether this is the last frame of its part.
+    #[inline]
     pub const fn is_last(&self) -> bool {
         self.flags & FLAG_LAST != 0
     }
 
     /// Whether the payload's checksum is to be verified.
+    #[inline]
     pub const fn is_verified(&self) -> bool {
         self.flags & FLAG_VERIFY != 0
     }
 
     /// One record of an `Ack` payload.
+    #[inline]
     pub fn encode_ack(op: u64, result: Result<(), Refusal>) -> [u8; Self::ACK_BYTES] {
         let mut bytes = [0; Self::ACK_BYTES];
         bytes[..8].copy_from_slice(&op.to_le_bytes());
@@ -188,10 +203,14 @@ impl Frame {
     /// Reads one record of an `Ack` payload.
     ///
     /// # Errors
-    /// [`WireError::Malformed`] for an unknown refusal.
+    /// [`WireError::Malformed`] for an unknown refusal, or reserved bytes in use.
+    #[inline]
     pub fn decode_ack(bytes: &[u8; Self::ACK_BYTES]) -> Result<(u64, Result<(), Refusal>), WireError> {
         let mut op = [0; 8];
         op.copy_from_slice(&bytes[..8]);
+        if bytes[9..] != [0; 7] {
+            return Err(WireError::malformed(WHAT, "reserved bytes of an acknowledgement in use"));
+        }
         let result = match bytes[8] {
             0 => Ok(()),
             code => match Refusal::from_code(code) {
@@ -221,7 +240,10 @@ impl Frame {
                     return fail(format!("{pages} pages of {} bytes in {nbytes} bytes", self.page_bytes));
                 }
             }
-            FrameKind::Ack if nbytes % Self::ACK_BYTES != 0 => {
+            FrameKind::Control if nbytes > Control::MAX_ENCODED => {
+                return fail(format!("a control message of {nbytes} bytes, at most {}", Control::MAX_ENCODED));
+            }
+            FrameKind::Ack if !nbytes.is_multiple_of(Self::ACK_BYTES) => {
                 return fail(format!("{nbytes} bytes of acknowledgements"));
             }
             _ if pages != 0 => return fail(format!("{pages} pages in a frame of {:?}", self.kind)),
@@ -234,14 +256,17 @@ impl Frame {
 const WHAT: &str = "frame";
 const MAGIC: u32 = u32::from_le_bytes(*b"AFfr");
 
+#[inline]
 fn u16_at(bytes: &[u8; Frame::HEADER], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
+#[inline]
 fn u32_at(bytes: &[u8; Frame::HEADER], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+#[inline]
 fn u64_at(bytes: &[u8; Frame::HEADER], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }

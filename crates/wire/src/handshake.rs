@@ -11,8 +11,9 @@
 //! `Call` and `Answer` have fixed lengths and nothing in them is interpreted
 //! but numbers. Both sides prove that they hold the cluster secret before
 //! anything else is parsed: the listener's proof and every sealed body are
-//! HMAC-SHA256 over both nonces, both versions and a label for the direction,
-//! so that nothing can be replayed or reflected. Without a secret the key is
+//! HMAC-SHA256 over a label for the direction, the versions called with, the
+//! version agreed and both nonces, so that nothing can be replayed or reflected
+//! and no version talked down. Without a secret the key is
 //! empty, and the listener is bound to loopback unless the user asked
 //! otherwise.
 //!
@@ -32,8 +33,9 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use crate::address::{Address, EngineId};
-use crate::control::decode_whole;
-use crate::{WireError, OLDEST_VERSION, VERSION};
+use crate::codec::{decode_whole, encode_whole};
+use crate::version::{agree, OLDEST_VERSION, VERSION};
+use crate::WireError;
 
 /// Length of [`Call`].
 pub const CALL_BYTES: usize = 48;
@@ -94,13 +96,7 @@ impl Call {
     /// # Errors
     /// [`WireError::Version`] naming both sides' versions.
     pub fn agree(&self) -> Result<u16, WireError> {
-        let (newest, oldest) = self.versions;
-        let agreed = newest.min(VERSION);
-        if agreed >= oldest && agreed >= OLDEST_VERSION {
-            Ok(agreed)
-        } else {
-            Err(WireError::Version { what: "the peer", given: newest, oldest: OLDEST_VERSION, newest: VERSION })
-        }
+        agree("the peer", self.versions.0, self.versions.1)
     }
 }
 
@@ -173,6 +169,18 @@ impl Answer {
             proof,
         })
     }
+
+    /// The version agreed, which the caller must check: a listener could name
+    /// one that was never offered.
+    ///
+    /// # Errors
+    /// [`WireError::Version`] naming both sides' versions.
+    pub fn agreed(&self) -> Result<u16, WireError> {
+        if self.verdict != Verdict::Version && (OLDEST_VERSION..=VERSION).contains(&self.version) {
+            return Ok(self.version);
+        }
+        Err(WireError::Version { what: "the peer", given: self.version, oldest: OLDEST_VERSION, newest: VERSION })
+    }
 }
 
 /// Who speaks, for the proofs.
@@ -188,17 +196,18 @@ pub enum Side {
 #[derive(Clone)]
 pub struct Seal {
     secret: Vec<u8>,
-    transcript: [u8; 68],
+    transcript: [u8; TRANSCRIPT],
 }
 
 impl Seal {
     /// For one connection.
     pub fn new(secret: &[u8], call: &Call, version: u16, answer_nonce: &[u8; 32]) -> Self {
-        let mut transcript = [0; 68];
+        let mut transcript = [0; TRANSCRIPT];
         transcript[..2].copy_from_slice(&call.versions.0.to_le_bytes());
-        transcript[2..4].copy_from_slice(&version.to_le_bytes());
-        transcript[4..36].copy_from_slice(&call.nonce);
-        transcript[36..].copy_from_slice(answer_nonce);
+        transcript[2..4].copy_from_slice(&call.versions.1.to_le_bytes());
+        transcript[4..6].copy_from_slice(&version.to_le_bytes());
+        transcript[6..38].copy_from_slice(&call.nonce);
+        transcript[38..].copy_from_slice(answer_nonce);
         Self { secret: secret.to_vec(), transcript }
     }
 
@@ -215,7 +224,7 @@ impl Seal {
 
     /// Seals a body.
     pub fn seal<T: Serialize>(&self, side: Side, body: &T) -> Vec<u8> {
-        let body = postcard::to_stdvec(body).unwrap_or_default();
+        let body = encode_whole(body);
         let proof = self.mac(label(side), &body).finalize().into_bytes();
         let mut bytes = Vec::with_capacity(SEAL_BYTES + body.len());
         bytes.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -250,7 +259,7 @@ impl Seal {
         if self.mac(label(side), body).verify_slice(&header[4..]).is_err() {
             return Ok(None);
         }
-        decode_whole("hello", body).map(Some)
+        decode_whole("hello", body, MAX_BODY).map(Some)
     }
 
     fn mac(&self, label: &[u8], body: &[u8]) -> Hmac<Sha256> {
@@ -361,11 +370,13 @@ pub enum Rejection {
     Closing,
 }
 
-const MAGIC: &[u8; 4] = b"ANYF";
-
 const fn label(side: Side) -> &'static [u8] {
     match side {
         Side::Caller => b"hello",
         Side::Listener => b"welcome",
     }
 }
+
+const MAGIC: &[u8; 4] = b"ANYF";
+// Versions of the call, version agreed, nonces.
+const TRANSCRIPT: usize = 2 + 2 + 2 + 32 + 32;

@@ -26,6 +26,7 @@ impl Imm {
     pub const FIRST_OF_ENGINE: u32 = 1 << 29;
 
     /// An immediate of any owner; `None` when it does not fit 30 bits.
+    #[inline]
     pub const fn new(value: u32) -> Option<Self> {
         if value < Self::COUNT {
             Some(Self(value))
@@ -35,11 +36,13 @@ impl Imm {
     }
 
     /// The number.
+    #[inline]
     pub const fn value(self) -> u32 {
         self.0
     }
 
     /// Whether the engine hands it out (2^29 and above), not the user.
+    #[inline]
     pub const fn is_of_engine(self) -> bool {
         self.0 >= Self::FIRST_OF_ENGINE
     }
@@ -54,6 +57,7 @@ impl TryFrom<u32> for Imm {
 }
 
 impl From<Imm> for u32 {
+    #[inline]
     fn from(imm: Imm) -> Self {
         imm.0
     }
@@ -70,6 +74,7 @@ pub struct WireImm {
 
 impl WireImm {
     /// The 32 bits. `quarters` is clamped to 1..=4.
+    #[inline]
     pub const fn encode(self) -> u32 {
         let quarters = if self.quarters < 1 {
             1
@@ -82,6 +87,7 @@ impl WireImm {
     }
 
     /// Every 32-bit value is one.
+    #[inline]
     pub const fn decode(bits: u32) -> Self {
         Self { imm: Imm(bits & (Imm::COUNT - 1)), quarters: (bits >> 30) as u8 + 1 }
     }

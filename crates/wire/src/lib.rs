@@ -6,16 +6,20 @@
 //! other afterwards ([`Control`]), how payload is framed on a byte stream
 //! ([`Frame`]), and the 32 bits of an immediate ([`WireImm`]).
 //!
-//! Every byte is taken as hostile: decoding never panics, never allocates more
-//! than the input's own length, and names what was wrong.
+//! Every byte is taken as hostile: decoding never panics, allocates no more than
+//! a small multiple of the input's own length (a claimed length allocates
+//! nothing), and names what was wrong. What it cannot know is left to the
+//! engine: whether a region, token, lane or sequence number is one it gave out.
 
 mod address;
+mod codec;
 mod control;
 mod descriptor;
 mod error;
 mod frame;
 pub mod handshake;
 mod imm;
+mod version;
 
 pub use address::{Address, EngineId};
 pub use control::{Access, Control, Local, Refusal};
@@ -23,11 +27,4 @@ pub use descriptor::{Descriptor, Device};
 pub use error::WireError;
 pub use frame::{Frame, FrameKind, FLAG_LAST, FLAG_VERIFY};
 pub use imm::{Imm, WireImm};
-
-/// Version of everything in this crate that this build speaks.
-///
-/// 1: the first. 2: adds [`Control::Goodbye`].
-pub const VERSION: u16 = 2;
-
-/// Oldest version that this build still speaks.
-pub const OLDEST_VERSION: u16 = VERSION - 1;
+pub use version::{OLDEST_VERSION, VERSION};
