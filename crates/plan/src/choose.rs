@@ -19,7 +19,8 @@ pub struct Choice {
 }
 
 /// Picks the first candidate without an obstacle; candidates come fastest
-/// first. With `require`, every other transport has an obstacle.
+/// first. With `require`, every other transport has an obstacle, and one that is
+/// not among the candidates is named as missing.
 pub fn choose(candidates: &[Candidate], require: Option<&str>) -> Choice {
     let mut passed_over = Vec::new();
     for candidate in candidates {
@@ -31,6 +32,9 @@ pub fn choose(candidates: &[Candidate], require: Option<&str>) -> Choice {
                 passed_over.push(format!("{}: {required} is required", candidate.name));
             }
         }
+    }
+    if let Some(required) = require.filter(|required| candidates.iter().all(|candidate| candidate.name != *required)) {
+        passed_over.push(format!("{required}: not a transport of both engines"));
     }
     Choice { name: None, reason: passed_over.join("; ") }
 }

@@ -32,48 +32,51 @@ pub enum Extents {
 }
 
 impl Extents {
-    /// All pages of two lists that passed [`PageList::check_alike`].
+    /// All pages of two lists that passed [`PageList::check_alike`]; of others,
+    /// [`Extents::nth`] may panic.
     pub fn pages(src: PageList, dst: PageList) -> Self {
         let end = src.num_pages();
         Self::Pages { src, dst, first: 0, end }
     }
 
     /// Number of ranges.
+    #[inline]
     pub const fn num_extents(&self) -> usize {
         match self {
             Self::One(_) => 1,
-            Self::Pages { first, end, .. } => *end - *first,
+            Self::Pages { first, end, .. } => end.saturating_sub(*first),
         }
     }
 
-    /// Bytes of all ranges.
+    /// Bytes of all ranges; saturates, for one page may be listed any number of
+    /// times.
+    #[inline]
     pub const fn nbytes(&self) -> u64 {
         match self {
             Self::One(extent) => extent.nbytes,
-            Self::Pages { src, first, end, .. } => src.page_bytes() * (*end - *first) as u64,
+            Self::Pages { src, .. } => src.page_bytes().saturating_mul(self.num_extents() as u64),
         }
     }
 
     /// Range `idx`, below [`Extents::num_extents`].
+    ///
+    /// # Panics
+    /// Past the end of either page list.
     #[inline]
     pub fn nth(&self, idx: usize) -> Extent {
         match self {
             Self::One(extent) => *extent,
-            Self::Pages { src, dst, first, .. } => Extent {
-                src: src.offset_of(first + idx),
-                dst: dst.offset_of(first + idx),
-                nbytes: src.page_bytes(),
-            },
+            Self::Pages { src, dst, first, .. } => {
+                Extent { src: src.offset_of(first + idx), dst: dst.offset_of(first + idx), nbytes: src.page_bytes() }
+            }
         }
     }
 
-    /// The part that a shard carries: a byte range of one extent, or a range
-    /// of pages.
+    /// The part that a shard of this operation carries: a byte range of one
+    /// extent, or a range of pages.
     pub fn slice(&self, start: u64, len: u64) -> Self {
         match self {
-            Self::One(extent) => {
-                Self::One(Extent { src: extent.src + start, dst: extent.dst + start, nbytes: len })
-            }
+            Self::One(extent) => Self::One(Extent { src: extent.src + start, dst: extent.dst + start, nbytes: len }),
             Self::Pages { src, dst, first, .. } => {
                 let first = first + start as usize;
                 Self::Pages { src: src.clone(), dst: dst.clone(), first, end: first + len as usize }

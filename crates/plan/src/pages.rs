@@ -50,22 +50,28 @@ impl PageList {
     }
 
     /// Number of pages.
+    #[inline]
     pub fn num_pages(&self) -> usize {
         self.indices.len()
     }
 
     /// Bytes of one page.
+    #[inline]
     pub const fn page_bytes(&self) -> u64 {
         self.page_bytes
     }
 
-    /// Bytes of all pages.
+    /// Bytes of all pages; saturates, for one page may be listed any number of
+    /// times.
     pub fn nbytes(&self) -> u64 {
         self.page_bytes.saturating_mul(self.indices.len() as u64)
     }
 
     /// Where page `page_idx` begins. Wraps instead of overflowing: lists that
     /// passed [`PageList::check`] do neither.
+    ///
+    /// # Panics
+    /// Past the end of the list.
     #[inline]
     pub fn offset_of(&self, page_idx: usize) -> u64 {
         u64::from(self.indices[page_idx]).wrapping_mul(self.stride).wrapping_add(self.offset)

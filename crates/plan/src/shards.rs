@@ -33,55 +33,61 @@ pub const fn quarters(num_parts: usize) -> &'static [u8] {
 
 /// Splits `nbytes` over the NICs in proportion to their speeds.
 ///
-/// Writes shorter than `min_bytes` a part use fewer NICs; `turn` rotates the
-/// NIC a short write uses, and which four serve a long one. Parts begin at
-/// multiples of [`ALIGN`] from the start. A NIC of speed 0 is down and gets
-/// nothing; no shards means that every NIC is down.
+/// A write uses as many NICs as give each `min_bytes` on average; `turn` rotates
+/// the NIC a short write uses, and which four serve a long one. Parts begin at
+/// multiples of 4096 from the start, and only a write of no bytes has an empty
+/// one. A NIC of speed 0 is down and gets nothing; no shards means that every
+/// NIC is down.
 pub fn shard_bytes(nbytes: u64, speeds: &[u32], min_bytes: u64, turn: usize) -> Vec<Shard> {
     let wanted = (nbytes / min_bytes.max(1)).clamp(1, MAX_SHARDS as u64) as usize;
-    let nics = pick(speeds, wanted, turn);
-    let total: u64 = nics.iter().map(|&nic| u64::from(speeds[nic])).sum();
-    let mut shards = Vec::with_capacity(nics.len());
-    let (mut start, mut speed_before) = (0, 0);
-    for (&nic_idx, &weight) in nics.iter().zip(quarters(nics.len())) {
-        speed_before += u64::from(speeds[nic_idx]);
-        // 128 bits: bytes times speed may pass 2^64.
-        let end = (u128::from(nbytes) * u128::from(speed_before) / u128::from(total.max(1))) as u64;
-        let end = if speed_before == total { nbytes } else { (end / ALIGN * ALIGN).max(start) };
-        shards.push(Shard { nic_idx, start, len: end - start, quarters: weight });
-        start = end;
+    let mut shards = split(nbytes, ALIGN, speeds, wanted, turn);
+    let num_parts = shards.len();
+    for (shard, &weight) in shards.iter_mut().zip(quarters(num_parts)) {
+        shard.quarters = weight;
     }
     shards
 }
 
 /// Splits `num_pages` pages into contiguous runs, one a NIC, in proportion to
-/// their speeds; each page carries a whole count.
+/// their speeds; each page carries a whole count. Only no pages give an empty
+/// run, and no runs mean that every NIC is down.
 pub fn shard_pages(num_pages: usize, page_bytes: u64, speeds: &[u32], min_bytes: u64, turn: usize) -> Vec<Shard> {
     let nbytes = page_bytes.saturating_mul(num_pages as u64);
     let wanted = (nbytes / min_bytes.max(1)).clamp(1, num_pages.clamp(1, MAX_SHARDS) as u64) as usize;
-    let nics = pick(speeds, wanted, turn);
-    let total: u64 = nics.iter().map(|&nic| u64::from(speeds[nic])).sum();
-    let (mut start, mut speed_before) = (0, 0);
-    let mut shards = Vec::with_capacity(nics.len());
-    for &nic_idx in &nics {
-        speed_before += u64::from(speeds[nic_idx]);
-        let end = (num_pages as u128 * u128::from(speed_before) / u128::from(total.max(1))) as u64;
-        if end > start || num_pages == 0 {
+    split(num_pages as u64, 1, speeds, wanted, turn)
+}
+
+/// Splits `len` over the `wanted` NICs that are up, beginning with the `turn`-th
+/// of them, at multiples of `align` and without empty parts (but one when `len`
+/// is 0); each part weighs a whole count.
+fn split(len: u64, align: u64, speeds: &[u32], wanted: usize, turn: usize) -> Vec<Shard> {
+    let up = || speeds.iter().enumerate().filter(|(_, &speed)| speed > 0);
+    let num_up = up().count();
+    let wanted = wanted.min(num_up);
+    // `num_up` is 0 only when nothing is taken below.
+    let nics = || up().cycle().skip(turn.checked_rem(num_up).unwrap_or(0)).take(wanted);
+    let total: u64 = nics().map(|(_, &speed)| u64::from(speed)).sum();
+
+    let mut shards = Vec::with_capacity(wanted);
+    let (mut start, mut speed_so_far) = (0, 0);
+    for (nic_idx, &speed) in nics() {
+        speed_so_far += u64::from(speed);
+        let end = if speed_so_far == total {
+            len
+        } else {
+            // 128 bits: a length times a speed may pass 2^64. The quotient does
+            // not, for `speed_so_far` is below `total`.
+            (u128::from(len) * u128::from(speed_so_far) / u128::from(total)) as u64 / align * align
+        };
+        if end > start || len == 0 {
             shards.push(Shard { nic_idx, start, len: end - start, quarters: 4 });
         }
         start = end;
-        if num_pages == 0 {
+        if len == 0 {
             break;
         }
     }
     shards
-}
-
-/// `wanted` NICs that are up, beginning with the `turn`-th of them.
-fn pick(speeds: &[u32], wanted: usize, turn: usize) -> Vec<usize> {
-    let up: Vec<usize> = (0..speeds.len()).filter(|&nic| speeds[nic] > 0).collect();
-    let wanted = wanted.min(up.len());
-    (0..wanted).map(|idx| up[(turn + idx) % up.len()]).collect()
 }
 
 /// Parts of a split write begin at multiples of this: whole pages and cache
