@@ -33,12 +33,18 @@ def over_budget(path: Path, text: str) -> list[str]:
             continue
         length = (node.end_lineno or node.lineno) - node.lineno + 1
         if length > MAX_FUNCTION_LINES:
-            found.append(f"{path}:{node.lineno}: {node.name} has {length} lines, at most {MAX_FUNCTION_LINES}")
+            found.append(
+                f"{path}:{node.lineno}: {node.name} has {length} lines, at most {MAX_FUNCTION_LINES}"
+            )
         positional = [a for a in node.args.posonlyargs + node.args.args if a.arg not in {"self", "cls"}]
-        is_command = any("click" in ast.unparse(d) or "command" in ast.unparse(d) for d in node.decorator_list)
+        is_command = any(
+            "click" in ast.unparse(d) or "command" in ast.unparse(d) for d in node.decorator_list
+        )
         # By position, by name on purpose, or filled in by click from a command line.
         if len(positional) > MAX_PARAMETERS and not is_command and path.name != "_hooks.py":
-            found.append(f"{path}:{node.lineno}: {node.name} takes {len(positional)}, at most {MAX_PARAMETERS}")
+            found.append(
+                f"{path}:{node.lineno}: {node.name} takes {len(positional)}, at most {MAX_PARAMETERS}"
+            )
     return found
 
 

@@ -54,9 +54,7 @@ class _LoopWaiter:
                 future.set_result(None)
 
 
-_waiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopWaiter] = (
-    weakref.WeakKeyDictionary()
-)
+_waiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopWaiter] = weakref.WeakKeyDictionary()
 
 
 def _waiter() -> _LoopWaiter:
@@ -98,5 +96,3 @@ async def message_received(engine: _core.Engine, timeout_s: float | None) -> _co
             msg = f"no message within {timeout_s} s"
             raise WaitTimeout(msg, operation="receive")
         await _waiter().wait(engine._notify_receive, left)
-
-

@@ -499,14 +499,18 @@ class Transfer:
     def cancel(self) -> None:
         """Ask for it not to happen; a pending transfer then fails with `Cancelled`. Never blocks."""
     def on_done(self, callback: Callable[[Transfer], object]) -> None:
-        """Call `callback(transfer)` once, on the engine's callback thread; `anyfabric._hooks.on_done`.
+        """Call `callback(transfer)` once, on the engine's callback thread.
 
         At once if already done, still on that thread. What it raises is logged and goes no further.
+        `anyfabric._hooks.on_done`.
         """
     def _notify(self, notifier: Notifier, token: int) -> None:
         """Deliver `token` once when done; at once if it is."""
-    def __await__(self) -> Generator[Any, None, None]:
-        """Wait on the running asyncio loop; raises what `wait` does. `anyfabric._hooks.await_transfer`."""
+    def __await__(self) -> Generator[Any]:
+        """Wait on the running asyncio loop; raises what `wait` does.
+
+        `anyfabric._hooks.await_transfer`.
+        """
 
 @final
 class Counter:
@@ -631,7 +635,10 @@ class Notifier:
             ResourceExhausted: No file descriptor was left.
         """
     def fileno(self) -> int:
-        """Descriptor that is readable while tokens wait; -1 when closed."""
+        """Descriptor that is readable while tokens wait; -1 when closed.
+
+        In a forked child every method does nothing: the descriptor belongs to the parent.
+        """
     def drain(self) -> list[int]:
         """Take all tokens and make the descriptor unreadable; never blocks."""
     def wait(self, timeout_s: float | None = None) -> list[int]:

@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from anyfabric import _asyncio, errors, memory
+from anyfabric.engine import Engine
 from anyfabric.watcher import watcher_at
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def make_error(
     )
 
 
-def await_transfer(transfer: _core.Transfer) -> Generator[Any, None, None]:
+def await_transfer(transfer: _core.Transfer) -> Generator[Any]:
     """`Transfer.__await__`."""
     return _asyncio.transfer_done(transfer).__await__()
 
@@ -71,8 +72,6 @@ def revoke_async(
 
 def on_done(transfer: _core.Transfer, callback: Callable[[_core.Transfer], object]) -> None:
     """`Transfer.on_done`: hand the callback to the callback thread of the transfer's engine."""
-    from anyfabric.engine import Engine  # the native module knows only its own base class
-
     engine = transfer._engine
     if not isinstance(engine, Engine):
         msg = f"`on_done` needs an `anyfabric.Engine`; this transfer belongs to a {type(engine).__name__}"

@@ -42,9 +42,7 @@ class Service:
         self._thread.start()
         engine._notify_events(self._notifier, EVENTS)
 
-    def call_when_done(
-        self, transfer: _core.Transfer, callback: Callable[[_core.Transfer], object]
-    ) -> None:
+    def call_when_done(self, transfer: _core.Transfer, callback: Callable[[_core.Transfer], object]) -> None:
         """Run `callback(transfer)` on the thread once the transfer is done."""
         token = next(self._tokens)
         self._callbacks[token] = lambda: callback(transfer)

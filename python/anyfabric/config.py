@@ -12,7 +12,7 @@ import operator
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from anyfabric.errors import InvalidArgument
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["SETTINGS", "Resolved", "Setting", "native_config", "resolve", "unknown_variables"]
 
 Origin = Literal["argument", "environment", "default"]
-Parser = "Callable[[object], object]"
-
 PREFIX = "ANYFABRIC_"
 TRANSPORTS = ("shm", "tcp")
 """Transports of this build that connect processes; `loopback` is for the Rust tests alone."""
@@ -67,7 +65,7 @@ class Resolved:
         """The value as it may be printed, JSON-able; a secret only as set or not."""
         if self.setting.secret:
             return None if self.value is None else "(set)"
-        return list(self.value) if isinstance(self.value, tuple) else self.value  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+        return list(cast("tuple[object, ...]", self.value)) if isinstance(self.value, tuple) else self.value
 
     def as_dict(self) -> dict[str, object]:
         """One row of `Engine.info()["settings"]`."""
@@ -136,7 +134,8 @@ def _choice(*options: str) -> Callable[[object], str]:
     def parse(given: object) -> str:
         if isinstance(given, str) and given.strip() in options:
             return given.strip()
-        raise ValueError("one of " + ", ".join(options))
+        msg = "one of " + ", ".join(options)
+        raise ValueError(msg)
 
     return parse
 
@@ -194,7 +193,8 @@ def _flag(given: object) -> bool:
         return True
     if isinstance(given, str) and text in {"0", "false", "no", "off"}:
         return False
-    raise ValueError("a flag: 1, true, yes, on or 0, false, no, off")
+    msg = "a flag: 1, true, yes, on or 0, false, no, off"
+    raise ValueError(msg)
 
 
 def _transports(given: object) -> tuple[str, ...]:
@@ -212,7 +212,8 @@ def _transports(given: object) -> tuple[str, ...]:
 def _secret(given: object) -> bytes:
     data = given.encode() if isinstance(given, str) else given
     if not isinstance(data, (bytes, bytearray)) or not data:
-        raise ValueError("text or bytes, not empty")
+        msg = "text or bytes, not empty"
+        raise ValueError(msg)
     return bytes(data)
 
 
@@ -274,7 +275,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "isolate",
         "ANYFABRIC_ISOLATE",
-        False,
+        False,  # noqa: FBT003 - a value like the others
         "Neither use nor allow process_vm_writev into memory that the engine did not allocate",
         _flag,
     ),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,7 +40,6 @@ class Engine(_core.Engine):
 
     _settings: dict[str, config.Resolved]
     _callback_service: Service
-    _close_lock: threading.Lock
 
     def __new__(
         cls,
@@ -91,7 +89,6 @@ class Engine(_core.Engine):
         settings = config.resolve(arguments)
         self = super().__new__(cls, config.native_config(settings))
         self._settings = settings
-        self._close_lock = threading.Lock()
         self._callback_service = Service(self)
         weakref.finalize(self, self._callback_service.stop).atexit = False
         _close_at_exit(self)
@@ -139,9 +136,7 @@ class Engine(_core.Engine):
         Fails: As `write`.
         Ordering: none, neither between transfers nor between the pages of one.
         """
-        return self._write_pages(
-            src.memory, src.native, dst.memory, dst.native, imm, verify, timeout_s
-        )
+        return self._write_pages(src.memory, src.native, dst.memory, dst.native, imm, verify, timeout_s)
 
     def scatter(
         self,
@@ -183,7 +178,7 @@ class Engine(_core.Engine):
         return Path(found["transport"], tuple(found["nics"]), found["state"], found["reason"])
 
     def stats(self) -> dict[str, Any]:
-        """Bytes, operations, errors, retries and latencies per peer and NIC since the start; JSON-able."""
+        """Bytes, operations, errors, retries, latencies since the start, per peer and NIC; JSON-able."""
         return json.loads(self._stats_json())
 
     def info(self) -> dict[str, Any]:
@@ -202,8 +197,7 @@ class Engine(_core.Engine):
             timeout_s: Longest time in seconds for transfers in flight.
         """
         self._close(timeout_s)
-        with self._close_lock:
-            self._callback_service.stop()
+        self._callback_service.stop()
 
     def __enter__(self) -> Self:
         """Return the engine itself."""

@@ -83,9 +83,7 @@ class AnyFabricError(Exception):
         }
 
 
-def _rebuild(
-    error_class: type[AnyFabricError], message: str, context: dict[str, object]
-) -> AnyFabricError:
+def _rebuild(error_class: type[AnyFabricError], message: str, context: dict[str, object]) -> AnyFabricError:
     error = error_class(message)
     error.__dict__.update(context)
     return error

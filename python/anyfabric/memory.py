@@ -7,6 +7,7 @@ imported for the asking: an object can only be a tensor if torch is loaded alrea
 
 from __future__ import annotations
 
+import importlib
 import math
 import operator
 import sys
@@ -63,9 +64,7 @@ def memory_of(array: object, *, writable: bool) -> Memory:
     return _of_buffer(array, writable=writable)
 
 
-def region_numpy(
-    region: Region, dtype: npt.DTypeLike, shape: int | Sequence[int] | None
-) -> npt.NDArray[Any]:
+def region_numpy(region: Region, dtype: npt.DTypeLike, shape: int | Sequence[int] | None) -> npt.NDArray[Any]:
     """`Region.numpy`."""
     try:
         element = np.dtype(dtype)
@@ -77,14 +76,13 @@ def region_numpy(
         raise InvalidArgument(msg, operation="numpy", region=region.id)
     dimensions = _dimensions(region, shape, element.itemsize)
     nbytes = math.prod(dimensions) * element.itemsize
-    data: npt.NDArray[Any] = np.asarray(_Exporter(region, region._address, region.nbytes, region.writable))
+    data: Any = np.asarray(_Exporter(region, region._address, region.nbytes, region.writable))
     return data[:nbytes].view(element).reshape(dimensions)
 
 
 def region_torch(region: Region, dtype: Any, shape: int | Sequence[int] | None) -> Any:
     """`Region.torch`."""
-    import torch  # the caller asked for torch by name
-
+    torch: Any = importlib.import_module("torch")  # only here, where the caller asks for it by name
     element: Any = torch.uint8 if dtype is None else dtype
     if not isinstance(element, torch.dtype):
         msg = f"no torch dtype: {element!r}; for numpy dtypes use `Region.numpy`"
@@ -100,7 +98,8 @@ def region_torch(region: Region, dtype: Any, shape: int | Sequence[int] | None) 
 
 def watcher_numpy(watcher: Watcher) -> npt.NDArray[Any]:
     """`Watcher.numpy`."""
-    return np.asarray(_Exporter(watcher, watcher._address, 8, writable=True)).view(np.uint64)
+    word: Any = np.asarray(_Exporter(watcher, watcher._address, 8, writable=True))
+    return word.view(np.uint64)
 
 
 class _Exporter:
@@ -205,15 +204,10 @@ def _raise_read_only(kind: str) -> None:
     raise InvalidArgument(msg, operation="register")
 
 
-def _dimensions(
-    region: Region, shape: int | Sequence[int] | None, itemsize: int
-) -> tuple[int, ...]:
+def _dimensions(region: Region, shape: int | Sequence[int] | None, itemsize: int) -> tuple[int, ...]:
     if shape is None:
         return (region.nbytes // itemsize,)
-    try:
-        dimensions = (operator.index(shape),)  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        dimensions = tuple(operator.index(n) for n in shape)  # pyright: ignore[reportGeneralTypeIssues,reportUnknownVariableType]
+    dimensions = (shape,) if isinstance(shape, int) else tuple(operator.index(n) for n in shape)
     if any(n < 0 for n in dimensions) or math.prod(dimensions) * itemsize > region.nbytes:
         msg = (
             f"shape {dimensions} of {itemsize}-byte elements needs {math.prod(dimensions) * itemsize} "

@@ -107,7 +107,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class WritePages:
-    """One write of pages, for a watcher to fire; the fields are the arguments of `Engine.write_pages`."""
+    """A write of pages, for a watcher to fire; the fields are the arguments of `Engine.write_pages`."""
 
     src: Pages[Region]
     dst: Pages[Descriptor]
