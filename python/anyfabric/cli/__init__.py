@@ -1,0 +1,41 @@
+"""The command line: `anyfabric info`, `anyfabric perf`, `anyfabric demo`.
+
+Parses and prints, decides nothing. Data goes to stdout, progress and messages to stderr; every command
+takes `--json`, alone for stdout or with a file. One file per command.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import anyfabric
+from anyfabric.cli.demo import demo
+from anyfabric.cli.info import info
+from anyfabric.cli.output import messages
+from anyfabric.cli.perf import perf
+
+__all__ = ["cli", "main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(anyfabric.__version__, prog_name="anyfabric")
+def cli() -> None:
+    """Point-to-point tensor transfers between the processes of an LLM system."""
+
+
+cli.add_command(info)
+cli.add_command(perf)
+cli.add_command(demo)
+
+
+def main() -> None:
+    """Run the command line; errors of the library become one line on stderr and exit code 1."""
+    try:
+        cli()
+    except anyfabric.AnyFabricError as error:
+        context = " ".join(f"{key}={value}" for key, value in error.context().items() if value is not None)
+        messages().print(f"[red]error:[/red] {error}", highlight=False)
+        messages().print(f"[dim]{context}[/dim]", highlight=False)
+        sys.exit(1)

@@ -1,0 +1,160 @@
+"""`anyfabric perf`: how fast every transport and operation is between two processes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import anyfabric as af
+from anyfabric.cli.output import data, json_option, messages, printed_size, write_json
+from anyfabric.cli.perf_cases import MEMORIES, OPERATIONS, Case, parse_sizes, plan
+from anyfabric.cli.perf_peer import Peer
+from anyfabric.cli.perf_report import document, plot, table
+from anyfabric.cli.perf_run import local_link, remote_link, run_case
+from anyfabric.config import SETTINGS, TRANSPORTS
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from anyfabric.cli.perf_run import Link
+
+__all__ = ["perf"]
+
+POLLINGS = ("adaptive", "busy")
+SECRET_VARIABLE = next(setting.env for setting in SETTINGS if setting.secret)
+
+
+class Sizes(click.ParamType[tuple[int, ...]]):
+    """`8:32M`, `8:1K:2` or `8,4K,32M`."""
+
+    name = "sizes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Parse."""
+        try:
+            return value if isinstance(value, tuple) else parse_sizes(value)  # pyright: ignore[reportUnknownVariableType]
+        except af.InvalidArgument as error:
+            self.fail(str(error), param, ctx)
+
+
+def _several(name: str, choices: tuple[str, ...], text: str) -> Any:
+    return click.option(name, multiple=True, type=click.Choice(choices), help=f"{text}; may be repeated.")
+
+
+@click.group(invoke_without_command=True)
+@_several("--transport", TRANSPORTS, "Only this transport")
+@_several("--op", OPERATIONS, "Only this operation")
+@_several("--memory", MEMORIES, "Memory of the engines, or registered numpy arrays; default: allocated")
+@_several("--polling", POLLINGS, "How both engines wait; default: adaptive")
+@click.option("--sizes", type=Sizes(), help="FIRST:LAST[:FACTOR] or a list, such as 8:32M or 8,4K,32M.")
+@click.option("--pages", type=click.IntRange(1, 1 << 24), help="Pages or targets of one operation.")
+@click.option("--rounds", type=click.IntRange(10), help="Operations of each phase of a row.")
+@click.option("--check/--no-check", default=True, help="Compare the bytes at the target; default: yes.")
+@click.option("--plot", "plot_to", type=click.Path(dir_okay=False, path_type=Path), help="Draw a PNG.")
+@click.option("--connect", metavar="ADDRESS", help="Measure against `anyfabric perf serve` elsewhere.")
+@json_option
+@click.pass_context
+def perf(ctx: click.Context, **options: Any) -> None:
+    """Measure every transport and operation between two processes.
+
+    Without arguments both processes run here, and each row has its baseline beside it. For two hosts,
+    run `anyfabric perf serve` on one and what it prints on the other.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    cases = plan(
+        transports=options["transport"] or TRANSPORTS,
+        ops=options["op"] or OPERATIONS,
+        pollings=options["polling"] or POLLINGS[:1],
+        memories=options["memory"] or MEMORIES[:1],
+        sizes=options["sizes"],
+        pages=options["pages"],
+        rounds=options["rounds"],
+    )
+    rows, baselines = _measure(cases, options["connect"], check=options["check"])
+    if options["json_to"] != "-":
+        data().print(table(rows, baselines))
+    if options["json_to"] is not None:
+        write_json(options["json_to"], document(rows, baselines, ["anyfabric", *sys.argv[1:]]))
+    if options["plot_to"] is not None:
+        plot(rows, baselines, options["plot_to"])
+        messages().print(f"wrote {options['plot_to']}", highlight=False)
+
+
+@perf.command()
+@click.option("--listen", default="0.0.0.0", show_default=True, metavar="HOST[:PORT]", help="Where to bind.")  # noqa: S104 - a secret guards it
+@click.option("--polling", type=click.Choice(POLLINGS), default="adaptive", show_default=True)
+@click.option("--once", is_flag=True, help="End after the first client.")
+@json_option
+def serve(listen: str, polling: str, json_to: str | None, *, once: bool) -> None:
+    """Be the other process for a client elsewhere, and print the command to paste there.
+
+    Both sides prove a secret. Without ANYFABRIC_SECRET one is made up for this run and printed as part
+    of the command; it is in force until this command ends.
+    """
+    secret = None if os.environ.get(SECRET_VARIABLE) else secrets.token_hex(16)
+    with af.Engine(listen=listen, polling=polling, secret=secret) as engine:  # pyright: ignore[reportArgumentType]
+        given = f"{SECRET_VARIABLE}={secret} " if secret else ""
+        command = f"{given}anyfabric perf --connect {engine.address}"
+        if json_to is not None:
+            write_json(json_to, {"address": str(engine.address), "command": command})
+        else:
+            messages().print("On the other host run:" if secret else _share_secret(), highlight=False)
+            data().print(command, highlight=False, soft_wrap=True)
+        sys.stdout.flush()
+        peer = Peer(engine, report=lambda line: messages().print(line, highlight=False, soft_wrap=True))
+        try:
+            peer.serve(once=once)
+        except KeyboardInterrupt:
+            messages().print("stopped")
+
+
+def _share_secret() -> str:
+    return f"With {SECRET_VARIABLE} set there as it is here, run on the other host:"
+
+
+def _measure(
+    cases: list[Case], connect: str | None, *, check: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    baselines: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=messages(), transient=True) as progress:
+        task = progress.add_task("starting", total=len(cases))
+        for pair in _pairs(cases):
+            with _link(pair[0], connect) as link:
+                for case in pair:
+                    progress.update(task, description=_described(case))
+                    row, beside = run_case(link, case, check=check)
+                    rows.append(row)
+                    baselines += beside
+                    progress.advance(task)
+    return rows, baselines
+
+
+def _pairs(cases: list[Case]) -> list[list[Case]]:
+    """Cases that the same two engines can run."""
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.transport, case.polling), []).append(case)
+    return list(groups.values())
+
+
+def _link(case: Case, connect: str | None) -> AbstractContextManager[Link]:
+    settings = {"transports": [case.transport], "require": case.transport, "polling": case.polling}
+    if connect is not None:
+        return remote_link(connect, settings)
+    # Both processes are ours: they need a secret only if the environment has one, and find it there.
+    return local_link({**settings, "listen": "127.0.0.1:0"})
+
+
+def _described(case: Case) -> str:
+    return f"{case.transport} {case.polling} {case.op} {printed_size(case.size_bytes)}"

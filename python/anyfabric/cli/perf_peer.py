@@ -1,0 +1,153 @@
+"""The other process of `anyfabric perf`: does what the measuring one asks, through messages.
+
+Requests and answers are JSON in `Engine.send`, one at a time; the first request of a stranger makes it
+the client until it says `bye` or is lost. Run as `python -m anyfabric.cli.perf_peer` by `perf` itself,
+which reads the address from stdout, or by `anyfabric perf serve`.
+
+    prepare   case, the client's introduction -> our introduction
+    pong      answer so many operations
+    absorb    take so many operations without an answer -> when they are here
+    fill      seed: new source bytes, cleared destination
+    check     -> CRC-32 of the destination
+    baseline  name and arguments: the other half of a baseline
+    finish    give the memory of the case back
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import anyfabric as af
+from anyfabric.cli import perf_baselines
+from anyfabric.cli.perf_cases import Case
+from anyfabric.cli.perf_ops import WAIT_S, End, Introduction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Peer", "main"]
+
+POLL_S = 1.0
+"""How often a child looks whether its parent still lives."""
+
+
+class Peer:
+    """Serves one client after another."""
+
+    def __init__(self, engine: af.Engine, *, report: Callable[[str], None] = lambda _: None) -> None:
+        """Serve on `engine`; `report` gets one line per client that comes and goes."""
+        self._engine = engine
+        self._report = report
+        self._client: af.Address | None = None
+        self._end: End | None = None
+
+    def serve(self, *, once: bool, alive: Callable[[], bool] = lambda: True) -> None:
+        """Answer requests until told to stop.
+
+        Args:
+            once: Return after the first client's `bye` or loss.
+            alive: Asked every second; False ends the service.
+        """
+        while alive():
+            try:
+                message = self._engine.receive(timeout_s=POLL_S)
+            except af.WaitTimeout:
+                if self._client is not None and self._engine.path(self._client).state == "lost":
+                    self._forget("was lost")
+                    if once:
+                        return
+                continue
+            said_bye = self._answer(message)
+            if said_bye and once:
+                return
+
+    def _answer(self, message: af.Message) -> bool:
+        try:
+            request = json.loads(message.data)
+            asked = request["do"]
+        except (ValueError, KeyError, TypeError):
+            self._send(message.source, {"error": "not a request"})
+            return False
+        if self._client is not None and message.source != self._client:
+            self._send(message.source, {"error": "busy with another client"})
+            return False
+        if self._client is None:
+            self._client = message.source
+            self._report(f"client {message.source}")
+        if asked == "bye":
+            self._forget("is done")
+            return True
+        try:
+            self._send(message.source, self._do(request) or {})
+        except af.ConnectionBroken:
+            self._forget("was lost")
+        except af.AnyFabricError as error:
+            self._send(message.source, {"error": f"{error.code}: {error}"})
+        except (KeyError, TypeError, ValueError) as error:
+            self._send(message.source, {"error": f"cannot `{asked}`: {error!r}"})
+        return False
+
+    def _do(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        if request["do"] == "prepare":
+            return self._prepare(request)
+        if self._end is None:
+            return {"error": f"`{request['do']}` without a case"}
+        actions: dict[str, Callable[[End, dict[str, Any]], dict[str, Any] | None]] = {
+            "pong": self._pong,
+            "absorb": self._absorb,
+            "fill": lambda end, asked: end.fill(asked["seed"]),
+            "check": lambda end, _: end.check(),
+            "baseline": lambda end, asked: perf_baselines.serve(end, asked, ready=self._send_ready),
+            "finish": lambda _, __: self._finish(),
+        }
+        return actions[request["do"]](self._end, request)
+
+    def _prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._finish()
+        assert self._client is not None
+        self._end = End(self._engine, Case.from_json(request["case"]))
+        self._end.connect(self._client, Introduction(**request["introduction"]))
+        return asdict(self._end.introduction())
+
+    def _pong(self, end: End, request: dict[str, Any]) -> None:
+        self._send_ready()
+        end.pong(request["rounds"])
+
+    def _absorb(self, end: End, request: dict[str, Any]) -> None:
+        self._send_ready()
+        for _ in range(request["rounds"]):
+            end.arrive()
+
+    def _finish(self) -> None:
+        if self._end is not None:
+            self._end.__exit__()
+            self._end = None
+
+    def _forget(self, why: str) -> None:
+        self._finish()
+        self._report(f"client {why}")
+        self._client = None
+
+    def _send_ready(self, **more: object) -> None:
+        assert self._client is not None
+        self._send(self._client, {"ready": True, **more})
+
+    def _send(self, address: af.Address, answer: dict[str, Any]) -> None:
+        self._engine.send(address, json.dumps(answer).encode()).wait(WAIT_S)
+
+
+def main() -> None:
+    """Run as a child: settings as JSON in `argv`, the address on stdout, then serve the parent."""
+    parent = os.getppid()
+    with af.Engine(**json.loads(sys.argv[1])) as engine:
+        sys.stdout.write(f"{engine.address}\n")
+        sys.stdout.flush()
+        Peer(engine).serve(once=True, alive=lambda: os.getppid() == parent)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What `anyfabric perf` shows: the table, the JSON document, the plot."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from anyfabric import _core
+from anyfabric.cli.output import printed_size
+from anyfabric.errors import Unsupported
+
+__all__ = ["document", "plot", "table"]
+
+Row = dict[str, Any]
+
+
+def document(rows: list[Row], baselines: list[Row], command: list[str]) -> dict[str, Any]:
+    """The JSON document: rows, baselines, and what one needs to repeat them."""
+    return {
+        "machine": _machine(),
+        "commit": _commit(),
+        "command": command,
+        "versions": {
+            "anyfabric": _core.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            **_core.build_info(),
+        },
+        "rows": rows,
+        "baselines": baselines,
+    }
+
+
+def table(rows: list[Row], baselines: list[Row]) -> Table:
+    """A line per case, and dimmed below it one per baseline with our ratio to it."""
+    found = Table(title="Two processes, one operation after another", title_justify="left")
+    for column in ("transport", "operation", "memory", "size"):
+        found.add_column(column, no_wrap=True)
+    for column in ("op/s", "GB/s", "p50 us", "p99", "p99.9", "max"):
+        found.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        size = printed_size(row["size_bytes"]) + (f" x {row['pages']}" if row["pages"] > 1 else "")
+        memory = row["memory"] if row["op"] in {"write", "pages", "scatter"} else ""
+        found.add_row(f"{row['transport']} {row['polling']}", row["op"], memory, size, *_numbers(row))
+        for base in baselines:
+            if _key(base) == _key(row):
+                found.add_row(
+                    "", f"  {base['baseline']}", "", _ratio(row, base), *_numbers(base), style="dim"
+                )
+    return found
+
+
+def plot(rows: list[Row], baselines: list[Row], path: Path) -> None:
+    """Draw GB/s and the median latency over the size, a line per transport and operation.
+
+    Raises:
+        Unsupported: matplotlib is not installed.
+    """
+    try:
+        importlib.import_module("matplotlib").use("Agg")
+        pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    except ImportError as cause:
+        msg = "plots need matplotlib; try: pip install 'anyfabric[plot]'"
+        raise Unsupported(msg, operation="plot") from cause
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for label, points in _lines(rows, baselines).items():
+        style = {"linestyle": ":", "alpha": 0.7} if "baseline" in points[0] else {"marker": "o"}
+        sizes = [max(p["size_bytes"], 1) for p in points]
+        left.plot(sizes, [p["gb_per_s"] for p in points], label=label, **style)
+        right.plot(sizes, [p["latency_us"]["p50"] for p in points], label=label, **style)
+    for axes, title in ((left, "GB/s"), (right, "median latency in microseconds")):
+        axes.set(xscale="log", yscale="log", xlabel="size in bytes", title=title)
+        axes.set_xscale("log", base=2)
+        axes.grid(visible=True, which="major", alpha=0.3)
+    right.legend(fontsize="small", loc="upper left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _lines(rows: list[Row], baselines: list[Row]) -> dict[str, list[Row]]:
+    lines: dict[str, list[Row]] = {}
+    for row in [*rows, *baselines]:
+        name = row.get("baseline", row["op"])
+        pages = f" x {row['pages']}" if row["pages"] > 1 else ""
+        label = f"{row['transport']} {name}{pages} {row['polling']} {row['memory']}"
+        lines.setdefault(label, []).append(row)
+    return {label: sorted(points, key=lambda p: p["size_bytes"]) for label, points in lines.items()}
+
+
+def _numbers(row: Row) -> list[str]:
+    latency = row["latency_us"]
+    carries = row["size_bytes"] > 0
+    return [
+        f"{row['ops_per_s']:,.0f}",
+        f"{row['gb_per_s']:.3f}" if carries else "",
+        *(f"{latency[name]:,.2f}" for name in ("p50", "p99", "p999", "max")),
+    ]
+
+
+def _ratio(row: Row, base: Row) -> str:
+    if base["baseline"] == "ring":
+        return f"+{(row['latency_us']['p50'] - base['latency_us']['p50']) * 1e3:.0f} ns"
+    return f"x {row['gb_per_s'] / base['gb_per_s']:.2f}"
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    return tuple(row[name] for name in ("transport", "op", "polling", "memory", "size_bytes", "pages"))
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1),
+        "kernel": platform.release(),
+        "arch": platform.machine(),
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _commit() -> str:
+    """The commit of the checkout that this package runs from, `+` if changed; else its version."""
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty=+",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return f"v{_core.__version__}"
+    return found.stdout.strip()
