@@ -1,0 +1,1 @@
+"""Measurements of anyfabric; each folder below is one comparison, `records/` holds what they wrote."""

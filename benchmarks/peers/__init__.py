@@ -1,0 +1,1 @@
+"""anyfabric beside NIXL, Mooncake, UCX and bare-metal baselines, on one machine in one run."""
