@@ -198,14 +198,13 @@ def _flag(given: object) -> bool:
 
 
 def _transports(given: object) -> tuple[str, ...]:
-    expected = f"some of {', '.join(TRANSPORTS)}, each once, separated by commas"
-    if isinstance(given, str):
-        names = [name.strip() for name in given.split(",") if name.strip()]
-    else:
-        items: Iterable[object] = given  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
-        names = [str(name) for name in items]
+    parts = given.split(",") if isinstance(given, str) else given
+    names: list[str] = []
+    if isinstance(parts, (list, tuple, set, frozenset)):
+        names = [str(name).strip() for name in cast("Iterable[object]", parts)]
     if not names or len(set(names)) != len(names) or not set(names) <= set(TRANSPORTS):
-        raise ValueError(expected)
+        msg = f"some of {', '.join(TRANSPORTS)}, each once, separated by commas"
+        raise ValueError(msg)
     return tuple(names)
 
 

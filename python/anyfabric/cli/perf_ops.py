@@ -150,7 +150,8 @@ class End:
         case, source = self.case, self.src.numpy()[: self.case.nbytes]
         if case.op in {"pages", "scatter"} and case.nbytes:
             src_indices, dst_indices = permutations(case)
-            pages: Any = source.reshape(case.pages, case.size_bytes)
+            flat: Any = source
+            pages: Any = flat.reshape(case.pages, case.size_bytes)
             placed: Any = np.empty_like(pages)
             placed[dst_indices] = pages[src_indices]
             source = placed.reshape(-1)

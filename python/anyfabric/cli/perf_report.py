@@ -6,13 +6,14 @@ import importlib
 import os
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from anyfabric import _core
+from anyfabric._core import __version__
 from anyfabric.cli.output import printed_size
 from anyfabric.errors import Unsupported
 
@@ -28,9 +29,9 @@ def document(rows: list[Row], baselines: list[Row], command: list[str]) -> dict[
         "commit": _commit(),
         "command": command,
         "versions": {
-            "anyfabric": _core.__version__,
+            "anyfabric": __version__,
             "python": platform.python_version(),
-            "numpy": np.__version__,
+            "numpy": metadata.version("numpy"),
             **_core.build_info(),
         },
         "rows": rows,
@@ -147,5 +148,5 @@ def _commit() -> str:
     try:
         found = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
-        return f"v{_core.__version__}"
+        return f"v{__version__}"
     return found.stdout.strip()

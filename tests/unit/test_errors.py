@@ -1,0 +1,74 @@
+"""The error tree: codes equal those of the native module, context survives, families hold."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+import anyfabric as af
+from anyfabric import _core, _hooks, errors
+
+
+def test_codes_are_those_of_the_native_module():
+    assert sorted(_core.error_codes()) == sorted(errors.codes())
+
+
+def test_every_class_is_public_and_has_one_code():
+    classes = set(errors.codes().values())
+    assert len(classes) == len(errors.codes())
+    assert {c.__name__ for c in classes} | {"AnyFabricError"} == {
+        name
+        for name in af.__all__
+        if isinstance(getattr(af, name), type) and issubclass(getattr(af, name), Exception)
+    }
+
+
+@pytest.mark.parametrize(
+    ("derived", "base"),
+    [
+        (af.InvalidArgument, ValueError),
+        (af.QueueFull, af.ResourceExhausted),
+        (af.PeerLost, af.ConnectionBroken),
+        (af.Refused, af.TransferFailed),
+        (af.TransferTimeout, TimeoutError),
+        (af.WaitTimeout, TimeoutError),
+        (af.EngineForked, af.Closed),
+    ],
+)
+def test_families(derived, base):
+    assert issubclass(derived, base)
+    assert issubclass(derived, af.AnyFabricError)
+    assert not issubclass(af.WaitTimeout, af.TransferTimeout)
+
+
+@pytest.mark.parametrize("code", sorted(errors.codes()))
+def test_context_survives_pickling_and_copying(code):
+    error = _hooks.make_error(code, "it broke", "write", "af://1/2", 7, 4096, "tcp/stream1")
+    assert type(error) is errors.codes()[code]
+    for found in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(found) is type(error)
+        assert str(found) == "it broke"
+        assert found.context() == {
+            "code": code,
+            "operation": "write",
+            "peer": "af://1/2",
+            "region": 7,
+            "nbytes": 4096,
+            "path": "tcp/stream1",
+        }
+
+
+def test_an_unknown_code_is_internal_and_keeps_its_name():
+    error = _hooks.make_error("from_the_future", "?", None, None, None, None, None)
+    assert isinstance(error, af.Internal)
+    assert error.code == "from_the_future"
+
+
+def test_classes_of_users_are_no_codes():
+    class Mine(af.PeerLost):
+        default_code = "mine"
+
+    assert "mine" not in errors.codes()
+    assert Mine("x").code == "mine"
