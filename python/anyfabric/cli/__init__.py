@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 import click
+from rich.markup import escape
 
 import anyfabric
 from anyfabric.cli.demo import demo
@@ -36,6 +37,6 @@ def main() -> None:
         cli()
     except anyfabric.AnyFabricError as error:
         context = " ".join(f"{key}={value}" for key, value in error.context().items() if value is not None)
-        messages().print(f"[red]error:[/red] {error}", highlight=False)
-        messages().print(f"[dim]{context}[/dim]", highlight=False)
+        messages().print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        messages().print(f"[dim]{escape(context)}[/dim]", highlight=False)
         sys.exit(1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 import anyfabric
@@ -12,8 +13,6 @@ from anyfabric import _core
 from anyfabric.cli.output import data, json_option, messages, write_json
 
 __all__ = ["info"]
-
-BRACKETS = str.maketrans("", "", "[]'")
 
 
 @click.command()
@@ -55,7 +54,7 @@ def _transports(transports: list[dict[str, Any]]) -> Table:
             for nic in transport["nics"]
         )
         available = "[green]yes[/green]" if transport["available"] else "[red]no[/red]"
-        table.add_row(transport["name"], available, nics, transport["reason"] or "")
+        table.add_row(transport["name"], available, nics, escape(transport["reason"] or ""))
     return table
 
 
@@ -76,7 +75,15 @@ def _settings(settings: list[dict[str, Any]]) -> Table:
     table.add_column("what it does", overflow="fold")
     for row in settings:
         value: Any = row["value"]
-        shown = "-" if value is None else str(value).translate(BRACKETS)
+        shown = "-" if value is None else escape(_joined(value))
         origin = row["variable"] if row["origin"] == "environment" else row["origin"]
         table.add_row(row["name"], shown, origin, f"{row['doc']} [dim]({row['variable']})[/dim]")
     return table
+
+
+def _joined(value: object) -> str:
+    return (
+        ", ".join(str(part) for part in cast("list[object]", value))
+        if isinstance(value, list)
+        else str(value)
+    )

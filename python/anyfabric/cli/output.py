@@ -18,11 +18,13 @@ __all__ = ["data", "json_option", "messages", "printed_size", "write_json"]
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
 STDOUT = "-"
+FILE_WIDTH = 120
 
 
 def data() -> Console:
-    """The console for results: stdout."""
-    return Console(file=sys.stdout)
+    """The console for results: stdout, never narrower than the tables where nobody looks at it."""
+    console = Console(file=sys.stdout)
+    return console if console.is_terminal else Console(file=sys.stdout, width=max(console.width, FILE_WIDTH))
 
 
 def messages() -> Console:

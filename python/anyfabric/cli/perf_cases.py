@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal, get_args
 
 from anyfabric.errors import InvalidArgument
 
-__all__ = ["MEMORIES", "OPERATIONS", "Case", "parse_sizes", "plan"]
+__all__ = ["MEMORIES", "OPERATIONS", "USE_MEMORY", "Case", "parse_sizes", "plan"]
 
 Operation = Literal["write", "pages", "scatter", "send", "barrier"]
 Memory = Literal["allocated", "registered"]
 
 OPERATIONS: tuple[str, ...] = get_args(Operation)
 MEMORIES: tuple[str, ...] = get_args(Memory)
+USE_MEMORY = {"write", "pages", "scatter"}
+"""Operations on regions; the others carry bytes of their own, or none."""
 
 NUM_TARGETS = 16
 """Targets of a scatter when `--pages` does not say."""
@@ -133,16 +136,15 @@ def plan(
         pages: Pages or targets per operation, or `None` for the operation's own.
         rounds: Operations per phase, or `None` for about a gibibyte of them.
     """
+    kinds = [(memory, op) for memory in memories for op in ops if op in USE_MEMORY]
+    kinds += [(memories[0], op) for op in ops if op not in USE_MEMORY]
     cases: list[Case] = []
-    for transport in transports:
-        for polling in pollings:
-            for op in ops:
-                used = memories if op in {"write", "pages", "scatter"} else memories[:1]
-                for memory in used:
-                    for size in _sizes_of(op, sizes):
-                        num = _pages_of(op, pages)
-                        number = rounds or _rounds_of(size * num)
-                        cases.append(Case(transport, op, polling, memory, size, num, number))  # pyright: ignore[reportArgumentType]
+    for transport, polling in product(transports, pollings):
+        for memory, op in kinds:
+            for size in _sizes_of(op, sizes):
+                num = _pages_of(op, pages)
+                number = rounds or _rounds_of(size * num)
+                cases.append(Case(transport, op, polling, memory, size, num, number))  # pyright: ignore[reportArgumentType]
     return cases
 
 

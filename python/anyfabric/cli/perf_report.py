@@ -10,16 +10,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from anyfabric import _core
 from anyfabric._core import __version__
 from anyfabric.cli.output import printed_size
+from anyfabric.cli.perf_cases import USE_MEMORY
 from anyfabric.errors import Unsupported
 
 __all__ = ["document", "plot", "table"]
 
 Row = dict[str, Any]
+
+CAPTION = (
+    "Latency: half a round trip until the counter has it, in microseconds. Dimmed: what the machine does "
+    "without an engine, and our speed against it."
+)
 
 
 def document(rows: list[Row], baselines: list[Row], command: list[str]) -> dict[str, Any]:
@@ -40,21 +47,22 @@ def document(rows: list[Row], baselines: list[Row], command: list[str]) -> dict[
 
 
 def table(rows: list[Row], baselines: list[Row]) -> Table:
-    """A line per case, and dimmed below it one per baseline with our ratio to it."""
-    found = Table(title="Two processes, one operation after another", title_justify="left")
-    for column in ("transport", "operation", "memory", "size"):
-        found.add_column(column, no_wrap=True)
-    for column in ("op/s", "GB/s", "p50 us", "p99", "p99.9", "max"):
+    """A section per pair of engines, a line per case, and dimmed below it one per baseline."""
+    found = Table(box=box.SIMPLE, caption=CAPTION, caption_justify="left", pad_edge=False)
+    found.add_column("operation", no_wrap=True)
+    for column in ("size", "op/s", "GB/s", "p50 us", "p99", "p99.9", "max", "against"):
         found.add_column(column, justify="right", no_wrap=True)
+    title = ""
     for row in rows:
+        if _title(row) != title:
+            title = _title(row)
+            found.add_section()
+            found.add_row(f"[bold]{title}[/bold]")
         size = printed_size(row["size_bytes"]) + (f" x {row['pages']}" if row["pages"] > 1 else "")
-        memory = row["memory"] if row["op"] in {"write", "pages", "scatter"} else ""
-        found.add_row(f"{row['transport']} {row['polling']}", row["op"], memory, size, *_numbers(row))
+        found.add_row(row["op"], size, *_numbers(row))
         for base in baselines:
             if _key(base) == _key(row):
-                found.add_row(
-                    "", f"  {base['baseline']}", "", _ratio(row, base), *_numbers(base), style="dim"
-                )
+                found.add_row(f"  {base['baseline']}", "", *_numbers(base), _against(row, base), style="dim")
     return found
 
 
@@ -70,7 +78,7 @@ def plot(rows: list[Row], baselines: list[Row], path: Path) -> None:
     except ImportError as cause:
         msg = "plots need matplotlib; try: pip install 'anyfabric[plot]'"
         raise Unsupported(msg, operation="plot") from cause
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
     for label, points in _lines(rows, baselines).items():
         style = {"linestyle": ":", "alpha": 0.7} if "baseline" in points[0] else {"marker": "o"}
         sizes = [max(p["size_bytes"], 1) for p in points]
@@ -80,7 +88,7 @@ def plot(rows: list[Row], baselines: list[Row], path: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel="size in bytes", title=title)
         axes.set_xscale("log", base=2)
         axes.grid(visible=True, which="major", alpha=0.3)
-    right.legend(fontsize="small", loc="upper left")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -96,20 +104,32 @@ def _lines(rows: list[Row], baselines: list[Row]) -> dict[str, list[Row]]:
     return {label: sorted(points, key=lambda p: p["size_bytes"]) for label, points in lines.items()}
 
 
+def _title(row: Row) -> str:
+    memory = f", {row['memory']} memory" if row["op"] in USE_MEMORY else ""
+    return f"{row['transport']}, {row['polling']}{memory}"
+
+
 def _numbers(row: Row) -> list[str]:
     latency = row["latency_us"]
-    carries = row["size_bytes"] > 0
     return [
-        f"{row['ops_per_s']:,.0f}",
-        f"{row['gb_per_s']:.3f}" if carries else "",
-        *(f"{latency[name]:,.2f}" for name in ("p50", "p99", "p999", "max")),
+        _short(row["ops_per_s"]),
+        f"{row['gb_per_s']:.3g}" if row["size_bytes"] else "",
+        *(_short(latency[name]) for name in ("p50", "p99", "p999", "max")),
     ]
 
 
-def _ratio(row: Row, base: Row) -> str:
+def _short(value: float) -> str:
+    for least, unit, name in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= least:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _against(row: Row, base: Row) -> str:
+    """Our figure beside the baseline's: the difference of latencies, or the ratio of speeds."""
     if base["baseline"] == "ring":
-        return f"+{(row['latency_us']['p50'] - base['latency_us']['p50']) * 1e3:.0f} ns"
-    return f"x {row['gb_per_s'] / base['gb_per_s']:.2f}"
+        return f"{(row['latency_us']['p50'] - base['latency_us']['p50']) * 1e3:+.0f} ns"
+    return f"{row['gb_per_s'] / base['gb_per_s']:.2f} x"
 
 
 def _key(row: Row) -> tuple[object, ...]:
