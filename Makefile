@@ -64,9 +64,11 @@ bench-peers: $(STAMPS)/native ## Measure NIXL, Mooncake and UCX beside us, in a 
 docs: $(STAMPS)/check $(STAMPS)/native ## Build the API reference from the docstrings into docs/_build
 	@$(BIN)/python tools/build_docs.py docs/_build
 
+FUZZ_S ?= 60
+
 .PHONY: fuzz
 fuzz: tools-present ## Fuzz the wire decoder for FUZZ_S seconds (60)
-	@tools/fuzz.sh $(or $(FUZZ_S),60)
+	@cargo run --quiet --release -p anyfabric-wire --example fuzz -- --seconds $(FUZZ_S) $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what make made, the compiled crates included

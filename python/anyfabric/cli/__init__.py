@@ -37,6 +37,6 @@ def main() -> None:
         cli()
     except anyfabric.AnyFabricError as error:
         context = " ".join(f"{key}={value}" for key, value in error.context().items() if value is not None)
-        messages().print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
-        messages().print(f"[dim]{escape(context)}[/dim]", highlight=False)
+        messages().print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        messages().print(f"[dim]{escape(context)}[/dim]", highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -1,0 +1,96 @@
+"""`on_done`: where callbacks run, in what order, and what an exception in one does."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+import weakref
+
+import numpy as np
+
+import anyfabric as af
+
+
+def test_callbacks_run_once_on_the_thread_of_the_engine(engine, peer):
+    src, dst = engine.register(np.ones(64)), peer.allocate(512)
+    calls = []
+    finished = threading.Event()
+
+    def callback(transfer):
+        calls.append((transfer, transfer.done, threading.current_thread().name))
+        finished.set()
+
+    transfer = engine.write(src, dst.descriptor())
+    transfer.on_done(callback)
+    assert finished.wait(10)
+    time.sleep(0.05)
+    assert calls == [(transfer, True, "anyfabric-callbacks")]
+    finished.clear()
+    transfer.on_done(callback)
+    assert finished.wait(10)
+
+
+def test_an_exception_ends_in_the_log(engine, peer, caplog):
+    src, dst = engine.register(np.ones(64)), peer.allocate(512)
+    later = threading.Event()
+    with caplog.at_level(logging.ERROR, "anyfabric"):
+        transfer = engine.write(src, dst.descriptor())
+        transfer.on_done(lambda _: 1 / 0)
+        transfer.on_done(lambda _: later.set())
+        assert later.wait(10)
+    transfer.wait(0)
+    assert "ZeroDivisionError" in caplog.text
+    engine.write(src, dst.descriptor()).wait(10)
+
+
+def test_a_callback_may_submit_and_close(peer):
+    engine = af.Engine()
+    src, dst = engine.register(np.ones(64)), peer.allocate(512)
+    closed = threading.Event()
+
+    def close(_):
+        engine.close()
+        closed.set()
+
+    engine.write(src, dst.descriptor()).on_done(lambda _: engine.write(src, dst.descriptor()).on_done(close))
+    assert closed.wait(10)
+    assert engine.closed
+
+
+def test_close_runs_what_is_due_and_joins(peer):
+    engine = af.Engine()
+    src, dst = engine.register(np.ones(64)), peer.allocate(512)
+    calls = []
+    for _ in range(100):
+        engine.write(src, dst.descriptor()).on_done(calls.append)
+    engine.close()
+    assert len(calls) == 100
+    assert all(transfer.done for transfer in calls)
+
+
+def test_an_engine_nobody_uses_is_collected_with_its_thread():
+    before = set(threading.enumerate())
+    engine = af.Engine()
+    threads = set(threading.enumerate()) - before
+    assert [thread.name for thread in threads] == ["anyfabric-callbacks"]
+    alive = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert alive() is None
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_one_log_line_per_new_peer(caplog):
+    with caplog.at_level(logging.INFO, "anyfabric"), af.Engine() as engine, af.Engine() as peer:
+        engine.connect(peer.address)
+        src, dst = engine.register(np.ones(8)), peer.allocate(64)
+        engine.write(src, dst.descriptor()).wait(10)
+        engine.write(src, dst.descriptor()).wait(10)
+        time.sleep(0.2)
+        lines = [r.getMessage() for r in caplog.records if str(peer.address) in r.getMessage()]
+    assert len(lines) == 1
+    assert "shm" in lines[0]

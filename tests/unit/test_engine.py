@@ -1,0 +1,224 @@
+"""The engine as an object: settings, introspection, bad input, closing, forking."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import anyfabric as af
+from anyfabric import config
+
+
+def test_settings_reach_the_engine_with_their_origin(monkeypatch):
+    monkeypatch.setenv("ANYFABRIC_HEARTBEAT_S", "0.5")
+    monkeypatch.setenv("ANYFABRIC_POLING", "busy")
+    with af.Engine(tcp_streams=3, secret="hunter2") as engine:
+        found = engine.info()
+    settings = {row["name"]: row for row in found["settings"]}
+    assert list(settings) == [setting.name for setting in config.SETTINGS]
+    assert (settings["tcp_streams"]["value"], settings["tcp_streams"]["origin"]) == (3, "argument")
+    assert (settings["heartbeat_s"]["value"], settings["heartbeat_s"]["origin"]) == (0.5, "environment")
+    assert settings["secret"]["value"] == "(set)"
+    assert found["unknown_variables"] == ["ANYFABRIC_POLING"]
+    assert "hunter2" not in json.dumps(found)
+
+
+def test_info_and_stats_are_json_and_name_the_transports(engine, peer):
+    src, dst = engine.register(np.ones(64)), peer.allocate(512)
+    engine.write(src, dst.descriptor()).wait(10)
+    found = json.loads(json.dumps(engine.info()))
+    assert found["address"] == str(engine.address)
+    assert {transport["name"] for transport in found["transports"]} >= {"shm", "tcp"}
+    assert all(transport["available"] or transport["reason"] for transport in found["transports"])
+    stats = json.loads(json.dumps(engine.stats()))["peers"][str(peer.address)]
+    assert (stats["bytes"], stats["operations"], stats["errors"]) == (512, 1, 0)
+    assert 0 < stats["latency_us"]["p50"] <= stats["latency_us"]["max"]
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_path(transport):
+    with af.Engine(transports=(transport,)) as engine, af.Engine() as peer:
+        assert engine.path(peer.address).state == "new"
+        engine.connect(peer.address)
+        path = engine.path(peer.address)
+        assert (path.transport, path.state) == (transport, "ready")
+        assert path.nics
+
+
+def test_require_refuses_a_slower_path():
+    with af.Engine(require="shm") as engine, af.Engine(transports=("tcp",)) as peer:
+        with pytest.raises(af.Unsupported, match="shm"):
+            engine.connect(peer.address, timeout_s=5)
+
+
+def test_bad_settings_are_refused_by_name():
+    with pytest.raises(af.InvalidArgument, match="tcp_streams"):
+        af.Engine(tcp_streams=9)
+    with pytest.raises(af.InvalidArgument, match=r"203\.0\.113\.7"):
+        af.Engine(listen="203.0.113.7:0")
+    with pytest.raises(TypeError):
+        af.Engine(pollin="busy")
+
+
+def test_bad_operations_are_refused_and_the_engine_goes_on(engine, peer):
+    src, dst = engine.register(np.arange(64, dtype=np.uint8)), peer.allocate(64)
+    remote = dst.descriptor()
+    bad = [
+        lambda: engine.write(src[0:8], remote[0:9]),
+        lambda: engine.write(src, remote, imm=-1),
+        lambda: engine.write(src, remote, imm=2**29),
+        lambda: engine.write(src, remote, imm=2**40),
+        lambda: engine.write(src, remote, timeout_s=-1),
+        lambda: engine.write(src, remote, timeout_s=float("nan")),
+        lambda: engine.write_pages(af.Pages(src, [0, 1], 8), af.Pages(remote, [0], 8)),
+        lambda: engine.write_pages(af.Pages(src, [0], 8), af.Pages(remote, [0], 16)),
+        lambda: engine.write_pages(af.Pages(src, [8], 8), af.Pages(remote, [0], 8)),
+        lambda: engine.write_pages(af.Pages(src, [0], 8), af.Pages(remote, [2**32 - 1], 8, stride=2**60)),
+        lambda: engine.scatter(src, [af.Target(remote, 60, 0, 8)]),
+        lambda: engine.scatter(src, [af.Target(remote, 0, 60, 8)]),
+        lambda: engine.scatter(src, [af.Target(remote, -1, 0, 8)]),
+        lambda: engine.send(peer.address, bytes(1 << 20)),
+        lambda: engine.counter(imm=2**29),
+        lambda: engine.allocate(-1),
+        lambda: engine.allocate(2**63),
+        lambda: engine.peer_group([peer.address, peer.address]),
+    ]
+    for number, operation in enumerate(bad):
+        with pytest.raises((af.InvalidArgument, af.ResourceExhausted)):
+            operation()
+            pytest.fail(f"operation {number} was not refused")
+    wrong_types = [
+        lambda: engine.write(b"bytes", remote),
+        lambda: engine.write(remote, src),
+        lambda: engine.write_pages(src, remote),
+        lambda: engine.write_pages(af.Pages(remote, [0], 8), af.Pages(src, [0], 8)),
+        lambda: engine.send("address", b""),
+        lambda: engine.send(peer.address, "text"),
+        lambda: engine.barrier(peer.address, imm=1),
+    ]
+    for operation in wrong_types:
+        with pytest.raises((TypeError, AttributeError)):
+            operation()
+    engine.write(src, remote).wait(10)
+    assert (dst.numpy() == src.numpy()).all()
+
+
+def test_foreign_and_closed_things(engine, peer):
+    src, dst = engine.allocate(8), peer.allocate(8)
+    foreign = peer.allocate(8)
+    with pytest.raises(af.InvalidArgument):
+        engine.write(foreign, dst.descriptor())
+    with engine.counter(imm=5), pytest.raises(af.InvalidArgument):
+        engine.counter(imm=5)
+    part = src[0:4]
+    src.close()
+    with pytest.raises((af.Closed, af.InvalidArgument)):
+        engine.write(part, dst.descriptor()[0:4])
+
+
+def test_an_error_names_what_it_was_about(engine, peer):
+    src, dst = engine.allocate(64), peer.allocate(64)
+    remote = dst.descriptor()
+    engine.write(src, remote).wait(10)
+    dst.close()
+    transfer = engine.write(src, remote)
+    with pytest.raises(af.Refused) as caught:
+        transfer.wait(10)
+    error = caught.value
+    assert transfer.failed
+    assert transfer.error.code == error.code == "refused"
+    assert error.operation == "write"
+    assert error.peer == str(peer.address)
+    assert error.nbytes == 64
+    assert error.path.startswith("shm")
+
+
+def test_closed_engines_say_so(peer):
+    engine = af.Engine()
+    src, remote = engine.allocate(8), peer.allocate(8).descriptor()
+    counter = engine.counter()
+    waiting = threading.Thread(target=lambda: pytest.raises(af.Closed, counter.wait, 1), daemon=True)
+    waiting.start()
+    time.sleep(0.05)
+    threads = [threading.Thread(target=engine.close) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in [*threads, waiting]:
+        thread.join(10)
+        assert not thread.is_alive()
+    engine.close()
+    assert engine.closed
+    for operation in (
+        lambda: engine.write(src, remote),
+        lambda: engine.allocate(8),
+        lambda: engine.register(np.zeros(1)),
+        lambda: engine.receive(timeout_s=0),
+        engine.counter,
+        engine.watch,
+        engine.stats,
+        engine.info,
+    ):
+        with pytest.raises(af.Closed):
+            operation()
+    assert repr(engine)
+
+
+PROGRAM_AT_EXIT = """
+import numpy as np, anyfabric as af
+engine, peer = af.Engine(), af.Engine()
+src, dst = engine.register(np.ones(1 << 20)), peer.allocate(8 << 20)
+transfers = [engine.write(src, dst.descriptor()) for _ in range(8)]
+transfers[0].on_done(lambda t: None)
+"""
+
+
+def test_the_interpreter_ends_with_transfers_in_flight():
+    done = subprocess.run([sys.executable, "-c", PROGRAM_AT_EXIT], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_forked_child_is_told_and_the_parent_goes_on(engine, peer):
+    src, dst = engine.register(np.ones(8)), peer.allocate(64)
+    remote = dst.descriptor()
+    engine.write(src, remote).wait(10)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            for operation in (
+                lambda: engine.write(src, remote),
+                lambda: engine.allocate(8),
+                engine.counter,
+                engine.stats,
+            ):
+                try:
+                    operation()
+                    os._exit(2)
+                except af.EngineForked:
+                    pass
+            with af.Engine() as fresh, af.Engine() as other:
+                fresh.write(fresh.allocate(8), other.allocate(8).descriptor()).wait(10)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    engine.write(src, remote).wait(10)
+
+
+def test_ctrl_c_ends_a_wait():
+    program = (
+        "import anyfabric as af, _thread, threading\n"
+        "threading.Timer(0.3, _thread.interrupt_main).start()\n"
+        "with af.Engine() as e, e.counter() as c:\n"
+        "    try: c.wait(1, 20)\n"
+        "    except KeyboardInterrupt: print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=15)
+    assert done.stdout == "interrupted\n"

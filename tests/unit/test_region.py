@@ -1,0 +1,194 @@
+"""Regions: views of them, what they keep alive, what is refused."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import weakref
+
+import numpy as np
+import pytest
+
+import anyfabric as af
+
+
+def test_allocated_memory_is_zeroed_and_viewed(engine):
+    region = engine.allocate(4096)
+    assert (region.nbytes, len(region), region.writable, region.closed) == (4096, 4096, True, False)
+    assert not region.numpy().any()
+    region.numpy("float32", (2, 3))[1, 2] = 7.0
+    assert region.numpy("<f4")[5] == 7.0
+    assert region.numpy(np.uint8).shape == (4096,)
+    assert region.numpy("u8", 3).shape == (3,)
+    assert region.numpy("u2", ()).shape == ()
+    assert region.numpy("V3").shape == (1365,)
+
+
+def test_views_that_do_not_fit(engine):
+    region = engine.allocate(10)
+    for dtype, shape in (
+        ("u8", 2),
+        ("u1", 11),
+        ("u1", (3, 4)),
+        ("u1", (-1,)),
+        ("u1", -1),
+        ("O", 1),
+        ("?!", 1),
+    ):
+        with pytest.raises(af.InvalidArgument):
+            region.numpy(dtype, shape)
+    assert region.numpy("u8").shape == (1,)
+
+
+def test_a_view_outlives_the_names_of_region_and_engine():
+    with af.Engine() as engine:
+        view = engine.allocate(1 << 20).numpy("u4")
+        gc.collect()
+        view[:] = 5
+    gc.collect()
+    assert (view == 5).all()
+    del engine
+    gc.collect()
+    view[:] = 6
+    assert (view == 6).all()
+
+
+def test_torch_views(engine):
+    torch = pytest.importorskip("torch", reason="torch is not installed: make .venv with `make test`")
+    region = engine.allocate(64)
+    tensor = region.torch(torch.bfloat16, (4, 8))
+    tensor[3, 7] = 2.5
+    assert region.torch(torch.bfloat16)[31] == 2.5
+    assert region.torch().dtype == torch.uint8
+    assert engine.allocate(0).torch(torch.float32).shape == (0,)
+    with pytest.raises(af.InvalidArgument, match="torch dtype"):
+        region.torch("float32")
+    with pytest.raises(af.Unsupported, match="read-only"):
+        engine.register(b"1234", writable=False).torch()
+
+
+def test_a_region_keeps_its_array_until_it_is_closed(engine):
+    array = np.arange(100)
+    alive = weakref.ref(array)
+    region = engine.register(array)
+    del array
+    gc.collect()
+    assert alive() is not None
+    assert region.numpy("i8")[99] == 99
+    region.close()
+    region.close()
+    assert region.closed
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_dropped_region_gives_its_array_back(engine):
+    array = np.arange(100)
+    alive = weakref.ref(array)
+    region = engine.register(array)
+    del array, region
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_region_that_is_read_only_has_no_descriptor(engine):
+    region = engine.register(b"constant", writable=False)
+    assert not region.writable
+    assert not region.numpy().flags.writeable
+    with pytest.raises(af.Unsupported):
+        region.descriptor()
+
+
+def test_slices_count_from_the_region(engine):
+    region = engine.allocate(100)
+    part = region[10:60]
+    assert (part.offset, part.nbytes, len(part)) == (10, 50, 50)
+    assert (part[5:].offset, part[5:].nbytes) == (15, 45)
+    assert (part[-10:].offset, part[-10:].nbytes) == (50, 10)
+    assert region[:].nbytes == 100
+    assert region[100:100].nbytes == 0
+    assert part.region is region
+    remote = region.descriptor()
+    assert (remote[10:60][5:].offset, remote[10:60][5:].nbytes) == (15, 45)
+    assert remote[10:60].descriptor == remote
+
+
+def test_slices_never_reach_outside(engine):
+    region = engine.allocate(100)
+    for whole in (region, region.descriptor(), region[0:100], region.descriptor()[0:100]):
+        for key in (
+            slice(0, 101),
+            slice(101, 101),
+            slice(-101, 5),
+            slice(5, 4),
+            slice(0, 10, 2),
+            slice(2**70),
+        ):
+            with pytest.raises(af.InvalidArgument):
+                whole[key]
+        with pytest.raises(TypeError):
+            whole[0]
+
+
+def test_empty_regions(engine):
+    for region in (engine.allocate(0), engine.register(np.empty(0)), engine.register(bytearray())):
+        assert region.nbytes == 0
+        assert region.numpy().size == 0
+        assert region.descriptor().nbytes == 0
+        assert region[0:0].nbytes == 0
+
+
+def test_registering_twice_and_overlapping_is_fine(engine):
+    array = np.arange(64, dtype=np.uint8)
+    first, second, inner = engine.register(array), engine.register(array), engine.register(array[8:16])
+    first.close()
+    assert second.numpy()[63] == 63
+    assert inner.numpy().tolist() == list(range(8, 16))
+
+
+def test_descriptors_and_addresses_travel(engine):
+    descriptor = engine.allocate(32).descriptor()
+    for copy in (af.Descriptor.from_bytes(descriptor.to_bytes()), pickle.loads(pickle.dumps(descriptor))):
+        assert copy == descriptor
+        assert hash(copy) == hash(descriptor)
+        assert (copy.nbytes, copy.device, copy.address) == (32, "cpu", engine.address)
+    address = engine.address
+    for copy in (
+        af.Address.parse(str(address)),
+        af.Address.from_bytes(address.to_bytes()),
+        pickle.loads(pickle.dumps(address)),
+    ):
+        assert copy == address
+        assert hash(copy) == hash(address)
+        assert copy.incarnation == engine.incarnation
+    assert engine.allocate(32).descriptor() != descriptor
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"\x00" * 64, b"AFD1" + b"\xff" * 200])
+def test_garbage_is_refused(data):
+    with pytest.raises(af.InvalidArgument):
+        af.Descriptor.from_bytes(data)
+    with pytest.raises(af.InvalidArgument):
+        af.Address.from_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "af://", "http://1.2.3.4:5/00", "af://1.2.3.4:99999/" + "0" * 32, "\x00"]
+)
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(af.InvalidArgument):
+        af.Address.parse(text)
+
+
+def test_no_class_can_be_made_by_hand():
+    for made in (af.Address, af.Region, af.Slice, af.Descriptor, af.RemoteSlice, af.Transfer, af.Counter):
+        with pytest.raises(TypeError):
+            made()
+
+
+def test_reprs_inform(engine):
+    region = engine.allocate(48)
+    assert "48" in repr(region)
+    assert "48" in repr(region.descriptor())
+    assert str(engine.address) in repr(engine.address)
+    assert "16" in repr(region[8:24])
