@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -53,9 +54,12 @@ def test_path(transport):
 
 
 def test_require_refuses_a_slower_path():
-    with af.Engine(require="shm") as engine, af.Engine(transports=("tcp",)) as peer:
-        with pytest.raises(af.Unsupported, match="shm"):
-            engine.connect(peer.address, timeout_s=5)
+    with (
+        af.Engine(require="shm") as engine,
+        af.Engine(transports=("tcp",)) as peer,
+        pytest.raises(af.Unsupported, match="shm"),
+    ):
+        engine.connect(peer.address, timeout_s=5)
 
 
 def test_bad_settings_are_refused_by_name():
@@ -144,7 +148,15 @@ def test_closed_engines_say_so(peer):
     engine = af.Engine()
     src, remote = engine.allocate(8), peer.allocate(8).descriptor()
     counter = engine.counter()
-    waiting = threading.Thread(target=lambda: pytest.raises(af.Closed, counter.wait, 1), daemon=True)
+    failures = []
+
+    def wait():
+        try:
+            counter.wait(1)
+        except af.Closed as error:
+            failures.append(error)
+
+    waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     time.sleep(0.05)
     threads = [threading.Thread(target=engine.close) for _ in range(2)]
@@ -155,6 +167,7 @@ def test_closed_engines_say_so(peer):
         assert not thread.is_alive()
     engine.close()
     assert engine.closed
+    assert len(failures) == 1
     for operation in (
         lambda: engine.write(src, remote),
         lambda: engine.allocate(8),
@@ -188,7 +201,9 @@ def test_a_forked_child_is_told_and_the_parent_goes_on(engine, peer):
     src, dst = engine.register(np.ones(8)), peer.allocate(64)
     remote = dst.descriptor()
     engine.write(src, remote).wait(10)
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: what this is about
+        child = os.fork()
     if child == 0:
         code = 1
         try:
