@@ -58,8 +58,8 @@ pub fn shard_pages(num_pages: usize, page_bytes: u64, speeds: &[u32], min_bytes:
 }
 
 /// Splits `len` over the `wanted` NICs that are up, beginning with the `turn`-th
-/// of them, at multiples of `align` and without empty parts (but one when `len`
-/// is 0); each part weighs a whole count.
+/// of them, at multiples of `align` and without empty parts, but for the one of a
+/// `len` of 0, for which one NIC is wanted; each part weighs a whole count.
 fn split(len: u64, align: u64, speeds: &[u32], wanted: usize, turn: usize) -> Vec<Shard> {
     let up = || speeds.iter().enumerate().filter(|(_, &speed)| speed > 0);
     let num_up = up().count();
@@ -83,9 +83,6 @@ fn split(len: u64, align: u64, speeds: &[u32], wanted: usize, turn: usize) -> Ve
             shards.push(Shard { nic_idx, start, len: end - start, quarters: 4 });
         }
         start = end;
-        if len == 0 {
-            break;
-        }
     }
     shards
 }
