@@ -20,7 +20,6 @@ RUST_SOURCES := $(shell find crates -name '*.rs' -o -name Cargo.toml 2>/dev/null
 ifneq ($(wildcard $(PIP_FIND_LINKS)),)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
-export UV_LINK_MODE ?= copy
 # Cargo may have been installed a minute ago, by a shell that is still open.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
@@ -61,7 +60,7 @@ bench-peers: $(STAMPS)/native ## Measure NIXL, Mooncake and UCX beside us, in a 
 	@$(MAKE) --no-print-directory -C benchmarks/peers run
 
 .PHONY: docs
-docs: $(STAMPS)/check $(STAMPS)/native ## Build the API reference from the docstrings into docs/_build
+docs: $(STAMPS)/check ## Build the API reference from the docstrings into docs/_build
 	@$(BIN)/python tools/build_docs.py docs/_build
 
 FUZZ_S ?= 60

@@ -321,3 +321,4 @@ SETTINGS: tuple[Setting, ...] = (
         _bytes_size(0, 1 << 30),
     ),
 )
+"""Every setting, in the order in which `anyfabric info` lists them."""
