@@ -7,6 +7,7 @@ without a build, and stubtest keeps it true. Usage: `build_docs.py FOLDER`.
 from __future__ import annotations
 import __future__
 
+import importlib
 import re
 import subprocess
 import sys
@@ -39,6 +40,12 @@ def load_stub() -> None:
     stub.__dict__["__version__"] = "development"
     del sys.modules["anyfabric"]
     sys.modules[stub.__name__] = stub
+    # The public engine is documented with what it inherits from the native one, which has no page.
+    public = importlib.import_module("anyfabric").Engine
+    for name, member in vars(stub.__dict__["Engine"]).items():
+        if not name.startswith("_") and name not in vars(public):
+            setattr(public, name, member)
+    public.__bases__ = (types.new_class("Native"),)
 
 
 def broken_links(page: Path) -> list[str]:
