@@ -1,0 +1,91 @@
+//! Settings of an engine.
+
+use std::time::Duration;
+
+/// How threads wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Polling {
+    /// Spin briefly, then block: two processes on two cores do not starve
+    /// each other.
+    #[default]
+    Adaptive,
+    /// Never block; for dedicated cores.
+    Busy,
+}
+
+/// What a submission to a full queue does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum QueueFull {
+    /// Block until there is room or the deadline passes.
+    #[default]
+    Block,
+    /// Fail at once.
+    Raise,
+}
+
+/// Settings of an engine.
+#[derive(Clone)]
+pub struct Config {
+    /// Transports to use, of `shm` and `tcp`.
+    pub transports: Vec<String>,
+    /// Refuse every other transport than this one.
+    pub require: Option<String>,
+    /// Both sides of a connection must prove that they hold it.
+    pub secret: Option<Vec<u8>>,
+    /// `HOST:PORT` of the control listener; port 0 lets the kernel choose.
+    pub listen: String,
+    /// Data streams per tcp peer, 1 to 4.
+    pub tcp_streams: usize,
+    /// How threads wait.
+    pub polling: Polling,
+    /// Neither use nor allow process_vm_writev.
+    pub isolate: bool,
+    /// Between heartbeats to a peer.
+    pub heartbeat: Duration,
+    /// Heartbeats missed in a row after which a peer is lost.
+    pub heartbeats_lost: u32,
+    /// Deadline of a submission that names none.
+    pub timeout: Duration,
+    /// Operations under way at most.
+    pub queue_depth: usize,
+    /// What a submission to a full queue does.
+    pub queue_full: QueueFull,
+    /// Largest message, at most [`Config::MAX_MESSAGE_BYTES`].
+    pub max_message_bytes: u32,
+}
+
+impl Config {
+    /// Largest value of `max_message_bytes`.
+    pub const MAX_MESSAGE_BYTES: u32 = 1 << 20;
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            transports: vec!["shm".into(), "tcp".into()],
+            require: None,
+            secret: None,
+            listen: "127.0.0.1:0".into(),
+            tcp_streams: 2,
+            polling: Polling::Adaptive,
+            isolate: false,
+            heartbeat: Duration::from_secs(1),
+            heartbeats_lost: 3,
+            timeout: Duration::from_secs(30),
+            queue_depth: 1024,
+            queue_full: QueueFull::Block,
+            max_message_bytes: 1 << 16,
+        }
+    }
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Never the secret.
+        f.debug_struct("Config")
+            .field("transports", &self.transports)
+            .field("listen", &self.listen)
+            .field("secret", &self.secret.as_ref().map(|_| "(set)"))
+            .finish_non_exhaustive()
+    }
+}

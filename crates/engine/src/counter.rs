@@ -1,0 +1,408 @@
+//! Counting arrivals.
+//!
+//! A counter's number is its total of arrived quarters, divided by four; it
+//! only grows. Arrivals that nobody has opened a counter for are kept, up to a
+//! bound per peer. Immediates of the engine's own (2^29 and up) are handed out
+//! in one sequence; a late arrival for one whose counter is closed is dropped,
+//! and it is not handed out again before every source has said that nothing
+//! with it is under way.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyfabric_transports::{Doorbell, Failure, PeerIdx};
+use anyfabric_wire::{EngineId, Imm, Refusal};
+
+use crate::inner::Inner;
+use crate::{Code, Error, Result};
+
+/// The arrivals of one immediate at this engine. Closed on drop.
+pub struct Counter {
+    inner: Arc<Inner>,
+    state: Arc<State>,
+}
+
+impl Counter {
+    pub(crate) fn new(inner: Arc<Inner>, state: Arc<State>) -> Self {
+        Self { inner, state }
+    }
+
+    /// The immediate.
+    pub fn imm(&self) -> Imm {
+        self.state.imm
+    }
+
+    /// Arrivals since the first.
+    pub fn value(&self) -> u64 {
+        self.inner.glance();
+        self.state.value()
+    }
+
+    /// Waits until at least `n` arrivals were counted in all; the bytes of
+    /// each are visible then.
+    ///
+    /// # Errors
+    /// `WaitTimeout`; `PeerLost`, `TransferFailed` when `n` will not be
+    /// reached; `Closed`.
+    pub fn wait(&self, n: u64, timeout: Option<Duration>) -> Result<()> {
+        self.inner.check_fork()?;
+        let state = &self.state;
+        if self.inner.wait(timeout, || state.is_settled(n)) {
+            return state.outcome(n);
+        }
+        let message = format!("imm {}: {} of {n} arrivals within {timeout:?}", state.imm.value(), state.value());
+        Err(Error::new(Code::WaitTimeout, message).during("counter"))
+    }
+
+    /// Runs `on_settled` once, when `wait(n)` would return; at once if so.
+    pub fn on_settled(&self, n: u64, on_settled: Box<dyn FnOnce() + Send>) {
+        self.state.on_settled(n, on_settled);
+        self.inner.wake();
+    }
+
+    /// Whether it was closed.
+    pub fn is_closed(&self) -> bool {
+        // ORDERING: for people.
+        self.state.closed.load(Ordering::Relaxed)
+    }
+
+    /// Stops counting; fails the waiters with `Closed`.
+    pub fn close(&self) {
+        if !self.is_closed() && self.inner.check_fork().is_ok() {
+            let retire = self.inner.counters.close(&self.state);
+            self.inner.retire_imm(self.state.imm, retire);
+        }
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl std::fmt::Debug for Counter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Counter").field("imm", &self.state.imm.value()).field("value", &self.state.value()).finish()
+    }
+}
+
+/// What is counted, shared by the counter and the table.
+pub(crate) struct State {
+    imm: Imm,
+    quarters: AtomicU64,
+    closed: AtomicBool,
+    settled_early: AtomicBool,
+    rest: Mutex<Rest>,
+}
+
+#[derive(Default)]
+struct Rest {
+    failure: Option<Error>,
+    sources: Vec<EngineId>,
+    waiters: Vec<(u64, Box<dyn FnOnce() + Send>)>,
+}
+
+impl State {
+    fn value(&self) -> u64 {
+        // ORDERING: acquire the bytes; partner: the release in `Counters::add`.
+        self.quarters.load(Ordering::Acquire) / 4
+    }
+
+    fn is_settled(&self, n: u64) -> bool {
+        // ORDERING: acquire the failure; partner: `fail`.
+        self.value() >= n || self.settled_early.load(Ordering::Acquire)
+    }
+
+    fn outcome(&self, n: u64) -> Result<()> {
+        if self.value() >= n {
+            return Ok(());
+        }
+        let failure = self.lock().failure.clone();
+        Err(failure.unwrap_or_else(|| Error::new(Code::Closed, "the counter is closed").during("counter")))
+    }
+
+    fn on_settled(&self, n: u64, on_settled: Box<dyn FnOnce() + Send>) {
+        let mut rest = self.lock();
+        if self.is_settled(n) {
+            drop(rest);
+            on_settled();
+        } else {
+            rest.waiters.push((n, on_settled));
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        let waiters = {
+            let mut rest = self.lock();
+            rest.failure.get_or_insert(error);
+            // ORDERING: release the failure; partner: `is_settled`.
+            self.settled_early.store(true, Ordering::Release);
+            std::mem::take(&mut rest.waiters)
+        };
+        for (_, run) in waiters {
+            run();
+        }
+    }
+
+    fn run_waiters(&self) {
+        let value = self.value();
+        let due: Vec<_> = {
+            let mut rest = self.lock();
+            let (due, kept) = std::mem::take(&mut rest.waiters).into_iter().partition(|(n, _)| *n <= value);
+            rest.waiters = kept;
+            due
+        };
+        for (_, run) in due {
+            run();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rest> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Every counter of an engine.
+pub(crate) struct Counters {
+    table: Mutex<Table>,
+    doorbell: Arc<Doorbell>,
+}
+
+#[derive(Default)]
+struct Table {
+    by_imm: HashMap<u32, Entry, BuildHasherDefault<ImmHasher>>,
+    /// Distinct early imms by peer.
+    early: HashMap<PeerIdx, u32>,
+    /// Imms of ours that may still be under way somewhere.
+    retiring: HashMap<u32, HashSet<EngineId>>,
+    next: u32,
+}
+
+enum Entry {
+    Open(Arc<State>),
+    Early { quarters: u64, peer: PeerIdx, failed: Option<Error> },
+}
+
+impl Counters {
+    pub(crate) fn new(doorbell: Arc<Doorbell>) -> Self {
+        let table = Table { next: Imm::FIRST_OF_ENGINE, ..Table::default() };
+        Self { table: Mutex::new(table), doorbell }
+    }
+
+    /// Opens a counter for `imm`, or for a fresh one.
+    pub(crate) fn open(&self, imm: Option<Imm>, sources: Vec<EngineId>) -> Result<Arc<State>> {
+        let mut table = self.lock();
+        let imm = match imm {
+            Some(imm) => imm,
+            None => table.fresh()?,
+        };
+        let (mut quarters, mut failed) = (0, None);
+        match table.by_imm.remove(&imm.value()) {
+            Some(Entry::Open(state)) => {
+                table.by_imm.insert(imm.value(), Entry::Open(state));
+                let message = format!("a counter for imm {} is open already; close it first", imm.value());
+                return Err(Error::invalid(message).during("counter"));
+            }
+            Some(Entry::Early { quarters: early, peer, failed: failure }) => {
+                (quarters, failed) = (early, failure);
+                table.early.entry(peer).and_modify(|count| *count = count.saturating_sub(1));
+            }
+            None => {}
+        }
+        let state = Arc::new(State {
+            imm,
+            quarters: AtomicU64::new(quarters),
+            closed: AtomicBool::new(false),
+            settled_early: AtomicBool::new(failed.is_some()),
+            rest: Mutex::new(Rest { failure: failed, sources, waiters: Vec::new() }),
+        });
+        table.by_imm.insert(imm.value(), Entry::Open(Arc::clone(&state)));
+        Ok(state)
+    }
+
+    /// Counts an arrival.
+    #[inline]
+    pub(crate) fn add(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> std::result::Result<(), Refusal> {
+        let mut table = self.lock();
+        match table.by_imm.get_mut(&imm.value()) {
+            Some(Entry::Open(state)) => {
+                let state = Arc::clone(state);
+                drop(table);
+                // ORDERING: release the bytes, which the transport has made visible to this thread.
+                state.quarters.fetch_add(quarters, Ordering::Release);
+                if !state.lock().waiters.is_empty() {
+                    state.run_waiters();
+                }
+                self.doorbell.notify();
+                Ok(())
+            }
+            Some(Entry::Early { quarters: early, .. }) => {
+                *early += quarters;
+                Ok(())
+            }
+            // Nobody opens an imm of ours but by asking for a fresh one: this is a late arrival.
+            None if imm.is_of_engine() => Ok(()),
+            None => {
+                table.count_early(peer)?;
+                table.by_imm.insert(imm.value(), Entry::Early { quarters, peer, failed: None });
+                Ok(())
+            }
+        }
+    }
+
+    /// A counted operation of `peer` failed: its count will never come.
+    pub(crate) fn lost(&self, peer: PeerIdx, peer_name: &str, imm: Imm) {
+        let message = format!("a transfer counted by imm {} failed at its writer {peer_name}", imm.value());
+        let mut error = Error::new(Code::TransferFailed, message).during("counter");
+        error.context.peer = Some(peer_name.to_owned());
+        let mut table = self.lock();
+        match table.by_imm.get_mut(&imm.value()) {
+            Some(Entry::Open(state)) => {
+                let state = Arc::clone(state);
+                drop(table);
+                state.fail(error);
+                self.doorbell.notify();
+            }
+            Some(Entry::Early { failed, .. }) => *failed = Some(error),
+            None if imm.is_of_engine() => {}
+            None => {
+                if table.count_early(peer).is_ok() {
+                    table.by_imm.insert(imm.value(), Entry::Early { quarters: 0, peer, failed: Some(error) });
+                }
+            }
+        }
+    }
+
+    /// A peer is lost: fails the counters that name it as a source.
+    pub(crate) fn peer_lost(&self, engine: EngineId, peer_name: &str, why: &Failure) {
+        let states: Vec<_> = {
+            let mut table = self.lock();
+            table.retiring.retain(|_, sources| {
+                sources.remove(&engine);
+                !sources.is_empty()
+            });
+            table.open_states()
+        };
+        for state in states {
+            if state.lock().sources.contains(&engine) {
+                let message = format!("source {peer_name} of imm {}: {why}", state.imm.value());
+                let mut error = Error::new(Code::PeerLost, message).during("counter");
+                error.context.peer = Some(peer_name.to_owned());
+                state.fail(error);
+            }
+        }
+        self.doorbell.notify();
+    }
+
+    /// Fails every counter: the engine closes.
+    pub(crate) fn close_all(&self) {
+        let states = self.lock().open_states();
+        for state in states {
+            // ORDERING: for people.
+            state.closed.store(true, Ordering::Relaxed);
+            state.fail(Error::new(Code::Closed, "the engine is closed").during("counter"));
+        }
+        self.doorbell.notify();
+    }
+
+    /// Closes a counter; returns the sources that must say that nothing with
+    /// its imm is under way before it is handed out again.
+    fn close(&self, state: &State) -> Vec<EngineId> {
+        // ORDERING: the swap alone decides who closes.
+        if state.closed.swap(true, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        let sources = state.lock().sources.clone();
+        {
+            let mut table = self.lock();
+            table.by_imm.remove(&state.imm.value());
+            if state.imm.is_of_engine() && !sources.is_empty() {
+                table.retiring.insert(state.imm.value(), sources.iter().copied().collect());
+            }
+        }
+        state.fail(Error::new(Code::Closed, "the counter is closed").during("counter"));
+        self.doorbell.notify();
+        sources
+    }
+
+    /// `engine` has nothing with `imm` under way, or is no source any more.
+    pub(crate) fn retired(&self, imm: Imm, engine: EngineId) {
+        let mut table = self.lock();
+        if let Some(sources) = table.retiring.get_mut(&imm.value()) {
+            sources.remove(&engine);
+            if sources.is_empty() {
+                table.retiring.remove(&imm.value());
+            }
+        }
+    }
+
+    /// Whether a peer's early arrivals are below half of their bound.
+    pub(crate) fn has_room(&self, peer: PeerIdx) -> bool {
+        self.lock().early.get(&peer).is_none_or(|count| *count < MAX_EARLY / 2)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn fresh(&mut self) -> Result<Imm> {
+        for _ in 0..Imm::FIRST_OF_ENGINE {
+            let value = self.next;
+            self.next = if value + 1 < Imm::COUNT { value + 1 } else { Imm::FIRST_OF_ENGINE };
+            if !self.by_imm.contains_key(&value) && !self.retiring.contains_key(&value) {
+                if let Some(imm) = Imm::new(value) {
+                    return Ok(imm);
+                }
+            }
+        }
+        Err(Error::new(Code::ResourceExhausted, "every immediate is in use").during("counter"))
+    }
+
+    fn count_early(&mut self, peer: PeerIdx) -> std::result::Result<(), Refusal> {
+        let count = self.early.entry(peer).or_default();
+        if *count >= MAX_EARLY {
+            return Err(Refusal::Full);
+        }
+        *count += 1;
+        Ok(())
+    }
+
+    fn open_states(&self) -> Vec<Arc<State>> {
+        self.by_imm
+            .values()
+            .filter_map(|entry| match entry {
+                Entry::Open(state) => Some(Arc::clone(state)),
+                Entry::Early { .. } => None,
+            })
+            .collect()
+    }
+}
+
+/// Immediates are small numbers that users choose; multiplying spreads them.
+#[derive(Default)]
+pub(crate) struct ImmHasher(u64);
+
+impl Hasher for ImmHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(byte.into());
+        }
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.0 = (self.0 ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+}
+
+/// Distinct immediates of one peer that are kept without a counter.
+pub(crate) const MAX_EARLY: u32 = 4096;

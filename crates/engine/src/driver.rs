@@ -1,0 +1,355 @@
+//! One turn of an engine: links, descriptors, timers.
+//!
+//! Whoever holds the [`Driver`] takes turns: see `wait` for who that is.
+
+use std::collections::HashMap;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyfabric_transports::sys::{self, Fd, Interest, Ready};
+use anyfabric_transports::{Failure, Link};
+use anyfabric_wire::{Control, Imm};
+
+use crate::inner::{lock, nanos, Event, Inner};
+use crate::join::Join;
+use crate::meet::Meet;
+use crate::peer::{Peer, Phase};
+
+/// What only one thread at a time may touch.
+pub(crate) struct Driver {
+    pub(crate) listener: Fd,
+    pub(crate) local_listener: Fd,
+    pub(crate) meets: HashMap<u32, Meet>,
+    pub(crate) joins: HashMap<u32, Join>,
+    /// Regions that peers took back, to be answered once we are out.
+    pub(crate) releases: Vec<Release>,
+    /// Immediates that peers want back, to be answered once none is under way.
+    pub(crate) retires: Vec<(Arc<Peer>, Imm)>,
+    next_id: u32,
+    ready: Vec<Ready>,
+    peers: Vec<Arc<Peer>>,
+    next_tick_ns: u64,
+}
+
+/// A peer's revocation that we have not answered yet.
+pub(crate) struct Release {
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) region: u64,
+    pub(crate) revoke: u64,
+}
+
+impl Driver {
+    pub(crate) fn new(listener: Fd, local_listener: Fd) -> Self {
+        Self {
+            listener,
+            local_listener,
+            meets: HashMap::new(),
+            joins: HashMap::new(),
+            releases: Vec::new(),
+            retires: Vec::new(),
+            next_id: 0,
+            ready: Vec::new(),
+            peers: Vec::new(),
+            next_tick_ns: 0,
+        }
+    }
+
+    pub(crate) fn next_id(&mut self) -> u32 {
+        self.next_id = self.next_id.wrapping_add(1);
+        self.next_id
+    }
+
+    pub(crate) fn until_tick(&self, now_ns: u64) -> Duration {
+        Duration::from_nanos(self.next_tick_ns.saturating_sub(now_ns)).min(IDLE_TICK)
+    }
+
+    pub(crate) fn take_ready(&mut self) -> Vec<Ready> {
+        std::mem::take(&mut self.ready)
+    }
+
+    pub(crate) fn put_ready(&mut self, ready: Vec<Ready>) {
+        self.ready = ready;
+    }
+}
+
+impl Inner {
+    /// Everything that needs no descriptor; true when something moved.
+    #[inline]
+    pub(crate) fn poll_links(&self, driver: &mut Driver) -> bool {
+        if driver.peers.len() != self.num_peers() {
+            driver.peers = self.peers();
+        }
+        let mut moved = false;
+        for idx in 0..driver.peers.len() {
+            let peer = &driver.peers[idx];
+            if let Some(shm) = peer.shm() {
+                moved |= shm.poll(self);
+            }
+            moved |= peer.tcp.poll(self);
+            if !peer.is_clear() {
+                moved |= peer.dispatch_waiting();
+            }
+        }
+        while let Some(event) = self.take_event() {
+            self.handle_event(driver, event);
+            moved = true;
+        }
+        if !driver.releases.is_empty() {
+            self.answer_releases(driver);
+        }
+        moved
+    }
+
+    /// Everything that a descriptor announces, now or within `timeout`.
+    pub(crate) fn poll_descriptors(&self, driver: &mut Driver, timeout: Duration) {
+        let mut ready = driver.take_ready();
+        let _ = self.poller.wait(timeout, &mut ready);
+        driver.put_ready(ready);
+        self.handle_ready(driver);
+    }
+
+    pub(crate) fn handle_ready(&self, driver: &mut Driver) {
+        let ready = driver.take_ready();
+        for event in &ready {
+            let idx = (event.token >> 8 & 0xffff_ffff) as u32;
+            match event.token >> 56 {
+                KIND_OWN => match event.token {
+                    LISTENER => self.accept_calls(driver),
+                    LOCAL_LISTENER => self.accept_joins(driver),
+                    _ => self.wake_fd.clear(),
+                },
+                KIND_MEET => self.step_meet(driver, idx),
+                KIND_JOIN => self.step_join(driver, idx),
+                _ => self.ready_link(driver, idx, *event),
+            }
+        }
+        driver.put_ready(ready);
+        while let Some(event) = self.take_event() {
+            self.handle_event(driver, event);
+        }
+    }
+
+    fn ready_link(&self, driver: &Driver, idx: u32, event: Ready) {
+        let Some(peer) = driver.peers.get(idx as usize).cloned().or_else(|| self.peer(idx)) else { return };
+        let channel = (event.token & 0xff) as u8;
+        match peer.shm() {
+            Some(shm) if channel >= LOCAL_CHANNELS => shm.ready(channel, event, self),
+            _ => peer.tcp.ready(channel, event, self),
+        }
+    }
+
+    fn handle_event(&self, driver: &mut Driver, event: Event) {
+        match event {
+            Event::Call(idx) => {
+                if let Some(peer) = self.peer(idx) {
+                    if peer.phase() == Phase::Idle {
+                        self.call(driver, &peer);
+                    }
+                }
+            }
+            Event::Control(idx, bytes) => {
+                let Some(peer) = self.peer(idx) else { return };
+                match Control::decode(&bytes) {
+                    Ok(message) => self.on_control(driver, &peer, message),
+                    Err(error) => self.lose(&peer, &format!("it sent garbage: {error}")),
+                }
+            }
+            Event::Broken(idx, channel, why) => {
+                if let Some(peer) = self.peer(idx) {
+                    self.on_broken(driver, &peer, channel, &why);
+                }
+            }
+            Event::Exited(idx) => {
+                if let Some(peer) = self.peer(idx) {
+                    if let Some(shm) = peer.shm() {
+                        self.poller.remove(shm.process());
+                        self.poller.remove(shm.socket());
+                    }
+                    self.lose(&peer, "its process has exited");
+                    self.gone(&peer);
+                }
+            }
+            Event::EarlyFull(idx) => {
+                if let Some(peer) = self.peer(idx) {
+                    // ORDERING: only the driver looks at it.
+                    if !peer.told_full.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                        let limit = crate::counter::MAX_EARLY;
+                        peer.tcp.send_control(Control::EarlyArrivalsFull { limit }.encode());
+                        let line = format!("{} sends immediates that no counter is open for", peer.address);
+                        self.log(30, line);
+                    }
+                }
+            }
+        }
+    }
+
+    fn accept_calls(&self, driver: &mut Driver) {
+        for _ in 0..ACCEPTS {
+            // SAFETY: no address is asked for; the call returns a new descriptor, which is then ours alone.
+            let accepted = unsafe {
+                let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+                let none = std::ptr::null_mut();
+                libc::accept4(driver.listener.as_raw_fd(), none, none.cast(), flags)
+            };
+            if accepted < 0 {
+                let error = std::io::Error::last_os_error();
+                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                    self.log(40, format!("cannot accept a peer: {error}; raise the limit (ulimit -n)"));
+                    // Still ready: do not spin on it.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                return;
+            }
+            // SAFETY: as above.
+            let stream = unsafe { <TcpStream as std::os::fd::FromRawFd>::from_raw_fd(accepted) };
+            if driver.meets.len() >= MAX_MEETS {
+                // The oldest has had its chance: a flood of silent connections displaces itself.
+                let oldest = driver.meets.iter().filter(|(_, meet)| meet.call.is_none());
+                let oldest = oldest.min_by_key(|(_, meet)| meet.deadline_ns).map(|(id, _)| *id);
+                match oldest {
+                    Some(id) => drop(driver.meets.remove(&id)),
+                    None => return,
+                }
+            }
+            let deadline_ns = self.clock.now_ns() + nanos(HANDSHAKE);
+            if let Ok(meet) = Meet::accept(stream, Arc::clone(&self.secret), deadline_ns) {
+                let id = driver.next_id();
+                if self.poller.add(meet.stream(), meet_token(id), Interest::Read).is_ok() {
+                    driver.meets.insert(id, meet);
+                }
+            }
+        }
+    }
+
+    fn accept_joins(&self, driver: &mut Driver) {
+        while let Ok(socket) = sys::accept_local(&driver.local_listener) {
+            if driver.joins.len() < MAX_MEETS {
+                self.accept_join(driver, socket);
+            }
+        }
+    }
+
+    // ---- timers --------------------------------------------------------------------------------
+
+    /// What time brings: deadlines, heartbeats, retries.
+    #[inline]
+    pub(crate) fn tick(&self, driver: &mut Driver, now_ns: u64) {
+        if now_ns >= driver.next_tick_ns {
+            self.tick_now(driver, now_ns);
+        }
+    }
+
+    #[cold]
+    fn tick_now(&self, driver: &mut Driver, now_ns: u64) {
+        // If this process was stopped for a while, its peers are not to blame for their silence.
+        let late_ns = now_ns.saturating_sub(driver.next_tick_ns.max(1));
+        let was_stopped = driver.next_tick_ns > 0 && late_ns > nanos(self.config.heartbeat);
+        if was_stopped {
+            self.poll_descriptors(driver, Duration::ZERO);
+        }
+        self.tick_meets(driver, now_ns);
+        for peer in self.peers() {
+            if was_stopped {
+                peer.heard(now_ns);
+            }
+            self.tick_peer(driver, &peer, now_ns);
+        }
+        let is_busy = self.expire(now_ns);
+        self.revokes.settle(self);
+        if !driver.retires.is_empty() {
+            self.answer_retires(driver);
+        }
+        let interval =
+            if is_busy || !driver.releases.is_empty() || !driver.retires.is_empty() { BUSY_TICK } else { IDLE_TICK };
+        driver.next_tick_ns = now_ns + nanos(interval);
+    }
+
+    fn tick_meets(&self, driver: &mut Driver, now_ns: u64) {
+        let expired = |(id, deadline_ns): (u32, u64)| (deadline_ns <= now_ns).then_some(id);
+        let meets: Vec<_> = driver.meets.iter().filter_map(|(id, meet)| expired((*id, meet.deadline_ns))).collect();
+        for id in meets {
+            self.meet_expired(driver, id);
+        }
+        let joins: Vec<_> = driver.joins.iter().filter_map(|(id, join)| expired((*id, join.deadline_ns))).collect();
+        for id in joins {
+            self.join_failed(driver, id, "no answer on the Unix socket");
+        }
+    }
+
+    /// Fails what is over its deadline; true when operations are under way.
+    fn expire(&self, now_ns: u64) -> bool {
+        let mut expired = Vec::new();
+        let is_busy = {
+            let mut under_way = lock(&self.under_way);
+            under_way.retain(|entry| !entry.ticket.has_quiesced());
+            for entry in under_way.iter() {
+                let given_up = entry.ticket.given_up().is_some();
+                if entry.ticket.deadline_ns() <= now_ns && !entry.ticket.has_ended() {
+                    let took_ms = (now_ns - entry.ticket.submitted_ns()) / 1_000_000;
+                    entry.ticket.fail(Failure::Timeout(took_ms));
+                    expired.extend(entry.peers.iter().cloned());
+                } else if given_up {
+                    entry.ticket.fail(Failure::Cancelled);
+                    expired.extend(entry.peers.iter().cloned());
+                }
+            }
+            // ORDERING: under the lock.
+            self.num_under_way.store(under_way.len(), std::sync::atomic::Ordering::Relaxed);
+            !under_way.is_empty()
+        };
+        expired.sort_by_key(|peer| peer.idx);
+        expired.dedup_by_key(|peer| peer.idx);
+        for peer in expired {
+            peer.reap_waiting();
+            peer.links().for_each(Link::reap);
+        }
+        is_busy
+    }
+
+    fn answer_releases(&self, driver: &mut Driver) {
+        driver.releases.retain(|release| {
+            if release.peer.lost().is_some() {
+                return false;
+            }
+            let refusal = anyfabric_wire::Refusal::Revoked;
+            // Every link is asked, also after one that is not out yet.
+            let out = release.peer.links().fold(true, |out, link| link.release(release.region, refusal) && out);
+            if out {
+                release.peer.tcp.send_control(Control::Revoked { revoke: release.revoke }.encode());
+            }
+            !out
+        });
+    }
+}
+
+pub(crate) fn meet_token(id: u32) -> u64 {
+    KIND_MEET << 56 | u64::from(id) << 8
+}
+
+pub(crate) fn join_token(id: u32) -> u64 {
+    KIND_JOIN << 56 | u64::from(id) << 8
+}
+
+pub(crate) fn link_token(peer: u32, channel: u8) -> u64 {
+    KIND_LINK << 56 | u64::from(peer) << 8 | u64::from(channel)
+}
+
+pub(crate) const WAKE: u64 = 1;
+pub(crate) const LISTENER: u64 = 2;
+pub(crate) const LOCAL_LISTENER: u64 = 3;
+/// How long both sides have to introduce themselves.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(2);
+
+const KIND_OWN: u64 = 0;
+const KIND_MEET: u64 = 1;
+const KIND_JOIN: u64 = 2;
+const KIND_LINK: u64 = 3;
+/// Channels from here on are the Unix socket's.
+const LOCAL_CHANNELS: u8 = 64;
+const ACCEPTS: usize = 64;
+/// Handshakes under way at most.
+const MAX_MEETS: usize = 256;
+const IDLE_TICK: Duration = Duration::from_millis(100);
+const BUSY_TICK: Duration = Duration::from_millis(5);

@@ -1,0 +1,563 @@
+//! The engine: what moves bytes between processes.
+
+use std::any::Any;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyfabric_plan::{Extent, Extents, PageList};
+use anyfabric_transports::{Failure, Inline, Ticket};
+use anyfabric_wire::{Address, Control, Imm};
+
+use crate::counter::Counter;
+use crate::inner::{lock, Inner};
+use crate::peer::{Content, Peer};
+use crate::region::Slice;
+use crate::remote::{Remote, RemoteSlice};
+use crate::transfer::{About, Transfer};
+use crate::watcher::Watcher;
+use crate::{Code, Config, Error, Message, Region, Result};
+
+/// One endpoint: reaches every peer by the fastest transport that both have.
+/// Closed on drop.
+pub struct Engine {
+    pub(crate) inner: Arc<Inner>,
+    worker: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// How a write is to be made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WriteOptions {
+    /// What the receiver counts.
+    pub imm: Option<u32>,
+    /// Whether the receiver checks a checksum over the bytes before it counts.
+    pub verify: bool,
+    /// Deadline; the engine's when `None`.
+    pub timeout: Option<Duration>,
+}
+
+impl WriteOptions {
+    /// Counted by `imm`, everything else as usual.
+    pub fn counted(imm: u32) -> Self {
+        Self { imm: Some(imm), ..Self::default() }
+    }
+}
+
+/// One destination of a scatter.
+#[derive(Debug, Clone)]
+pub struct ScatterTarget {
+    /// A peer's region.
+    pub remote: Remote,
+    /// First byte in the source region.
+    pub src_offset: u64,
+    /// First byte in the peer's region.
+    pub dst_offset: u64,
+    /// Length in bytes.
+    pub nbytes: u64,
+}
+
+/// An ordered list of peers with prepared paths.
+#[derive(Debug, Clone)]
+pub struct PeerGroup {
+    addresses: Arc<[Address]>,
+}
+
+impl PeerGroup {
+    /// The peers, in the order given.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+}
+
+impl Engine {
+    /// Starts an engine: binds the listener, starts the worker.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a setting, `ResourceExhausted` when no descriptor,
+    /// memory or thread is left.
+    pub fn new(config: Config) -> Result<Self> {
+        let inner = Arc::new(Inner::new(config)?);
+        let name = "anyfabric".to_owned();
+        let shared = Arc::clone(&inner);
+        let worker = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || shared.work())
+            .map_err(|error| Error::system("the worker thread", &error).during("start"))?;
+        inner.presence.set_worker(worker.thread().clone());
+        Ok(Self { inner, worker: Mutex::new(Some(worker)) })
+    }
+
+    /// Where this engine is reached.
+    pub fn address(&self) -> &Address {
+        &self.inner.address
+    }
+
+    /// Whether `close` has begun.
+    pub fn is_closed(&self) -> bool {
+        self.inner.is_closed()
+    }
+
+    /// Allocates zeroed memory that peers of this host can map.
+    ///
+    /// # Errors
+    /// `ResourceExhausted`, `Closed`.
+    pub fn allocate(&self, nbytes: u64) -> Result<Region> {
+        self.inner.check_open()?;
+        Region::allocate(&self.inner, nbytes)
+    }
+
+    /// Registers memory that somebody else owns; `owner` is dropped when
+    /// nothing can touch it any more.
+    ///
+    /// # Errors
+    /// `Closed`.
+    ///
+    /// # Safety
+    /// `address` is valid for reads, and for writes if `writable`, of `nbytes`
+    /// bytes for as long as `owner` lives.
+    pub unsafe fn register(
+        &self,
+        address: *mut u8,
+        nbytes: u64,
+        writable: bool,
+        owner: Box<dyn Any + Send + Sync>,
+    ) -> Result<Region> {
+        self.inner.check_open()?;
+        // SAFETY: as promised by the caller.
+        unsafe { Region::register(&self.inner, address, nbytes, writable, owner) }
+    }
+
+    /// A peer's region, from the bytes of its descriptor.
+    ///
+    /// # Errors
+    /// `InvalidArgument`.
+    pub fn import(&self, descriptor: &[u8]) -> Result<Remote> {
+        Remote::decode(descriptor)
+    }
+
+    /// Writes `src` into `dst`; returns before the bytes move.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, `QueueFull`, `Closed`; everything else fails the
+    /// transfer.
+    #[inline]
+    pub fn write(&self, src: &Slice, dst: &RemoteSlice, options: WriteOptions) -> Result<Transfer> {
+        self.check_source(src, "write")?;
+        if src.nbytes != dst.nbytes {
+            return Err(Error::invalid(format!("the source has {} bytes, the destination {}", src.nbytes, dst.nbytes))
+                .during("write"));
+        }
+        let extents = Extents::One(Extent { src: src.offset, dst: dst.offset, nbytes: src.nbytes });
+        self.write_extents("write", src, dst, extents, 1, options)
+    }
+
+    /// Writes page `i` of `src` into page `i` of `dst`; counts once a page.
+    ///
+    /// # Errors
+    /// As [`Engine::write`].
+    pub fn write_pages(
+        &self,
+        src: (&Region, PageList),
+        dst: (&Remote, PageList),
+        options: WriteOptions,
+    ) -> Result<Transfer> {
+        let (source, remote) = (Slice::from(src.0), RemoteSlice::from(dst.0));
+        self.check_source(&source, "write_pages")?;
+        let extents = check_pages(&source, src.1, &remote, dst.1)?;
+        let num_pages = u32::try_from(extents.num_extents())
+            .map_err(|_| Error::invalid("more than 2^32 pages in one call").during("write_pages"))?;
+        self.write_extents("write_pages", &source, &remote, extents, num_pages, options)
+    }
+
+    /// Writes one range of `src` to each target; counts once a target, at its
+    /// owner.
+    ///
+    /// # Errors
+    /// As [`Engine::write`].
+    pub fn scatter(
+        &self,
+        src: &Region,
+        targets: &[ScatterTarget],
+        group: Option<&PeerGroup>,
+        options: WriteOptions,
+    ) -> Result<Transfer> {
+        const OPERATION: &str = "scatter";
+        let source = Slice::from(src);
+        self.check_source(&source, OPERATION)?;
+        let imm = check_imm(options.imm, OPERATION)?;
+        let mut peers = Vec::with_capacity(targets.len());
+        for (idx, target) in targets.iter().enumerate() {
+            let fits = |offset: u64, nbytes: u64| offset.checked_add(target.nbytes).is_some_and(|end| end <= nbytes);
+            if !fits(target.src_offset, src.nbytes()) || !fits(target.dst_offset, target.remote.nbytes()) {
+                let message = format!(
+                    "target {idx}: {} bytes from {} of {} to {} of {} do not fit",
+                    target.nbytes,
+                    target.src_offset,
+                    src.nbytes(),
+                    target.dst_offset,
+                    target.remote.nbytes()
+                );
+                return Err(Error::invalid(message).during(OPERATION));
+            }
+            if group.is_some_and(|group| !group.addresses.contains(target.remote.address())) {
+                let message = format!("target {idx} is at {}, which is not in the group", target.remote.address());
+                return Err(Error::invalid(message).during(OPERATION));
+            }
+            peers.push(self.peer(target.remote.address(), OPERATION, imm)?);
+        }
+        let nbytes = targets.iter().map(|target| target.nbytes).sum();
+        let about = About { operation: OPERATION, peer: None, region: Some(src.id()), nbytes };
+        if targets.is_empty() {
+            return Ok(self.done(about));
+        }
+        let ticket = self.inner.ticket(targets.len() as u32, nbytes, options.timeout)?;
+        ticket.hold(Arc::clone(&src.memory));
+        self.inner.track(&ticket, imm, peers.clone());
+        for (target, peer) in targets.iter().zip(&peers) {
+            let extent = Extent { src: target.src_offset, dst: target.dst_offset, nbytes: target.nbytes };
+            let content = write_content(&source, &RemoteSlice::from(&target.remote), Extents::One(extent));
+            self.inner.submit(peer, content, imm.map(|imm| (imm, 1)), options.verify, &ticket);
+        }
+        Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
+    }
+
+    /// Sends one immediate to each peer, this engine excluded. It orders
+    /// nothing: wait first for the writes that it announces.
+    ///
+    /// # Errors
+    /// As [`Engine::write`].
+    pub fn barrier(&self, peers: &[Address], imm: u32, timeout: Option<Duration>) -> Result<Transfer> {
+        const OPERATION: &str = "barrier";
+        self.inner.check_open()?;
+        let imm = check_imm(Some(imm), OPERATION)?;
+        let others = peers.iter().filter(|address| **address != self.inner.address);
+        let peers: Vec<_> = others.map(|address| self.peer(address, OPERATION, imm)).collect::<Result<_>>()?;
+        let about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
+        if peers.is_empty() {
+            return Ok(self.done(about));
+        }
+        let ticket = self.inner.ticket(peers.len() as u32, 0, timeout)?;
+        self.inner.track(&ticket, imm, peers.clone());
+        for peer in &peers {
+            self.inner.submit(peer, Content::Signal, imm.map(|imm| (imm, 1)), false, &ticket);
+        }
+        Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
+    }
+
+    /// Sends a message; done when the peer's engine has queued it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it is too large; otherwise as [`Engine::write`].
+    pub fn send(&self, address: &Address, message: Vec<u8>, timeout: Option<Duration>) -> Result<Transfer> {
+        const OPERATION: &str = "send";
+        self.inner.check_open()?;
+        let nbytes = message.len() as u64;
+        let limit = u64::from(self.inner.config.max_message_bytes);
+        if nbytes > limit {
+            let message = format!("the message has {nbytes} bytes, at most {limit}; write large data into a region");
+            return Err(Error::invalid(message).during(OPERATION));
+        }
+        let peer = self.peer(address, OPERATION, None)?;
+        let ticket = self.inner.ticket(1, nbytes, timeout)?;
+        self.inner.track(&ticket, None, vec![Arc::clone(&peer)]);
+        self.inner.submit(&peer, Content::Message(message), None, false, &ticket);
+        let about = About { operation: OPERATION, peer: Some(peer), region: None, nbytes };
+        Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
+    }
+
+    /// Takes the oldest unread message, waiting for one if there is none.
+    ///
+    /// # Errors
+    /// `WaitTimeout`, `Closed`.
+    pub fn receive(&self, timeout: Option<Duration>) -> Result<Message> {
+        self.inner.check_open()?;
+        let until = timeout.map(|timeout| std::time::Instant::now() + timeout);
+        loop {
+            if let Some(message) = self.inner.messages.take() {
+                return Ok(message);
+            }
+            self.inner.check_open().map_err(|error| error.during("receive"))?;
+            let left = until.map(|until| until.saturating_duration_since(std::time::Instant::now()));
+            if !self.inner.wait(left, || self.inner.messages.is_ready()) {
+                let message = format!("no message within {timeout:?}");
+                return Err(Error::new(Code::WaitTimeout, message).during("receive"));
+            }
+        }
+    }
+
+    /// Takes the oldest unread message, if there is one.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub fn try_receive(&self) -> Result<Option<Message>> {
+        self.inner.check_open()?;
+        self.inner.glance();
+        Ok(self.inner.messages.take())
+    }
+
+    /// Runs `on_ready` once when a message can be taken or the engine is
+    /// closed. It must not block and not call the engine.
+    pub fn on_message(&self, on_ready: Box<dyn FnOnce() + Send>) {
+        self.inner.messages.on_ready(on_ready);
+    }
+
+    /// Opens a counter for `imm`, or for a fresh one of this engine. When a
+    /// source is lost, its waiters fail.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when a counter for it is open already.
+    pub fn counter(&self, imm: Option<u32>, sources: &[Address]) -> Result<Counter> {
+        self.inner.check_open()?;
+        let imm = match imm {
+            None => None,
+            Some(imm) => {
+                let user = check_imm(Some(imm), "counter")?.filter(|imm| !imm.is_of_engine());
+                let limit = Imm::FIRST_OF_ENGINE;
+                let message = format!("imm {imm} is not the user's: those are below {limit}; omit it for a fresh one");
+                Some(user.ok_or_else(|| Error::invalid(message).during("counter"))?)
+            }
+        };
+        let engines = sources.iter().map(|source| source.engine).collect();
+        let state = self.inner.counters.open(imm, engines)?;
+        let counter = Counter::new(Arc::clone(&self.inner), state);
+        for source in sources.iter().filter(|source| **source != self.inner.address) {
+            let peer = self.inner.peer_at(source);
+            if let Some(why) = peer.lost() {
+                self.inner.counters.peer_lost(source.engine, &source.to_string(), why);
+            } else {
+                self.inner.prepare(&peer);
+            }
+        }
+        Ok(counter)
+    }
+
+    /// A 64-bit word, 0 at first, that fires operations as it grows.
+    ///
+    /// # Errors
+    /// `ResourceExhausted`, `Closed`.
+    pub fn watch(&self) -> Result<Watcher> {
+        self.inner.check_open()?;
+        Watcher::new(Arc::clone(&self.inner))
+    }
+
+    /// Connects to every address; blocks at most the engine's timeout.
+    ///
+    /// # Errors
+    /// As [`Engine::connect`]; `InvalidArgument` for duplicates.
+    pub fn peer_group(&self, addresses: &[Address]) -> Result<PeerGroup> {
+        self.inner.check_open()?;
+        for (idx, address) in addresses.iter().enumerate() {
+            if addresses[..idx].contains(address) {
+                return Err(Error::invalid(format!("{address} is listed twice")).during("peer_group"));
+            }
+            if *address != self.inner.address {
+                let peer = self.peer(address, "peer_group", None)?;
+                self.inner.prepare(&peer);
+            }
+        }
+        for address in addresses.iter().filter(|address| **address != self.inner.address) {
+            self.connect(address, None)?;
+        }
+        Ok(PeerGroup { addresses: addresses.into() })
+    }
+
+    /// Makes the path to a peer now; otherwise the first use does.
+    ///
+    /// # Errors
+    /// `PeerLost`, `ConnectionBroken`, `Unsupported` when there is no path;
+    /// `TransferTimeout`.
+    pub fn connect(&self, address: &Address, timeout: Option<Duration>) -> Result<()> {
+        const OPERATION: &str = "connect";
+        self.inner.check_open()?;
+        let peer = self.peer(address, OPERATION, None)?;
+        let ticket = self.inner.ticket(1, 0, timeout)?;
+        self.inner.track(&ticket, None, vec![Arc::clone(&peer)]);
+        self.inner.submit(&peer, Content::Probe, None, false, &ticket);
+        let about = About { operation: OPERATION, peer: Some(peer), region: None, nbytes: 0 };
+        Transfer::pending(Arc::clone(&self.inner), about, ticket).wait(None)
+    }
+
+    /// Stops taking work, waits for what is under way until the timeout, fails
+    /// the rest with `Closed`, and frees everything. Idempotent, from any
+    /// thread.
+    pub fn close(&self, timeout: Duration) {
+        if self.inner.check_fork().is_err() {
+            return;
+        }
+        if self.inner.set_closed() {
+            self.inner.finish(timeout);
+        }
+        // A second caller waits for the first here.
+        let mut worker = lock(&self.worker);
+        if let Some(worker) = worker.take() {
+            if worker.thread().id() != std::thread::current().id() {
+                let _ = worker.join();
+            }
+        }
+    }
+
+    // ---- inside --------------------------------------------------------------------------------
+
+    #[inline]
+    fn check_source(&self, src: &Slice, operation: &'static str) -> Result<()> {
+        self.inner.check_open()?;
+        if !Arc::ptr_eq(&src.inner, &self.inner) {
+            let message = format!("region {} belongs to another engine; register the memory here", src.memory.id);
+            return Err(Error::invalid(message).during(operation));
+        }
+        if src.memory.is_closed() {
+            let mut error = Error::new(Code::Closed, format!("region {} is closed", src.memory.id)).during(operation);
+            error.context.region = Some(src.memory.id);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn write_extents(
+        &self,
+        operation: &'static str,
+        src: &Slice,
+        dst: &RemoteSlice,
+        extents: Extents,
+        count: u32,
+        options: WriteOptions,
+    ) -> Result<Transfer> {
+        let inner = &self.inner;
+        let imm = check_imm(options.imm, operation)?;
+        let nbytes = extents.nbytes();
+        if extents.num_extents() == 0 {
+            return Ok(self.done(About { operation, peer: None, region: Some(src.memory.id), nbytes: 0 }));
+        }
+        if let (Some(route), false) = (dst.shared.route(inner), options.verify) {
+            if route.peer.lost().is_none() {
+                if imm.is_some() {
+                    inner.check_counted(&route.peer)?;
+                }
+                let began_ns = inner.clock.now_ns();
+                let imm = imm.map(|imm| (imm, count));
+                let write = Inline { source: &src.memory, binding: &route.binding, extents: &extents, imm };
+                if let Some(result) = route.link.try_inline(&write) {
+                    if let (Err(_), Some((imm, _))) = (&result, imm) {
+                        route.peer.losses.note(imm);
+                    }
+                    let peer = Some(Arc::clone(&route.peer));
+                    let about = About { operation, peer, region: Some(src.memory.id), nbytes };
+                    return Ok(Transfer::ended(Arc::clone(inner), about, result, began_ns));
+                }
+            }
+        }
+        let peer = self.peer(&dst.shared.descriptor.address, operation, imm)?;
+        dst.shared.find_route(inner, &peer);
+        let ticket = inner.ticket(1, nbytes, options.timeout)?;
+        ticket.hold(Arc::clone(&src.memory));
+        inner.track(&ticket, imm, vec![Arc::clone(&peer)]);
+        let content = write_content(src, dst, extents);
+        inner.submit(&peer, content, imm.map(|imm| (imm, count)), options.verify, &ticket);
+        let about = About { operation, peer: Some(peer), region: Some(src.memory.id), nbytes };
+        Ok(Transfer::pending(Arc::clone(inner), about, ticket))
+    }
+
+    fn peer(&self, address: &Address, operation: &'static str, imm: Option<Imm>) -> Result<Arc<Peer>> {
+        if address.engine == self.inner.address.engine {
+            let message = "the destination is this engine itself; copy the bytes instead";
+            return Err(Error::invalid(message).during(operation));
+        }
+        let peer = self.inner.peer_at(address);
+        if let Some(why) = peer.lost() {
+            return Err(Error::from_failure(why, self.inner.context(operation, Some(&peer), None, 0)));
+        }
+        if imm.is_some() {
+            self.inner.check_counted(&peer)?;
+        }
+        Ok(peer)
+    }
+
+    fn done(&self, about: About) -> Transfer {
+        Transfer::ended(Arc::clone(&self.inner), about, Ok(()), self.inner.clock.now_ns())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.close(Duration::ZERO);
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Engine({})", self.inner.address)
+    }
+}
+
+impl Inner {
+    /// The end of an engine, once nothing new is taken.
+    fn finish(&self, timeout: Duration) {
+        self.watching.stop();
+        let is_idle = || {
+            self.sweep();
+            lock(&self.under_way).iter().all(|entry| entry.ticket.has_ended())
+        };
+        self.wait(Some(timeout), is_idle);
+        let left: Vec<Arc<Ticket>> = lock(&self.under_way).iter().map(|entry| Arc::clone(&entry.ticket)).collect();
+        for ticket in left {
+            ticket.fail(Failure::Closed);
+        }
+        for peer in self.peers() {
+            if peer.lost().is_none() && peer.tcp.has_control() {
+                for imm in peer.losses.take() {
+                    peer.tcp.send_control(Control::CountFailed { imm }.encode());
+                }
+                let speaks = peer.state().session.as_ref().is_some_and(|session| session.version >= 2);
+                if speaks {
+                    peer.tcp.send_control(Control::Goodbye.encode());
+                }
+            }
+        }
+        self.presence.stop();
+        self.wake_fd.notify();
+        self.presence.wake_worker();
+        for peer in self.peers() {
+            peer.set_lost(Failure::Closed);
+            for link in peer.links() {
+                link.close(&Failure::Closed);
+            }
+            peer.fail_waiting(&Failure::Closed);
+        }
+        for region in self.regions.all() {
+            region.close();
+            self.regions.remove(region.id);
+        }
+        self.counters.close_all();
+        self.messages.close();
+        self.doorbell.notify();
+    }
+}
+
+fn write_content(src: &Slice, dst: &RemoteSlice, extents: Extents) -> Content {
+    let descriptor = &dst.shared.descriptor;
+    Content::Write {
+        source: Arc::clone(&src.memory),
+        region: descriptor.region,
+        key: descriptor.key,
+        nbytes: descriptor.nbytes,
+        extents,
+    }
+}
+
+pub(crate) fn check_pages(src: &Slice, src_pages: PageList, dst: &RemoteSlice, dst_pages: PageList) -> Result<Extents> {
+    let invalid =
+        |what: &str, error: anyfabric_plan::PageError| Error::invalid(format!("{what}: {error}")).during("write_pages");
+    src_pages.check_alike(&dst_pages).map_err(|error| invalid("page lists", error))?;
+    src_pages.check(src.nbytes).map_err(|error| invalid("source pages", error))?;
+    dst_pages.check(dst.nbytes).map_err(|error| invalid("destination pages", error))?;
+    Ok(Extents::pages(src_pages, dst_pages))
+}
+
+pub(crate) fn check_imm(imm: Option<u32>, operation: &'static str) -> Result<Option<Imm>> {
+    match imm {
+        None => Ok(None),
+        Some(value) => Imm::new(value).map(Some).ok_or_else(|| {
+            Error::invalid(format!("imm {value} does not fit 30 bits (at most {})", Imm::COUNT - 1)).during(operation)
+        }),
+    }
+}

@@ -1,0 +1,443 @@
+//! What an engine says of itself: paths, statistics, regions.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyfabric_transports::{Backing, Histogram, NicStats};
+use anyfabric_wire::handshake::Host;
+use anyfabric_wire::Address;
+use serde::Serialize;
+
+use crate::inner::Inner;
+use crate::peer::{Peer, Phase};
+use crate::{Config, Engine};
+
+/// Which way to a peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct PathInfo {
+    /// Name of the transport, `"none"` when there is no path.
+    pub transport: String,
+    /// How its bytes move, per NIC.
+    pub nics: Vec<String>,
+    /// `new`, `connecting`, `ready`, `degraded` or `lost`.
+    pub state: String,
+    /// Why no faster transport is used, or what is wrong.
+    pub reason: String,
+}
+
+/// What went over an engine's paths since its start.
+#[derive(Debug, Clone, Serialize)]
+pub struct EngineStats {
+    /// By printed address.
+    pub peers: std::collections::BTreeMap<String, PeerUse>,
+    /// Unread messages.
+    pub messages: MessageStats,
+}
+
+/// The receive queue.
+#[derive(Debug, Clone, Serialize)]
+pub struct MessageStats {
+    /// Messages that nobody has taken.
+    pub queued: usize,
+    /// Messages that were refused for want of room: none is ever dropped silently.
+    pub dropped: u64,
+}
+
+/// What went to one peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct PeerUse {
+    /// Name of the transport.
+    pub transport: String,
+    /// Payload bytes sent.
+    pub bytes: u64,
+    /// Operations sent.
+    pub operations: u64,
+    /// Operations that failed.
+    pub errors: u64,
+    /// Times that an operation waited for room.
+    pub retries: u64,
+    /// By NIC.
+    pub nics: std::collections::BTreeMap<String, NicUse>,
+    /// From submission to end.
+    pub latency_us: LatencyStats,
+}
+
+/// What went over one NIC.
+#[derive(Debug, Clone, Serialize)]
+pub struct NicUse {
+    /// Payload bytes sent.
+    pub bytes: u64,
+    /// Operations, or parts of them, sent.
+    pub operations: u64,
+    /// Operations that failed.
+    pub errors: u64,
+    /// Times that an operation waited for room.
+    pub retries: u64,
+    /// From submission to end.
+    pub latency_us: LatencyStats,
+}
+
+/// Latencies in microseconds; upper bounds of histogram buckets.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct LatencyStats {
+    /// Number of latencies.
+    pub count: u64,
+    /// Median.
+    pub p50: f64,
+    /// 99 in 100 are not longer.
+    pub p99: f64,
+    /// 999 in 1000 are not longer.
+    pub p999: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+/// What an engine has.
+#[derive(Debug, Clone, Serialize)]
+pub struct EngineInfo {
+    /// Printed address.
+    pub address: String,
+    /// Its incarnation.
+    pub incarnation: String,
+    /// Devices and the NICs that serve them.
+    pub devices: Vec<DeviceInfo>,
+    /// Transports, best first.
+    pub transports: Vec<TransportInfo>,
+    /// Peers that it has talked to.
+    pub peers: Vec<PeerInfo>,
+    /// Open regions.
+    pub regions: Vec<RegionInfo>,
+    /// Bytes that a lost or slow writer might still touch.
+    pub quarantine: Vec<Quarantined>,
+    /// Bounds.
+    pub limits: std::collections::BTreeMap<String, u64>,
+}
+
+/// One device.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeviceInfo {
+    /// Its name.
+    pub name: String,
+    /// The NICs that serve it.
+    pub nics: Vec<String>,
+}
+
+/// One transport.
+#[derive(Debug, Clone, Serialize)]
+pub struct TransportInfo {
+    /// Its name.
+    pub name: String,
+    /// Whether this engine can use it.
+    pub available: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// Its NICs.
+    pub nics: Vec<NicInfo>,
+    /// What it can do, as data.
+    pub abilities: std::collections::BTreeMap<String, String>,
+}
+
+/// One NIC.
+#[derive(Debug, Clone, Serialize)]
+pub struct NicInfo {
+    /// Its name.
+    pub name: String,
+    /// `up` or `down`.
+    pub state: String,
+    /// Link speed in Gbit/s, where known.
+    pub gbps: Option<f64>,
+}
+
+/// One peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct PeerInfo {
+    /// Printed address.
+    pub address: String,
+    /// Name of the transport.
+    pub transport: String,
+    /// As in [`PathInfo`].
+    pub state: String,
+    /// As in [`PathInfo`].
+    pub reason: String,
+    /// How the peer's own memory is written on the same host.
+    pub foreign_memory: Option<String>,
+}
+
+/// One region.
+#[derive(Debug, Clone, Serialize)]
+pub struct RegionInfo {
+    /// Its number.
+    pub id: u64,
+    /// Its length.
+    pub nbytes: u64,
+    /// `allocated` or `registered`.
+    pub kind: String,
+    /// Peers that can write without asking.
+    pub granted: usize,
+}
+
+/// Bytes that are kept because a writer might still touch them.
+#[derive(Debug, Clone, Serialize)]
+pub struct Quarantined {
+    /// The region's number.
+    pub region: u64,
+    /// First byte.
+    pub offset: u64,
+    /// How many.
+    pub nbytes: u64,
+    /// Who might.
+    pub peer: String,
+}
+
+impl Engine {
+    /// Which way to a peer, and why not a faster one.
+    pub fn path(&self, address: &Address) -> PathInfo {
+        self.inner.find_peer(address.engine).map_or_else(
+            || PathInfo { transport: "none".into(), nics: Vec::new(), state: "new".into(), reason: String::new() },
+            |peer| self.inner.path_of(&peer),
+        )
+    }
+
+    /// What went over every path since the start.
+    pub fn stats(&self) -> EngineStats {
+        let peers = self.inner.peers();
+        let peers = peers.iter().filter_map(|peer| Some((peer.address.to_string(), peer_use(peer)?))).collect();
+        EngineStats { peers, messages: MessageStats { queued: self.inner.messages.len(), dropped: 0 } }
+    }
+
+    /// What the engine has.
+    pub fn info(&self) -> EngineInfo {
+        self.inner.info()
+    }
+
+    /// Takes the lines for the log, with levels as in Python's logging.
+    pub fn take_log(&self) -> Vec<(u8, String)> {
+        self.inner.take_log()
+    }
+
+    /// Runs `on_log` whenever `take_log` has something new.
+    pub fn on_log(&self, on_log: Box<dyn Fn() + Send>) {
+        self.inner.on_log(on_log);
+    }
+}
+
+impl Inner {
+    fn path_of(&self, peer: &Peer) -> PathInfo {
+        let (phase, reason) = {
+            let state = peer.state();
+            (state.phase, state.reason.clone())
+        };
+        let nics = peer.link().map_or_else(Vec::new, |link| vec![link.manner()]);
+        let degraded =
+            peer.link().is_some_and(|link| link.transport() == "tcp" && !peer.tcp.missing_lanes().is_empty());
+        let state = match phase {
+            Phase::Idle => "new",
+            Phase::Calling | Phase::Expecting { .. } | Phase::Joining { .. } => "connecting",
+            Phase::Broken { .. } => "degraded",
+            Phase::Up if degraded => "degraded",
+            Phase::Up => "ready",
+            Phase::Lost => "lost",
+        };
+        let reason = peer.lost().map_or(reason, ToString::to_string);
+        let transport = peer.link().map_or("none", |link| link.transport()).to_owned();
+        PathInfo { transport, nics, state: state.into(), reason }
+    }
+
+    fn info(&self) -> EngineInfo {
+        let peers = self.peers();
+        let regions = self.regions.all();
+        let mut quarantine = Vec::new();
+        for region in regions.iter().chain(&self.revokes.quarantined()) {
+            for idx in region.granted_to() {
+                let Some(peer) = peers.get(idx as usize) else { continue };
+                if region.is_closed() || peer.lost().is_some() {
+                    let (region, nbytes) = (region.id, region.nbytes());
+                    quarantine.push(Quarantined { region, offset: 0, nbytes, peer: peer.address.to_string() });
+                }
+            }
+        }
+        let limits = [
+            ("queue_depth", self.config.queue_depth as u64),
+            ("max_message_bytes", self.config.max_message_bytes.into()),
+            ("early_imms_per_peer", crate::counter::MAX_EARLY.into()),
+            ("tcp_streams", self.config.tcp_streams as u64),
+        ];
+        EngineInfo {
+            address: self.address.to_string(),
+            incarnation: self.address.engine.to_string(),
+            devices: vec![DeviceInfo { name: "cpu".into(), nics: vec!["shm".into(), "tcp".into()] }],
+            transports: transports(&self.config),
+            peers: peers.iter().map(|peer| self.peer_info(peer)).collect(),
+            regions: regions
+                .iter()
+                .map(|region| RegionInfo {
+                    id: region.id,
+                    nbytes: region.nbytes(),
+                    kind: match region.backing() {
+                        Backing::Memfd { .. } => "allocated".into(),
+                        Backing::Foreign { .. } => "registered".into(),
+                    },
+                    granted: region.granted_to().len(),
+                })
+                .collect(),
+            quarantine,
+            limits: limits.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        }
+    }
+
+    fn peer_info(&self, peer: &Peer) -> PeerInfo {
+        let PathInfo { transport, state, reason, .. } = self.path_of(peer);
+        let foreign_memory = peer.shm().map(|shm| {
+            if anyfabric_transports::Link::manner(&**shm).contains("bounce") {
+                "bounce".into()
+            } else {
+                "process_vm_writev".into()
+            }
+        });
+        PeerInfo { address: peer.address.to_string(), transport, state, reason, foreign_memory }
+    }
+}
+
+/// Where a listener is reached: what it is bound to, or every address of this
+/// machine when it is bound to all.
+pub(crate) fn reachable(bound: SocketAddr) -> Vec<SocketAddr> {
+    if !bound.ip().is_unspecified() {
+        return vec![bound];
+    }
+    let mut sockets: Vec<SocketAddr> = interface_addresses()
+        .into_iter()
+        .filter(|ip| !ip.is_loopback() && (bound.is_ipv6() || ip.is_ipv4()))
+        .map(|ip| SocketAddr::new(ip, bound.port()))
+        .collect();
+    sockets.truncate(Address::MAX_SOCKETS - 1);
+    // Last: other hosts would reach themselves by it, and find another engine or none.
+    sockets.push(SocketAddr::new([127, 0, 0, 1].into(), bound.port()));
+    sockets
+}
+
+/// This machine, for the question whether two engines share one.
+pub(crate) fn this_host() -> Host {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let mut boot_id = [0; 16];
+    let digits: String = read("/proc/sys/kernel/random/boot_id").chars().filter(char::is_ascii_hexdigit).collect();
+    for (byte, pair) in boot_id.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
+        *byte = std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()).unwrap_or(0);
+    }
+    let name: String = read("/proc/sys/kernel/hostname").trim().chars().take(64).collect();
+    Host { boot_id, pid: std::process::id(), name }
+}
+
+fn interface_addresses() -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: getifaddrs fills `list`, which is walked while it lives and freed once.
+    unsafe {
+        if libc::getifaddrs(&raw mut list) != 0 {
+            return addresses;
+        }
+        let mut at = list;
+        while let Some(entry) = at.as_ref() {
+            at = entry.ifa_next;
+            let up = entry.ifa_flags & libc::IFF_UP as u32 != 0;
+            match entry.ifa_addr.as_ref() {
+                Some(address) if up && i32::from(address.sa_family) == libc::AF_INET => {
+                    let address = &*entry.ifa_addr.cast::<libc::sockaddr_in>();
+                    addresses.push(IpAddr::from(address.sin_addr.s_addr.to_ne_bytes()));
+                }
+                Some(address) if up && i32::from(address.sa_family) == libc::AF_INET6 => {
+                    let address = &*entry.ifa_addr.cast::<libc::sockaddr_in6>();
+                    let ip = std::net::Ipv6Addr::from(address.sin6_addr.s6_addr);
+                    // Link-local addresses need a scope that the other side does not know.
+                    if !ip.is_unicast_link_local() {
+                        addresses.push(IpAddr::from(ip));
+                    }
+                }
+                _ => {}
+            }
+        }
+        libc::freeifaddrs(list);
+    }
+    addresses
+}
+
+fn transports(config: &Config) -> Vec<TransportInfo> {
+    let enabled = |name: &str| config.transports.iter().any(|enabled| enabled == name);
+    let reason = |name: &str| match &config.require {
+        Some(required) if required != name => Some(format!("{required} is required")),
+        _ => (!enabled(name)).then(|| "not enabled by `transports`".to_owned()),
+    };
+    let up = |name: &str| NicInfo { name: name.to_owned(), state: "up".into(), gbps: None };
+    let abilities =
+        |list: &[(&str, &str)]| list.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let streams: Vec<NicInfo> = (1..=config.tcp_streams).map(|idx| up(&format!("stream{idx}"))).collect();
+    let foreign = if config.isolate { "bounce" } else { "process_vm_writev, bounce where it is not allowed" };
+    let absent = |name: &str, reason: &str| TransportInfo {
+        name: name.into(),
+        available: false,
+        reason: Some(reason.into()),
+        nics: Vec::new(),
+        abilities: abilities(&[]),
+    };
+    vec![
+        absent("nvlink", "not in this build"),
+        absent("verbs", "not in this build"),
+        absent("libfabric", "not in this build"),
+        TransportInfo {
+            name: "shm".into(),
+            available: reason("shm").is_none(),
+            reason: reason("shm"),
+            nics: vec![up("memory")],
+            abilities: abilities(&[("foreign_memory", foreign), ("same_host", "true")]),
+        },
+        TransportInfo {
+            name: "tcp".into(),
+            available: reason("tcp").is_none(),
+            reason: reason("tcp"),
+            nics: streams,
+            abilities: abilities(&[("same_host", "false"), ("encrypted", "false")]),
+        },
+    ]
+}
+
+fn peer_use(peer: &Peer) -> Option<PeerUse> {
+    let link = peer.link()?;
+    let stats = link.stats().nics();
+    let name = |idx: usize| match (link.transport(), idx) {
+        ("shm", _) => "memory".to_owned(),
+        (_, 0) => "control".to_owned(),
+        (_, idx) => format!("stream{idx}"),
+    };
+    let sum = |pick: fn(&NicStats) -> u64| stats.iter().map(pick).sum();
+    let total = Histogram::default();
+    stats.iter().for_each(|nic| total.merge(&nic.latency));
+    Some(PeerUse {
+        transport: link.transport().into(),
+        bytes: sum(|nic| nic.bytes.load(Relaxed)),
+        operations: sum(|nic| nic.operations.load(Relaxed)),
+        errors: sum(|nic| nic.errors.load(Relaxed)),
+        retries: sum(|nic| nic.retries.load(Relaxed)),
+        nics: stats.iter().enumerate().map(|(idx, nic)| (name(idx), nic_use(nic))).collect(),
+        latency_us: latency(&total),
+    })
+}
+
+fn nic_use(nic: &NicStats) -> NicUse {
+    NicUse {
+        bytes: nic.bytes.load(Relaxed),
+        operations: nic.operations.load(Relaxed),
+        errors: nic.errors.load(Relaxed),
+        retries: nic.retries.load(Relaxed),
+        latency_us: latency(&nic.latency),
+    }
+}
+
+fn latency(histogram: &Histogram) -> LatencyStats {
+    let us = |ns: u64| ns as f64 / 1e3;
+    LatencyStats {
+        count: histogram.count(),
+        p50: us(histogram.quantile_ns(0.5)),
+        p99: us(histogram.quantile_ns(0.99)),
+        p999: us(histogram.quantile_ns(0.999)),
+        max: us(histogram.max_ns()),
+    }
+}

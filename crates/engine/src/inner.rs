@@ -1,0 +1,490 @@
+//! What the handles of an engine share.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyfabric_transports::sys::{self, fork_generation, EventFd, Fd, Interest, Mapping, Poller};
+use anyfabric_transports::tcp::TcpLink;
+use anyfabric_transports::{Clock, Doorbell, Failure, PeerIdx, Region, RegionTable, Sink, Ticket};
+use anyfabric_wire::handshake::Host;
+use anyfabric_wire::{Address, Control, EngineId, Imm, Refusal};
+
+use crate::counter::{Counters, MAX_EARLY};
+use crate::driver::{Driver, LISTENER, LOCAL_LISTENER, WAKE};
+use crate::meet::random;
+use crate::messages::{Message, Messages};
+use crate::peer::{Content, Peer, Phase, Submission};
+use crate::revoke::Revokes;
+use crate::wait::Presence;
+use crate::watcher::Watching;
+use crate::{Code, Config, Context, Error, QueueFull, Result};
+
+/// An engine, as its handles, its worker and its links see it.
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) secret: Arc<[u8]>,
+    pub(crate) clock: Clock,
+    pub(crate) address: Address,
+    pub(crate) host: Host,
+    pub(crate) doorbell: Arc<Doorbell>,
+    pub(crate) doorbell_fd: Arc<Fd>,
+    pub(crate) poller: Arc<Poller>,
+    pub(crate) wake_fd: EventFd,
+    /// Peers read it to learn whether they may touch our memory.
+    pub(crate) probe: Box<u64>,
+    pub(crate) regions: Arc<RegionTable>,
+    pub(crate) counters: Counters,
+    pub(crate) messages: Messages,
+    pub(crate) presence: Presence,
+    pub(crate) driver: Mutex<Driver>,
+    pub(crate) revokes: Revokes,
+    pub(crate) watching: Watching,
+    pub(crate) under_way: Mutex<Vec<UnderWay>>,
+    pub(crate) num_under_way: AtomicUsize,
+    generation: u32,
+    peers: RwLock<Peers>,
+    events: Mutex<VecDeque<Event>>,
+    has_events: AtomicBool,
+    log: Mutex<EventLog>,
+    next_op: AtomicU64,
+    next_region: AtomicU64,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Peers {
+    by_engine: HashMap<EngineId, Arc<Peer>>,
+    by_idx: Vec<Arc<Peer>>,
+}
+
+/// A ticket whose deadline is watched.
+pub(crate) struct UnderWay {
+    pub(crate) ticket: Arc<Ticket>,
+    pub(crate) imm: Option<Imm>,
+    pub(crate) peers: Vec<Arc<Peer>>,
+}
+
+/// What links report and handles ask for; handled by the driver between turns.
+pub(crate) enum Event {
+    Call(PeerIdx),
+    Control(PeerIdx, Vec<u8>),
+    Broken(PeerIdx, u8, String),
+    Exited(PeerIdx),
+    EarlyFull(PeerIdx),
+}
+
+#[derive(Default)]
+struct EventLog {
+    lines: VecDeque<(u8, String)>,
+    waiters: Vec<Box<dyn Fn() + Send>>,
+}
+
+impl Inner {
+    pub(crate) fn new(config: Config) -> Result<Self> {
+        validate(&config)?;
+        let system = |what: &'static str| move |error: std::io::Error| Error::system(what, &error).during("start");
+        let id = EngineId(random().map_err(system("random numbers"))?);
+        let listener = TcpListener::bind(&config.listen)
+            .map_err(|error| Error::system(&format!("cannot listen on {}", config.listen), &error).during("start"))?;
+        listener.set_nonblocking(true).map_err(system("the listener"))?;
+        let bound = listener.local_addr().map_err(system("the listener"))?;
+        let local_listener = sys::abstract_listener(&local_name(id)).map_err(system("the Unix socket"))?;
+        let poller = Arc::new(Poller::new().map_err(system("epoll"))?);
+        let wake_fd = EventFd::new().map_err(system("an eventfd"))?;
+        let listener = Fd::new(listener);
+        poller.add(&wake_fd, WAKE, Interest::Read).map_err(system("epoll"))?;
+        poller.add(&listener, LISTENER, Interest::Read).map_err(system("epoll"))?;
+        poller.add(&local_listener, LOCAL_LISTENER, Interest::Read).map_err(system("epoll"))?;
+        let doorbell_fd = sys::memfd(c"anyfabric-doorbell", Doorbell::BYTES).map_err(system("the doorbell"))?;
+        let mapping = Mapping::shared(&doorbell_fd, Doorbell::BYTES, true).map_err(system("the doorbell"))?;
+        let doorbell = Arc::new(Doorbell::new(mapping));
+        let probe = u64::from_le_bytes(random().map_err(system("random numbers"))?);
+        Ok(Self {
+            secret: config.secret.clone().unwrap_or_default().into(),
+            clock: Clock::Real,
+            address: Address { engine: id, sockets: crate::info::reachable(bound) },
+            host: crate::info::this_host(),
+            counters: Counters::new(Arc::clone(&doorbell)),
+            doorbell,
+            doorbell_fd: Arc::new(doorbell_fd),
+            poller,
+            wake_fd,
+            probe: Box::new(probe),
+            regions: Arc::default(),
+            messages: Messages::default(),
+            presence: Presence::default(),
+            driver: Mutex::new(Driver::new(listener, local_listener)),
+            revokes: Revokes::default(),
+            watching: Watching::default(),
+            under_way: Mutex::default(),
+            num_under_way: AtomicUsize::new(0),
+            generation: fork_generation(),
+            peers: RwLock::default(),
+            events: Mutex::default(),
+            has_events: AtomicBool::new(false),
+            log: Mutex::default(),
+            next_op: AtomicU64::new(1),
+            // Region 0 is none.
+            next_region: AtomicU64::new(1),
+            closed: AtomicBool::new(false),
+            config,
+        })
+    }
+
+    // ---- state ---------------------------------------------------------------------------------
+
+    /// Whether this process made the engine.
+    #[inline]
+    pub(crate) fn check_fork(&self) -> Result<()> {
+        if self.generation == fork_generation() {
+            return Ok(());
+        }
+        let message = "the engine belongs to the parent process; make one after fork()";
+        Err(Error::new(Code::EngineForked, message))
+    }
+
+    #[inline]
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.check_fork()?;
+        if self.is_closed() {
+            return Err(Error::new(Code::Closed, "the engine is closed"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        // ORDERING: what comes late is failed by `close` itself.
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// True the first time.
+    pub(crate) fn set_closed(&self) -> bool {
+        !self.closed.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn next_region_id(&self) -> u64 {
+        // ORDERING: a number of its own, no more.
+        self.next_region.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn next_op_id(&self) -> u64 {
+        // ORDERING: as above.
+        self.next_op.fetch_add(1, Ordering::Relaxed)
+    }
+
+    // ---- peers ---------------------------------------------------------------------------------
+
+    pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).by_idx.clone()
+    }
+
+    pub(crate) fn num_peers(&self) -> usize {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).by_idx.len()
+    }
+
+    pub(crate) fn peer(&self, idx: PeerIdx) -> Option<Arc<Peer>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).by_idx.get(idx as usize).cloned()
+    }
+
+    pub(crate) fn find_peer(&self, engine: EngineId) -> Option<Arc<Peer>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).by_engine.get(&engine).cloned()
+    }
+
+    /// The peer at that address, known or new.
+    pub(crate) fn peer_at(&self, address: &Address) -> Arc<Peer> {
+        if let Some(peer) = self.find_peer(address.engine) {
+            return peer;
+        }
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        let Peers { by_engine, by_idx } = &mut *peers;
+        let peer = by_engine.entry(address.engine).or_insert_with(|| {
+            let idx = by_idx.len() as PeerIdx;
+            let (streams, limit) = (self.config.tcp_streams, self.config.max_message_bytes);
+            let tcp = TcpLink::new(idx, Arc::clone(&self.regions), limit, streams, self.clock.clone());
+            let peer = Arc::new(Peer::new(idx, address.clone(), tcp, self.clock.now_ns()));
+            by_idx.push(Arc::clone(&peer));
+            peer
+        });
+        Arc::clone(peer)
+    }
+
+    /// Makes sure that a path is there or under way.
+    pub(crate) fn prepare(&self, peer: &Peer) {
+        if peer.phase() == Phase::Idle {
+            self.push_event(Event::Call(peer.idx));
+            self.wake();
+        }
+    }
+
+    // ---- submissions ---------------------------------------------------------------------------
+
+    /// A ticket for an operation, once there is room for it.
+    pub(crate) fn ticket(&self, num_parts: u32, nbytes: u64, timeout: Option<Duration>) -> Result<Arc<Ticket>> {
+        let timeout = timeout.unwrap_or(self.config.timeout);
+        let deadline_ns = self.clock.now_ns().saturating_add(nanos(timeout));
+        let depth = self.config.queue_depth;
+        // ORDERING: a bound for people; off by one now and then.
+        if self.num_under_way.load(Ordering::Relaxed) >= depth {
+            self.sweep();
+            let has_room = || {
+                self.num_under_way.load(Ordering::Relaxed) < depth || {
+                    self.sweep();
+                    self.num_under_way.load(Ordering::Relaxed) < depth || self.is_closed()
+                }
+            };
+            let waits = self.config.queue_full == QueueFull::Block;
+            if !has_room() && !(waits && self.wait(Some(timeout), has_room)) {
+                let message = format!("{depth} operations are under way, as many as `queue_depth` allows");
+                return Err(Error::new(Code::QueueFull, message));
+            }
+        }
+        let (doorbell, clock) = (Arc::clone(&self.doorbell), self.clock.clone());
+        Ok(Arc::new(Ticket::new(doorbell, clock, num_parts, nbytes, deadline_ns)))
+    }
+
+    /// Watches a ticket's deadline from now on.
+    pub(crate) fn track(&self, ticket: &Arc<Ticket>, imm: Option<Imm>, peers: Vec<Arc<Peer>>) {
+        let mut under_way = lock(&self.under_way);
+        under_way.push(UnderWay { ticket: Arc::clone(ticket), imm, peers });
+        // ORDERING: under the lock.
+        self.num_under_way.store(under_way.len(), Ordering::Relaxed);
+    }
+
+    /// Forgets tickets that have quiesced.
+    pub(crate) fn sweep(&self) {
+        let mut under_way = lock(&self.under_way);
+        under_way.retain(|entry| !entry.ticket.has_quiesced());
+        // ORDERING: under the lock.
+        self.num_under_way.store(under_way.len(), Ordering::Relaxed);
+    }
+
+    /// Sends an operation on its way.
+    pub(crate) fn submit(
+        &self,
+        peer: &Arc<Peer>,
+        content: Content,
+        imm: Option<(Imm, u32)>,
+        verify: bool,
+        ticket: &Arc<Ticket>,
+    ) {
+        let submission = Submission { id: self.next_op_id(), content, imm, verify, ticket: Arc::clone(ticket) };
+        if let Some(submission) = peer.dispatch(submission) {
+            peer.push_waiting(submission);
+            self.prepare(peer);
+        }
+        self.wake();
+    }
+
+    /// Whether a counted operation may go to this peer.
+    ///
+    /// # Errors
+    /// `ResourceExhausted`, once for every notice of the peer's.
+    pub(crate) fn check_counted(&self, peer: &Peer) -> Result<()> {
+        // ORDERING: a notice; it comes late in any case.
+        if peer.refuses_early.load(Ordering::Relaxed) {
+            let message = format!(
+                "the peer {} keeps {MAX_EARLY} immediates that it has opened no counter for, and takes no more; \
+                 open the counters there, or use fewer immediates",
+                peer.address
+            );
+            let mut error = Error::new(Code::ResourceExhausted, message);
+            error.context.peer = Some(peer.address.to_string());
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn context(
+        &self,
+        operation: &'static str,
+        peer: Option<&Peer>,
+        region: Option<u64>,
+        nbytes: u64,
+    ) -> Context {
+        Context {
+            operation: Some(operation),
+            peer: peer.map(|peer| peer.address.to_string()),
+            region,
+            nbytes: Some(nbytes),
+            path: peer.and_then(|peer| peer.link()).map(|link| link.transport()),
+        }
+    }
+
+    /// The owner of `imm` would like it back from its sources.
+    pub(crate) fn retire_imm(&self, imm: Imm, sources: Vec<EngineId>) {
+        for engine in sources {
+            match self.find_peer(engine) {
+                Some(peer) if peer.lost().is_none() && peer.tcp.has_control() => {
+                    peer.tcp.send_control(Control::RetireImm { imm }.encode());
+                }
+                // Never met or dead: nothing of it can be under way.
+                _ => self.counters.retired(imm, engine),
+            }
+        }
+    }
+
+    // ---- events and log ------------------------------------------------------------------------
+
+    pub(crate) fn push_event(&self, event: Event) {
+        lock(&self.events).push_back(event);
+        // ORDERING: a hint; the lock orders the rest.
+        self.has_events.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn take_event(&self) -> Option<Event> {
+        // ORDERING: see `push_event`.
+        if !self.has_events.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut events = lock(&self.events);
+        let event = events.pop_front();
+        if events.is_empty() {
+            self.has_events.store(false, Ordering::Release);
+        }
+        event
+    }
+
+    /// A line for the log: `level` as in Python's logging.
+    pub(crate) fn log(&self, level: u8, line: String) {
+        match level {
+            0..=10 => log::debug!("{line}"),
+            11..=20 => log::info!("{line}"),
+            21..=30 => log::warn!("{line}"),
+            _ => log::error!("{line}"),
+        }
+        let mut log = lock(&self.log);
+        if log.lines.len() >= MAX_LOG {
+            log.lines.pop_front();
+        }
+        log.lines.push_back((level, line));
+        for run in &log.waiters {
+            run();
+        }
+    }
+
+    pub(crate) fn take_log(&self) -> Vec<(u8, String)> {
+        lock(&self.log).lines.drain(..).collect()
+    }
+
+    pub(crate) fn on_log(&self, on_log: Box<dyn Fn() + Send>) {
+        let mut log = lock(&self.log);
+        if !log.lines.is_empty() {
+            on_log();
+        }
+        log.waiters.push(on_log);
+    }
+
+    // ---- loss ----------------------------------------------------------------------------------
+
+    /// Gives a peer up, for good.
+    pub(crate) fn lose(&self, peer: &Arc<Peer>, why: &str) {
+        let failure = Failure::PeerLost(why.to_owned());
+        if !peer.set_lost(failure.clone()) {
+            return;
+        }
+        peer.state().phase = Phase::Lost;
+        for link in peer.links() {
+            link.close(&failure);
+        }
+        peer.fail_waiting(&failure);
+        self.revokes.peer_lost(self, peer);
+        self.counters.peer_lost(peer.address.engine, &peer.address.to_string(), &failure);
+        self.log(30, format!("lost {}: {why}", peer.address));
+    }
+
+    /// The peer's process has exited: nothing of it touches our memory.
+    pub(crate) fn gone(&self, peer: &Peer) {
+        for region in self.regions.all().iter().chain(&self.revokes.quarantined()) {
+            region.released_by(peer.idx);
+        }
+        self.revokes.settle(self);
+    }
+
+    pub(crate) fn is_quarantined(&self, region: &Region) -> bool {
+        !region.granted_to().is_empty()
+    }
+}
+
+impl Sink for Inner {
+    fn arrived(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> std::result::Result<(), Refusal> {
+        let result = self.counters.add(peer, imm, quarters);
+        if result.is_err() {
+            self.push_event(Event::EarlyFull(peer));
+        }
+        result
+    }
+
+    fn message(&self, peer: PeerIdx, bytes: Vec<u8>) -> std::result::Result<(), Refusal> {
+        if bytes.len() > self.config.max_message_bytes as usize {
+            return Err(Refusal::TooLarge);
+        }
+        let source = self.peer(peer).ok_or(Refusal::Closing)?.address.clone();
+        self.messages.push(peer, Message { data: bytes, source })?;
+        self.doorbell.notify();
+        Ok(())
+    }
+
+    fn control(&self, peer: PeerIdx, _sequence: u64, bytes: &[u8]) {
+        self.push_event(Event::Control(peer, bytes.to_vec()));
+    }
+
+    fn heard(&self, peer: PeerIdx) {
+        if let Some(peer) = self.peer(peer) {
+            peer.heard(self.clock.now_ns());
+        }
+    }
+
+    fn broken(&self, peer: PeerIdx, channel: u8, why: &str) {
+        self.push_event(Event::Broken(peer, channel, why.to_owned()));
+    }
+
+    fn exited(&self, peer: PeerIdx) {
+        self.push_event(Event::Exited(peer));
+    }
+}
+
+/// Name of an engine's Unix socket.
+pub(crate) fn local_name(engine: EngineId) -> String {
+    format!("anyfabric/{engine}")
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn validate(config: &Config) -> Result<()> {
+    let fail = |message: String| Err(Error::invalid(message).during("start"));
+    for name in config.transports.iter().chain(&config.require) {
+        if !["shm", "tcp"].contains(&name.as_str()) {
+            return fail(format!("unknown transport {name:?}; this build has shm and tcp"));
+        }
+    }
+    if config.transports.is_empty() {
+        return fail("no transport is left; give at least one of shm and tcp".into());
+    }
+    if let Some(required) = &config.require {
+        if !config.transports.contains(required) {
+            return fail(format!("`require` is {required:?}, but `transports` are {:?}", config.transports));
+        }
+    }
+    if !(1..=TcpLink::MAX_STREAMS).contains(&config.tcp_streams) {
+        return fail(format!("tcp_streams is {}, expected 1 to {}", config.tcp_streams, TcpLink::MAX_STREAMS));
+    }
+    if config.queue_depth == 0 || config.heartbeats_lost == 0 || config.heartbeat.is_zero() {
+        return fail("queue_depth, heartbeats_lost and heartbeat must not be zero".into());
+    }
+    if config.max_message_bytes > Config::MAX_MESSAGE_BYTES {
+        let limit = Config::MAX_MESSAGE_BYTES;
+        return fail(format!("max_message_bytes is {}, at most {limit}", config.max_message_bytes));
+    }
+    Ok(())
+}
+
+const MAX_LOG: usize = 1024;

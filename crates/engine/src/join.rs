@@ -1,0 +1,170 @@
+//! Meeting on the Unix socket: two engines of one host exchange rings and
+//! doorbells, and find out whether they may write to each other's memory.
+//!
+//! Same host means the same boot id and that this worked, nothing else: two
+//! containers with different network namespaces, users or pid namespaces fail
+//! here and use tcp, and the path says why.
+
+use std::sync::Arc;
+
+use anyfabric_transports::shm::{ring, ring_memory, LocalChannel, ShmLink, ShmOptions};
+use anyfabric_transports::sys::{self, Fd, Interest, Mapping};
+use anyfabric_transports::Doorbell;
+use anyfabric_wire::Local;
+
+use crate::driver::{join_token, link_token, Driver, HANDSHAKE};
+use crate::inner::{local_name, nanos, Inner};
+use crate::peer::{Peer, Phase};
+
+/// A Unix socket whose ends do not know each other yet.
+pub(crate) struct Join {
+    channel: LocalChannel,
+    /// Our ring to the peer and the peer; `None` on the listening side.
+    caller: Option<(Arc<Peer>, Arc<Mapping>)>,
+    pub(crate) deadline_ns: u64,
+}
+
+impl Inner {
+    pub(crate) fn start_join(&self, driver: &mut Driver, peer: &Arc<Peer>, token: [u8; 16]) {
+        let result = sys::connect_local(&local_name(peer.address.engine)).and_then(|socket| {
+            let (ring_fd, ring) = ring_memory()?;
+            let join = Local::Join { engine: self.address.engine, token, probe: self.probe_word() };
+            let fds = [&ring_fd, &*self.doorbell_fd].map(std::os::fd::AsRawFd::as_raw_fd);
+            sys::send_with_fds(&socket, &join.encode(), &fds)?;
+            Ok((socket, ring))
+        });
+        match result {
+            Ok((socket, ring)) => self.add_join(driver, socket, Some((Arc::clone(peer), ring))),
+            Err(error) => {
+                let why = match error.kind() {
+                    std::io::ErrorKind::ConnectionRefused => "its Unix socket is not in this network namespace".into(),
+                    _ => format!("no Unix socket to it: {error}"),
+                };
+                self.settle_path(peer, Some(why));
+            }
+        }
+    }
+
+    pub(crate) fn accept_join(&self, driver: &mut Driver, socket: Fd) {
+        self.add_join(driver, socket, None);
+    }
+
+    fn add_join(&self, driver: &mut Driver, socket: Fd, caller: Option<(Arc<Peer>, Arc<Mapping>)>) {
+        let id = driver.next_id();
+        let deadline_ns = self.clock.now_ns() + nanos(HANDSHAKE) / 2;
+        if self.poller.add(&socket, join_token(id), Interest::Read).is_ok() {
+            driver.joins.insert(id, Join { channel: LocalChannel::new(socket), caller, deadline_ns });
+        }
+    }
+
+    pub(crate) fn step_join(&self, driver: &mut Driver, id: u32) {
+        let Some(join) = driver.joins.get(&id) else { return };
+        match join.channel.receive() {
+            Ok(None) => {}
+            Ok(Some((message, fds))) => {
+                let Some(join) = driver.joins.remove(&id) else { return };
+                self.poller.remove(join.channel.socket());
+                if let Err((peer, why)) = self.joined(join, message, fds) {
+                    if let Some(peer) = peer {
+                        self.settle_path(&peer, Some(why));
+                    }
+                }
+            }
+            Err(error) => self.join_failed(driver, id, &format!("its Unix socket: {error}")),
+        }
+    }
+
+    pub(crate) fn join_failed(&self, driver: &mut Driver, id: u32, why: &str) {
+        let Some(join) = driver.joins.remove(&id) else { return };
+        if let Some((peer, _)) = join.caller {
+            self.settle_path(&peer, Some(why.to_owned()));
+        }
+    }
+
+    fn joined(&self, join: Join, message: Local, mut fds: Vec<Fd>) -> Result<(), (Option<Arc<Peer>>, String)> {
+        let caller = join.caller.as_ref().map(|(peer, _)| Arc::clone(peer));
+        let (peer, probe, peer_writes_foreign) = match (message, &caller) {
+            (Local::Join { engine, token, probe }, None) => {
+                let peer = self.find_peer(engine).filter(|peer| {
+                    let state = peer.state();
+                    matches!(state.phase, Phase::Joining { .. })
+                        && state.session.as_ref().is_some_and(|session| session.token == token)
+                });
+                (peer.ok_or((None, "not expected".to_owned()))?, probe, None)
+            }
+            (Local::Joined { probe, foreign }, Some(peer)) => (Arc::clone(peer), probe, Some(foreign)),
+            _ => return Err((caller, "it sent something else than it should".into())),
+        };
+        if fds.len() != 2 {
+            return Err((Some(peer), format!("{} descriptors came, expected 2", fds.len())));
+        }
+        let (doorbell_fd, ring_fd) = (fds.remove(1), fds.remove(0));
+        let failed = |what: &str, error: std::io::Error| (Some(Arc::clone(&peer)), format!("{what}: {error}"));
+        let credentials =
+            sys::peer_credentials(join.channel.socket()).map_err(|error| failed("its credentials", error))?;
+        // SAFETY: geteuid cannot fail.
+        if credentials.uid != unsafe { libc::geteuid() } {
+            return Err((Some(peer), format!("it runs as another user ({})", credentials.uid)));
+        }
+        let pid_fd = sys::pid_fd(credentials.pid)
+            .map_err(|error| failed("its process is not visible here (another pid namespace?)", error))?;
+        let incoming = map_received(&ring_fd, ring::BYTES).map_err(|error| failed("its ring", error))?;
+        let doorbell = map_received(&doorbell_fd, Doorbell::BYTES).map_err(|error| failed("its doorbell", error))?;
+        let foreign = !self.config.isolate && self.may_write(credentials.pid, probe);
+        let outgoing = match join.caller {
+            Some((_, ring)) => ring,
+            None => {
+                let (fd, ring) = ring_memory().map_err(|error| failed("no memory for a ring", error))?;
+                let joined = Local::Joined { probe: self.probe_word(), foreign };
+                let fds = [&fd, &*self.doorbell_fd].map(std::os::fd::AsRawFd::as_raw_fd);
+                sys::send_with_fds(join.channel.socket(), &joined.encode(), &fds)
+                    .map_err(|error| failed("its Unix socket", error))?;
+                ring
+            }
+        };
+        let link = Arc::new(ShmLink::new(ShmOptions {
+            peer: peer.idx,
+            pid: credentials.pid,
+            pid_fd,
+            channel: join.channel,
+            outgoing,
+            incoming: Arc::new(incoming),
+            doorbell: Doorbell::new(doorbell),
+            regions: Arc::clone(&self.regions),
+            isolate: self.config.isolate,
+            peer_writes_foreign,
+        }));
+        self.use_link(&peer, link, caller.is_some().then_some(foreign))
+            .map_err(|error| failed("watching its Unix socket", error))
+    }
+
+    fn use_link(&self, peer: &Arc<Peer>, link: Arc<ShmLink>, tell: Option<bool>) -> std::io::Result<()> {
+        self.poller.add(link.socket(), link_token(peer.idx, ShmLink::LOCAL), Interest::Read)?;
+        self.poller.add(link.process(), link_token(peer.idx, ShmLink::PROCESS), Interest::Read)?;
+        if let Some(foreign) = tell {
+            link.tell_probed(foreign).map_err(|error| std::io::Error::other(error.to_string()))?;
+        }
+        if self.config.require.as_deref().is_none_or(|required| required == "shm") {
+            peer.use_shm(link);
+        }
+        self.settle_path(peer, None);
+        Ok(())
+    }
+
+    fn probe_word(&self) -> (u64, u64) {
+        (std::ptr::from_ref(&*self.probe) as u64, *self.probe)
+    }
+
+    /// Whether process_vm_writev into that process is allowed: reading needs
+    /// the same right, and the word shows that it is the right process.
+    fn may_write(&self, pid: u32, (address, content): (u64, u64)) -> bool {
+        let mut word = [0; 8];
+        sys::foreign_read(pid, address, &mut word).is_ok() && u64::from_ne_bytes(word) == content
+    }
+}
+
+/// Maps memory that a peer sent, once it is known that it cannot shrink.
+fn map_received(fd: &Fd, len: usize) -> std::io::Result<Mapping> {
+    sys::check_memfd(fd, len)?;
+    Mapping::shared(fd, len, false)
+}

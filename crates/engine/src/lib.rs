@@ -1,0 +1,55 @@
+//! Point-to-point tensor transfers between the processes of an LLM system.
+//!
+//! ```no_run
+//! use anyfabric_engine::{Config, Engine, WriteOptions};
+//!
+//! # fn main() -> Result<(), anyfabric_engine::Error> {
+//! # let received: Vec<u8> = Vec::new();
+//! let engine = Engine::new(Config::default())?;
+//! let region = engine.allocate(1 << 20)?;
+//! let remote = engine.import(&received)?;
+//! let transfer = engine.write(&region.slice(0..4096)?, &remote.slice(0..4096)?, WriteOptions::counted(7))?;
+//! transfer.wait(None)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An [`Engine`] owns a listener, the memory registered with it and the paths
+//! to its peers. Nothing is ordered; an immediate is counted after its bytes
+//! are visible; every wait has a deadline; a dead peer fails what concerns it
+//! and nothing else.
+
+mod config;
+mod control;
+mod counter;
+mod driver;
+mod engine;
+mod error;
+mod info;
+mod inner;
+mod join;
+mod meet;
+mod messages;
+mod peer;
+mod region;
+mod remote;
+mod revoke;
+mod transfer;
+mod wait;
+mod watcher;
+
+pub use anyfabric_plan::PageList;
+pub use anyfabric_transports as transports;
+pub use anyfabric_wire::{Address, EngineId, Imm, VERSION as WIRE_VERSION};
+pub use config::{Config, Polling, QueueFull};
+pub use counter::Counter;
+pub use engine::{Engine, PeerGroup, ScatterTarget, WriteOptions};
+pub use error::{Code, Context, Error, Result};
+pub use info::{
+    EngineInfo, EngineStats, LatencyStats, NicUse, PathInfo, PeerUse, Quarantined, RegionInfo, TransportInfo,
+};
+pub use messages::Message;
+pub use region::{Region, Slice};
+pub use remote::{Remote, RemoteSlice};
+pub use transfer::Transfer;
+pub use watcher::{Operation, Watcher};

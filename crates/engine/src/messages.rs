@@ -1,0 +1,95 @@
+//! The queue of received messages.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyfabric_transports::PeerIdx;
+use anyfabric_wire::{Address, Refusal};
+
+/// A received message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// The bytes.
+    pub data: Vec<u8>,
+    /// The engine that sent it.
+    pub source: Address,
+}
+
+/// Received messages that nobody has taken; bounded per peer, so that one
+/// peer cannot crowd out another.
+#[derive(Default)]
+pub(crate) struct Messages {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<(PeerIdx, Message)>,
+    held: HashMap<PeerIdx, (usize, usize)>,
+    waiters: Vec<Box<dyn FnOnce() + Send>>,
+    closed: bool,
+}
+
+impl Messages {
+    pub(crate) fn push(&self, peer: PeerIdx, message: Message) -> Result<(), Refusal> {
+        let waiters = {
+            let mut state = self.lock();
+            let held = state.held.entry(peer).or_default();
+            if held.0 >= MAX_MESSAGES || held.1 + message.data.len() > MAX_BYTES {
+                return Err(Refusal::Full);
+            }
+            *held = (held.0 + 1, held.1 + message.data.len());
+            state.queue.push_back((peer, message));
+            std::mem::take(&mut state.waiters)
+        };
+        waiters.into_iter().for_each(|run| run());
+        Ok(())
+    }
+
+    pub(crate) fn take(&self) -> Option<Message> {
+        let mut state = self.lock();
+        let (peer, message) = state.queue.pop_front()?;
+        if let Some(held) = state.held.get_mut(&peer) {
+            *held = (held.0 - 1, held.1 - message.data.len());
+        }
+        Some(message)
+    }
+
+    /// Whether `take` would return something, or the engine is closed.
+    pub(crate) fn is_ready(&self) -> bool {
+        let state = self.lock();
+        !state.queue.is_empty() || state.closed
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().queue.len()
+    }
+
+    /// Runs `on_ready` once, when `is_ready`; at once if it is.
+    pub(crate) fn on_ready(&self, on_ready: Box<dyn FnOnce() + Send>) {
+        let mut state = self.lock();
+        if state.queue.is_empty() && !state.closed {
+            state.waiters.push(on_ready);
+        } else {
+            drop(state);
+            on_ready();
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        let waiters = {
+            let mut state = self.lock();
+            state.closed = true;
+            std::mem::take(&mut state.waiters)
+        };
+        waiters.into_iter().for_each(|run| run());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Unread messages of one peer, and their bytes.
+const MAX_MESSAGES: usize = 4096;
+const MAX_BYTES: usize = 64 << 20;

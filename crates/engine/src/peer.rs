@@ -1,0 +1,305 @@
+//! A peer: one incarnation of another engine.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use anyfabric_plan::Extents;
+use anyfabric_transports::shm::ShmLink;
+use anyfabric_transports::tcp::TcpLink;
+use anyfabric_transports::{BindingState, Failure, Link, Losses, Op, Payload, PeerIdx, Region, Ticket};
+use anyfabric_wire::handshake::Host;
+use anyfabric_wire::{Address, Imm};
+
+/// One incarnation of another engine, and the way to it.
+pub(crate) struct Peer {
+    pub(crate) idx: PeerIdx,
+    pub(crate) address: Address,
+    /// Its lane 0 is the control connection, whatever carries the data.
+    pub(crate) tcp: Arc<TcpLink>,
+    pub(crate) losses: Arc<Losses>,
+    link: OnceLock<Arc<dyn Link>>,
+    shm: OnceLock<Arc<ShmLink>>,
+    state: Mutex<PeerState>,
+    waiting: Mutex<VecDeque<Submission>>,
+    has_waiting: AtomicBool,
+    lost: OnceLock<Failure>,
+    heard_ns: AtomicU64,
+    /// The peer keeps no more arrivals that nobody waits for.
+    pub(crate) refuses_early: AtomicBool,
+    /// We have told the peer so.
+    pub(crate) told_full: AtomicBool,
+}
+
+/// How far a peer is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not yet, or given up for now.
+    Idle,
+    /// Our call is under way.
+    Calling,
+    /// Its call is expected: ours crossed it and lost.
+    Expecting {
+        /// When we call again.
+        until_ns: u64,
+    },
+    /// The control connection stands; the Unix socket is being made.
+    Joining {
+        /// When tcp is used instead.
+        until_ns: u64,
+    },
+    /// Ready.
+    Up,
+    /// The control connection broke and is being restored.
+    Broken {
+        /// When the peer is lost.
+        until_ns: u64,
+        /// When the next attempt is made; by the original caller only.
+        retry_ns: u64,
+    },
+    /// For good.
+    Lost,
+}
+
+pub(crate) struct PeerState {
+    pub(crate) phase: Phase,
+    pub(crate) session: Option<Session>,
+    /// Why no faster transport is used.
+    pub(crate) reason: String,
+    pub(crate) heartbeat_ns: u64,
+    pub(crate) retry_lane_ns: u64,
+    pub(crate) backoff_ns: u64,
+}
+
+/// What both sides agreed on.
+#[derive(Debug, Clone)]
+pub(crate) struct Session {
+    pub(crate) is_caller: bool,
+    pub(crate) token: [u8; 16],
+    pub(crate) host: Host,
+    pub(crate) transports: Vec<String>,
+    pub(crate) max_message_bytes: u32,
+    pub(crate) version: u16,
+}
+
+/// An operation on its way to a link.
+pub(crate) struct Submission {
+    pub(crate) id: u64,
+    pub(crate) content: Content,
+    pub(crate) imm: Option<(Imm, u32)>,
+    pub(crate) verify: bool,
+    pub(crate) ticket: Arc<Ticket>,
+}
+
+/// What a submission moves.
+pub(crate) enum Content {
+    Write {
+        source: Arc<Region>,
+        region: u64,
+        key: u64,
+        nbytes: u64,
+        extents: Extents,
+    },
+    Signal,
+    Message(Vec<u8>),
+    /// Nothing: done as soon as there is a path.
+    Probe,
+}
+
+impl Peer {
+    pub(crate) fn new(idx: PeerIdx, address: Address, tcp: TcpLink, now_ns: u64) -> Self {
+        let state = PeerState {
+            phase: Phase::Idle,
+            session: None,
+            reason: String::new(),
+            heartbeat_ns: now_ns,
+            retry_lane_ns: 0,
+            backoff_ns: 0,
+        };
+        Self {
+            idx,
+            address,
+            tcp: Arc::new(tcp),
+            losses: Arc::default(),
+            link: OnceLock::new(),
+            shm: OnceLock::new(),
+            state: Mutex::new(state),
+            waiting: Mutex::default(),
+            has_waiting: AtomicBool::new(false),
+            lost: OnceLock::new(),
+            heard_ns: AtomicU64::new(now_ns),
+            refuses_early: AtomicBool::new(false),
+            told_full: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, PeerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.state().phase
+    }
+
+    /// The link that carries the data, once chosen.
+    pub(crate) fn link(&self) -> Option<&Arc<dyn Link>> {
+        self.link.get()
+    }
+
+    pub(crate) fn shm(&self) -> Option<&Arc<ShmLink>> {
+        self.shm.get()
+    }
+
+    pub(crate) fn use_shm(&self, shm: Arc<ShmLink>) {
+        let _ = self.shm.set(Arc::clone(&shm));
+        let _ = self.link.set(shm);
+    }
+
+    pub(crate) fn use_tcp(&self) {
+        let _ = self.link.set(Arc::clone(&self.tcp) as Arc<dyn Link>);
+    }
+
+    /// Every link that exists: tcp, and shm where there is one.
+    pub(crate) fn links(&self) -> impl Iterator<Item = &dyn Link> {
+        let shm = self.shm.get().map(|shm| &**shm as &dyn Link);
+        std::iter::once(&*self.tcp as &dyn Link).chain(shm)
+    }
+
+    /// Why the peer is lost, if it is.
+    pub(crate) fn lost(&self) -> Option<&Failure> {
+        self.lost.get()
+    }
+
+    /// True the first time.
+    pub(crate) fn set_lost(&self, why: Failure) -> bool {
+        self.lost.set(why).is_ok()
+    }
+
+    pub(crate) fn heard(&self, now_ns: u64) {
+        // ORDERING: looked at once per heartbeat.
+        self.heard_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    pub(crate) fn heard_ns(&self) -> u64 {
+        // ORDERING: see `heard`.
+        self.heard_ns.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing waits, so that an operation may pass straight through.
+    pub(crate) fn is_clear(&self) -> bool {
+        // ORDERING: operations are not ordered; a hint.
+        !self.has_waiting.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn push_waiting(&self, submission: Submission) {
+        let mut waiting = self.waiting();
+        waiting.push_back(submission);
+        // ORDERING: under the lock.
+        self.has_waiting.store(true, Ordering::Relaxed);
+    }
+
+    /// Passes on what can go; true when something did.
+    pub(crate) fn dispatch_waiting(&self) -> bool {
+        if self.is_clear() {
+            return false;
+        }
+        let batch = std::mem::take(&mut *self.waiting());
+        let mut moved = false;
+        let mut kept = VecDeque::new();
+        for submission in batch {
+            match self.dispatch(submission) {
+                Some(submission) => kept.push_back(submission),
+                None => moved = true,
+            }
+        }
+        let mut waiting = self.waiting();
+        kept.append(&mut waiting);
+        *waiting = kept;
+        // ORDERING: under the lock.
+        self.has_waiting.store(!waiting.is_empty(), Ordering::Relaxed);
+        moved
+    }
+
+    /// Hands an operation to the link, or gives it back when it must wait.
+    pub(crate) fn dispatch(&self, submission: Submission) -> Option<Submission> {
+        if let Some(why) = self.lost().cloned().or_else(|| submission.ticket.given_up()) {
+            submission.end(why, &self.losses);
+            return None;
+        }
+        let link: &dyn Link = match self.link() {
+            None => return Some(submission),
+            // The receiver checks the checksum of framed bytes, on every path.
+            Some(_) if submission.verify => &*self.tcp,
+            Some(link) => &**link,
+        };
+        if link.transport() == "tcp" && !self.tcp.has_control() {
+            return Some(submission);
+        }
+        let payload = match submission.content {
+            Content::Probe => {
+                submission.ticket.part_ended(Ok(()));
+                return None;
+            }
+            Content::Signal => Payload::Signal,
+            Content::Message(bytes) => Payload::Message(bytes),
+            Content::Write { ref source, region, key, nbytes, ref extents } => {
+                let binding = link.bind(region, key, nbytes);
+                match binding.enter() {
+                    Ok(()) => Payload::Write { source: Arc::clone(source), binding, extents: extents.clone() },
+                    Err(BindingState::Refused(refusal)) => {
+                        submission.end(Failure::Refused(refusal), &self.losses);
+                        return None;
+                    }
+                    Err(_) => return Some(submission),
+                }
+            }
+        };
+        let Submission { id, imm, verify, ticket, .. } = submission;
+        link.post(Op { id, payload, imm, verify, ticket, losses: Arc::clone(&self.losses) });
+        None
+    }
+
+    /// Ends everything that waits.
+    pub(crate) fn fail_waiting(&self, why: &Failure) {
+        let batch = std::mem::take(&mut *self.waiting());
+        for submission in batch {
+            submission.end(why.clone(), &self.losses);
+        }
+    }
+
+    /// Ends what waits and was given up.
+    pub(crate) fn reap_waiting(&self) {
+        if self.is_clear() {
+            return;
+        }
+        let gone = {
+            let mut waiting = self.waiting();
+            let (gone, kept): (VecDeque<_>, VecDeque<_>) =
+                std::mem::take(&mut *waiting).into_iter().partition(|waiting| waiting.ticket.given_up().is_some());
+            *waiting = kept;
+            gone
+        };
+        for submission in gone {
+            let why = submission.ticket.given_up().unwrap_or(Failure::Cancelled);
+            submission.end(why, &self.losses);
+        }
+    }
+
+    /// Whether an operation with that imm waits here.
+    pub(crate) fn waits_with(&self, imm: Imm) -> bool {
+        self.waiting().iter().any(|waiting| waiting.imm.is_some_and(|(waits, _)| waits == imm))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Submission>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Submission {
+    fn end(self, why: Failure, losses: &Losses) {
+        if let Some((imm, _)) = self.imm {
+            losses.note(imm);
+        }
+        self.ticket.part_ended(Err(why));
+    }
+}

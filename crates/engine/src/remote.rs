@@ -1,0 +1,141 @@
+//! Peers' regions.
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use anyfabric_transports::{Binding, Link};
+use anyfabric_wire::{Address, Descriptor};
+
+use crate::inner::Inner;
+use crate::peer::Peer;
+use crate::region::check_range;
+use crate::{Error, Result};
+
+/// A peer's region; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    pub(crate) shared: Arc<RemoteShared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct RemoteShared {
+    pub(crate) descriptor: Descriptor,
+    /// How one engine reaches it; other engines of this process look it up.
+    route: OnceLock<Route>,
+}
+
+/// Found once, used for every operation.
+pub(crate) struct Route {
+    engine: usize,
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) link: Arc<dyn Link>,
+    pub(crate) binding: Arc<Binding>,
+}
+
+impl Remote {
+    /// Reads what [`Descriptor::encode`] wrote.
+    ///
+    /// # Errors
+    /// `InvalidArgument` says what is wrong with the bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let descriptor =
+            Descriptor::decode(bytes).map_err(|error| Error::invalid(error.to_string()).during("import"))?;
+        Ok(descriptor.into())
+    }
+
+    /// The descriptor.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.shared.descriptor
+    }
+
+    /// The engine that owns the region.
+    pub fn address(&self) -> &Address {
+        &self.shared.descriptor.address
+    }
+
+    /// Length of the region in bytes.
+    pub fn nbytes(&self) -> u64 {
+        self.shared.descriptor.nbytes
+    }
+
+    /// The bytes of `range`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when they leave the region.
+    pub fn slice(&self, range: Range<u64>) -> Result<RemoteSlice> {
+        check_range(&range, self.nbytes(), "the peer's region", self.shared.descriptor.region)?;
+        Ok(RemoteSlice { shared: Arc::clone(&self.shared), offset: range.start, nbytes: range.end - range.start })
+    }
+}
+
+impl From<Descriptor> for Remote {
+    fn from(descriptor: Descriptor) -> Self {
+        Self { shared: Arc::new(RemoteShared { descriptor, route: OnceLock::new() }) }
+    }
+}
+
+impl RemoteShared {
+    /// How this engine reaches the region, once that is known.
+    #[inline]
+    pub(crate) fn route(&self, inner: &Arc<Inner>) -> Option<&Route> {
+        self.route.get().filter(|route| route.engine == Arc::as_ptr(inner) as usize)
+    }
+
+    /// Remembers how this engine reaches the region.
+    pub(crate) fn find_route(&self, inner: &Arc<Inner>, peer: &Arc<Peer>) {
+        if let (Some(link), None) = (peer.link(), self.route.get()) {
+            let Descriptor { region, key, nbytes, .. } = self.descriptor;
+            let binding = link.bind(region, key, nbytes);
+            let engine = Arc::as_ptr(inner) as usize;
+            let route = Route { engine, peer: Arc::clone(peer), link: Arc::clone(link), binding };
+            let _ = self.route.set(route);
+        }
+    }
+}
+
+/// A byte range of a peer's region.
+#[derive(Debug, Clone)]
+pub struct RemoteSlice {
+    pub(crate) shared: Arc<RemoteShared>,
+    pub(crate) offset: u64,
+    pub(crate) nbytes: u64,
+}
+
+impl RemoteSlice {
+    /// First byte, from the start of the region.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Its length in bytes.
+    pub fn nbytes(&self) -> u64 {
+        self.nbytes
+    }
+
+    /// The whole region.
+    pub fn remote(&self) -> Remote {
+        Remote { shared: Arc::clone(&self.shared) }
+    }
+
+    /// The bytes of `range`, counted from the slice's start.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when they leave the slice.
+    pub fn slice(&self, range: Range<u64>) -> Result<Self> {
+        check_range(&range, self.nbytes, "the peer's region", self.shared.descriptor.region)?;
+        let (offset, nbytes) = (self.offset + range.start, range.end - range.start);
+        Ok(Self { shared: Arc::clone(&self.shared), offset, nbytes })
+    }
+}
+
+impl From<&Remote> for RemoteSlice {
+    fn from(remote: &Remote) -> Self {
+        Self { shared: Arc::clone(&remote.shared), offset: 0, nbytes: remote.nbytes() }
+    }
+}
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Route").field("transport", &self.link.transport()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,119 @@
+//! Taking memory back: fencing is awaited, never assumed.
+//!
+//! A stream is fenced by its reader: from [`Link::withhold`] on, not one byte
+//! of it lands. A peer that mapped the memory, or knows its address, is asked
+//! to stop and to say when it has; until it has said so, or its process has
+//! exited, the bytes are quarantined.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyfabric_transports::{Link, PeerIdx, Region};
+use anyfabric_wire::Control;
+
+use crate::inner::{lock, Inner};
+use crate::peer::Peer;
+
+/// Revocations that peers have not acknowledged.
+#[derive(Default)]
+pub(crate) struct Revokes {
+    next: AtomicU64,
+    asked: Mutex<HashMap<u64, (PeerIdx, Arc<Region>)>>,
+    /// Closed, and still within reach of a writer.
+    quarantine: Mutex<Vec<Arc<Region>>>,
+}
+
+impl Revokes {
+    pub(crate) fn acknowledged(&self, inner: &Inner, peer: &Peer, revoke: u64) {
+        let asked = {
+            let mut asked = lock(&self.asked);
+            match asked.get(&revoke) {
+                Some((idx, _)) if *idx == peer.idx => asked.remove(&revoke),
+                _ => None,
+            }
+        };
+        if let Some((idx, region)) = asked {
+            region.released_by(idx);
+            self.settle(inner);
+        }
+    }
+
+    /// A lost peer acknowledges nothing any more; only its exit releases.
+    pub(crate) fn peer_lost(&self, inner: &Inner, peer: &Peer) {
+        lock(&self.asked).retain(|_, (idx, _)| *idx != peer.idx);
+        inner.doorbell.notify();
+    }
+
+    pub(crate) fn quarantine(&self, region: Arc<Region>) {
+        lock(&self.quarantine).push(region);
+    }
+
+    pub(crate) fn quarantined(&self) -> Vec<Arc<Region>> {
+        lock(&self.quarantine).clone()
+    }
+
+    /// Lets go of what nobody can touch any more.
+    pub(crate) fn settle(&self, inner: &Inner) {
+        let before = {
+            let mut quarantine = lock(&self.quarantine);
+            if quarantine.is_empty() {
+                drop(quarantine);
+                inner.doorbell.notify();
+                return;
+            }
+            let (kept, free): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut *quarantine).into_iter().partition(|region| inner.is_quarantined(region));
+            *quarantine = kept;
+            free
+        };
+        // Dropped outside of the lock: an owner may be anything.
+        drop(before);
+        inner.doorbell.notify();
+    }
+}
+
+impl Inner {
+    /// Fences peers out of a region; true when none of them can touch it any
+    /// more. `peer`: one, or `None` for all.
+    pub(crate) fn fence(&self, region: &Arc<Region>, peer: Option<&Arc<Peer>>, timeout: Duration) -> bool {
+        let peers = peer.map_or_else(|| self.peers(), |peer| vec![Arc::clone(peer)]);
+        for peer in &peers {
+            region.revoke(peer.idx);
+            // Every link is told, also after one that depends on the peer's word.
+            let fenced = peer.links().fold(true, |fenced, link| link.withhold(region) && fenced);
+            if peer.lost().is_some() {
+                if peer.links().all(Link::is_quiet) {
+                    region.released_by(peer.idx);
+                }
+            } else if peer.tcp.has_control() {
+                // ORDERING: a number of its own, no more.
+                let revoke = self.revokes.next.fetch_add(1, Ordering::Relaxed);
+                if !fenced {
+                    lock(&self.revokes.asked).insert(revoke, (peer.idx, Arc::clone(region)));
+                }
+                peer.tcp.send_control(Control::Revoke { region: region.id, revoke }.encode());
+            }
+        }
+        let is_out = || {
+            let granted = region.granted_to();
+            !peers.iter().any(|peer| granted.contains(&peer.idx))
+        };
+        self.wait(Some(timeout), is_out)
+    }
+
+    /// Closes a region for good. Bytes that a writer might still touch are
+    /// kept, and listed as quarantined, until it has exited or answered.
+    pub(crate) fn close_region(&self, region: &Arc<Region>, timeout: Duration) {
+        if !region.close() {
+            return;
+        }
+        self.regions.remove(region.id);
+        if !self.fence(region, None, timeout) {
+            self.revokes.quarantine(Arc::clone(region));
+            let line = format!("region {} is quarantined: a writer has not let go of it", region.id);
+            self.log(30, line);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Who drives an engine, and how threads wait.
+//!
+//! Exactly one thread at a time holds the driver: the worker, or a user thread
+//! that waits and so saves the hand-over. A user thread drives while it spins;
+//! the worker notices, steps aside and looks again after a short lease. When
+//! the spin is over the thread blocks: in epoll with the driver in its hands
+//! when the worker is out of the way, else on the doorbell while the worker
+//! blocks in epoll. Whoever has news for this engine looks at the doorbell to
+//! see which of these it is.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard, OnceLock, TryLockError};
+use std::thread::Thread;
+use std::time::Duration;
+
+use crate::driver::Driver;
+use crate::inner::{nanos, Inner};
+use crate::Polling;
+
+/// Where the threads of an engine are.
+#[derive(Default)]
+pub(crate) struct Presence {
+    worker: OnceLock<Thread>,
+    /// When a user thread last drove.
+    driven_ns: AtomicU64,
+    /// The worker is in epoll.
+    worker_blocked: AtomicBool,
+    /// A user thread is in epoll, the driver in its hands.
+    user_blocked: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Presence {
+    pub(crate) fn set_worker(&self, thread: Thread) {
+        let _ = self.worker.set(thread);
+    }
+
+    pub(crate) fn stop(&self) {
+        // ORDERING: followed by a wake-up.
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Wakes the worker if it stepped aside.
+    pub(crate) fn wake_worker(&self) {
+        if let Some(worker) = self.worker.get() {
+            worker.unpark();
+        }
+    }
+}
+
+impl Inner {
+    /// Waits until `done`, at most `timeout` (`None`: for as long as it
+    /// takes); true when done.
+    pub(crate) fn wait(&self, timeout: Option<Duration>, done: impl Fn() -> bool) -> bool {
+        if done() {
+            return true;
+        }
+        let now_ns = self.clock.now_ns();
+        let until_ns = timeout.map_or(u64::MAX, |timeout| now_ns.saturating_add(nanos(timeout)));
+        let busy = self.config.polling == Polling::Busy;
+        let mut spin_until_ns = now_ns + SPIN_NS;
+        loop {
+            let now_ns = match self.try_driver() {
+                Some(mut driver) => {
+                    let spin_end = if busy { until_ns } else { spin_until_ns.min(until_ns) };
+                    match self.drive(&mut driver, spin_end, &done) {
+                        Driven::Done => return true,
+                        Driven::SpinOver(now_ns) if now_ns >= until_ns => return done(),
+                        Driven::SpinOver(now_ns) => self.block_in_epoll(driver, until_ns, now_ns, &done),
+                    }
+                }
+                None => self.spin_aside(spin_until_ns.min(until_ns), &done),
+            };
+            if done() {
+                return true;
+            }
+            if now_ns >= until_ns {
+                return false;
+            }
+            if !busy && now_ns >= spin_until_ns {
+                self.block_on_doorbell(until_ns - now_ns, &done);
+                spin_until_ns = self.clock.now_ns() + SPIN_NS;
+            }
+        }
+    }
+
+    /// Looks for news once, without waiting.
+    pub(crate) fn glance(&self) {
+        if let Some(mut driver) = self.try_driver() {
+            self.poll_links(&mut driver);
+        }
+    }
+
+    /// There is something new to drive: wakes who blocks in epoll. A worker
+    /// that stepped aside looks again by itself when its lease is over.
+    pub(crate) fn wake(&self) {
+        let presence = &self.presence;
+        // ORDERING: with the stores before blocking: either we see the thread blocked, or it sees what is new.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if presence.worker_blocked.load(Ordering::SeqCst) || presence.user_blocked.load(Ordering::SeqCst) {
+            self.wake_fd.notify();
+        }
+    }
+
+    /// The worker's life.
+    pub(crate) fn work(self: &Arc<Self>) {
+        let busy = self.config.polling == Polling::Busy;
+        while !self.presence.is_stopped() {
+            let Some(mut driver) = self.try_driver() else {
+                if self.presence.user_blocked.load(Ordering::SeqCst) {
+                    std::thread::park_timeout(PARK);
+                } else {
+                    std::thread::park_timeout(LEASE);
+                }
+                continue;
+            };
+            let now_ns = self.clock.now_ns();
+            // ORDERING: a hint.
+            if now_ns.saturating_sub(self.presence.driven_ns.load(Ordering::Relaxed)) < nanos(LEASE) {
+                drop(driver);
+                std::thread::park_timeout(LEASE);
+                continue;
+            }
+            let moved = self.poll_links(&mut driver);
+            self.tick(&mut driver, now_ns);
+            if busy {
+                self.poll_descriptors(&mut driver, Duration::ZERO);
+                drop(driver);
+                std::hint::spin_loop();
+                continue;
+            }
+            if moved {
+                self.poll_descriptors(&mut driver, Duration::ZERO);
+                continue;
+            }
+            self.block_worker(driver);
+        }
+    }
+
+    fn block_worker(&self, mut driver: MutexGuard<'_, Driver>) {
+        // ORDERING: announce, then look once more; partners: `wake` and `Doorbell::notify_remote`.
+        self.presence.worker_blocked.store(true, Ordering::SeqCst);
+        self.doorbell.set_worker_blocked(true);
+        let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() {
+            Duration::ZERO
+        } else {
+            driver.until_tick(self.clock.now_ns())
+        };
+        let mut ready = driver.take_ready();
+        drop(driver);
+        let _ = self.poller.wait(timeout, &mut ready);
+        self.presence.worker_blocked.store(false, Ordering::SeqCst);
+        // Who drives meanwhile sees the same descriptors: they stay ready until they are read.
+        if let Some(mut driver) = self.try_driver() {
+            self.doorbell.set_worker_blocked(false);
+            driver.put_ready(ready);
+            self.handle_ready(&mut driver);
+            self.poll_links(&mut driver);
+        }
+    }
+
+    fn try_driver(&self) -> Option<MutexGuard<'_, Driver>> {
+        match self.driver.try_lock() {
+            Ok(driver) => Some(driver),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn drive(&self, driver: &mut Driver, spin_end_ns: u64, done: &impl Fn() -> bool) -> Driven {
+        // While we poll nobody needs to kick.
+        self.doorbell.set_worker_blocked(false);
+        let driven = self.spin(driver, spin_end_ns, done);
+        // ORDERING: a hint for the worker.
+        self.presence.driven_ns.store(self.clock.now_ns(), Ordering::Relaxed);
+        // ORDERING: the worker in epoll must be kicked again from now on; then look once more for what came between.
+        if self.presence.worker_blocked.load(Ordering::SeqCst) {
+            self.doorbell.set_worker_blocked(true);
+            self.poll_links(driver);
+        }
+        driven
+    }
+
+    fn spin(&self, driver: &mut Driver, spin_end_ns: u64, done: &impl Fn() -> bool) -> Driven {
+        loop {
+            for _ in 0..TURNS {
+                let moved = self.poll_links(driver);
+                if done() {
+                    return Driven::Done;
+                }
+                if !moved {
+                    std::hint::spin_loop();
+                }
+            }
+            self.poll_descriptors(driver, Duration::ZERO);
+            let now_ns = self.clock.now_ns();
+            self.tick(driver, now_ns);
+            if done() {
+                return Driven::Done;
+            }
+            if now_ns >= spin_end_ns {
+                return Driven::SpinOver(now_ns);
+            }
+        }
+    }
+
+    /// Blocks with the driver in our hands, when the worker is not in epoll;
+    /// returns the time.
+    fn block_in_epoll(
+        &self,
+        mut driver: MutexGuard<'_, Driver>,
+        until_ns: u64,
+        now_ns: u64,
+        done: &impl Fn() -> bool,
+    ) -> u64 {
+        let presence = &self.presence;
+        if self.config.polling == Polling::Busy || presence.worker_blocked.load(Ordering::SeqCst) {
+            return now_ns;
+        }
+        // ORDERING: as in `block_worker`.
+        presence.user_blocked.store(true, Ordering::SeqCst);
+        self.doorbell.set_worker_blocked(true);
+        if !self.poll_links(&mut driver) && !done() {
+            let timeout = driver.until_tick(now_ns).min(Duration::from_nanos(until_ns - now_ns));
+            self.poll_descriptors(&mut driver, timeout);
+        }
+        self.doorbell.set_worker_blocked(false);
+        presence.user_blocked.store(false, Ordering::SeqCst);
+        let now_ns = self.clock.now_ns();
+        // ORDERING: a hint for the worker.
+        presence.driven_ns.store(now_ns, Ordering::Relaxed);
+        self.tick(&mut driver, now_ns);
+        self.poll_links(&mut driver);
+        drop(driver);
+        // It parks for long while we block; from now on it has to look again.
+        presence.wake_worker();
+        now_ns
+    }
+
+    /// Another thread drives: looks a while whether it settles our matter.
+    fn spin_aside(&self, spin_end_ns: u64, done: &impl Fn() -> bool) -> u64 {
+        loop {
+            for _ in 0..TURNS {
+                if done() {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            let now_ns = self.clock.now_ns();
+            if done() || now_ns >= spin_end_ns || self.driver.try_lock().is_ok() {
+                return now_ns;
+            }
+        }
+    }
+
+    fn block_on_doorbell(&self, left_ns: u64, done: &impl Fn() -> bool) {
+        if done() {
+            return;
+        }
+        // Nobody may be driving, if the worker stepped aside for us.
+        let nobody =
+            !self.presence.worker_blocked.load(Ordering::SeqCst) && !self.presence.user_blocked.load(Ordering::SeqCst);
+        if nobody {
+            self.presence.driven_ns.store(0, Ordering::Relaxed);
+            self.presence.wake_worker();
+        }
+        let timeout = Duration::from_nanos(left_ns).min(NAP);
+        self.doorbell.sleep(timeout, || {
+            self.glance();
+            done()
+        });
+        // What rang for us while we woke has nobody else to look at it.
+        self.glance();
+    }
+}
+
+enum Driven {
+    Done,
+    SpinOver(u64),
+}
+
+/// How long a waiting thread spins before it blocks.
+///
+/// MEASURED: longer than a round trip between two busy processes, shorter than
+/// a scheduling quantum; benchmarks/records, perf latency rows.
+const SPIN_NS: u64 = 50_000;
+/// Turns between looks at the clock and at descriptors.
+const TURNS: usize = 32;
+/// How long the worker steps aside for a user thread that drives.
+const LEASE: Duration = Duration::from_micros(200);
+/// The same while that thread blocks in epoll; it unparks the worker itself.
+const PARK: Duration = Duration::from_millis(100);
+/// Longest sleep on the doorbell: bounds what a lost wake-up can cost.
+const NAP: Duration = Duration::from_millis(50);

@@ -1,0 +1,378 @@
+//! A 64-bit word, and operations that fire when it reaches a value.
+//!
+//! Whoever grows the word through [`Watcher::set`] or [`Watcher::add`] fires
+//! what is due in the same call. Stores from elsewhere, once the word's address
+//! has been given out, are seen by a thread that polls as long as something is
+//! armed.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use anyfabric_plan::{Extent, Extents, PageList};
+use anyfabric_transports::sys::Mapping;
+use anyfabric_transports::{Failure, Ticket};
+use anyfabric_wire::Imm;
+
+use crate::engine::{check_imm, check_pages};
+use crate::inner::{lock, nanos, Inner};
+use crate::peer::{Content, Peer};
+use crate::region::Slice;
+use crate::remote::RemoteSlice;
+use crate::transfer::{About, Transfer};
+use crate::{Code, Error, Result};
+
+/// What a watcher fires.
+#[derive(Debug, Clone)]
+pub enum Operation {
+    /// One range.
+    Write {
+        /// The source.
+        src: Slice,
+        /// The destination.
+        dst: RemoteSlice,
+    },
+    /// Pages; counts once a page.
+    WritePages {
+        /// The source region.
+        src: Slice,
+        /// Its pages.
+        src_pages: PageList,
+        /// The destination region.
+        dst: RemoteSlice,
+        /// Its pages.
+        dst_pages: PageList,
+    },
+}
+
+/// A 64-bit word that fires operations as it grows. Closed on drop.
+pub struct Watcher {
+    inner: Arc<Inner>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    word: Mapping,
+    armed: Mutex<BTreeMap<u64, Vec<Trigger>>>,
+    /// The smallest armed value; `u64::MAX` when none is.
+    next: AtomicU64,
+    closed: AtomicBool,
+    /// The word's address was given out: others may store into it.
+    external: AtomicBool,
+}
+
+struct Trigger {
+    inner: Arc<Inner>,
+    peer: Arc<Peer>,
+    content: Content,
+    imm: Option<(Imm, u32)>,
+    ticket: Arc<Ticket>,
+}
+
+impl Watcher {
+    pub(crate) fn new(inner: Arc<Inner>) -> Result<Self> {
+        let word = Mapping::anonymous(4096).map_err(|error| Error::system("the word", &error).during("watch"))?;
+        let shared = Arc::new(Shared {
+            word,
+            armed: Mutex::default(),
+            next: AtomicU64::new(u64::MAX),
+            closed: AtomicBool::new(false),
+            external: AtomicBool::new(false),
+        });
+        inner.watching.add(&shared);
+        Ok(Self { inner, shared })
+    }
+
+    /// The word.
+    pub fn value(&self) -> u64 {
+        // ORDERING: acquire what was written before the word grew.
+        self.shared.word().load(Ordering::Acquire)
+    }
+
+    /// Address of the word; from now on stores by others are seen, by polling.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` when no thread is left.
+    pub fn as_ptr(&self) -> Result<*mut u64> {
+        // ORDERING: before the polling thread looks.
+        self.shared.external.store(true, Ordering::Release);
+        self.inner.watching.start().map_err(|error| Error::system("the watch thread", &error).during("watch"))?;
+        Ok(self.shared.word.as_ptr().cast())
+    }
+
+    /// Stores a value, and fires what is due.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the word would shrink; `Closed`.
+    pub fn set(&self, value: u64) -> Result<()> {
+        self.check_open()?;
+        // ORDERING: release the source bytes; partner: the acquire in `fire_due`.
+        let before = self.shared.word().fetch_max(value, Ordering::AcqRel);
+        if before > value {
+            return Err(
+                Error::invalid(format!("the word is {before} already; it only grows, given {value}")).during("watch")
+            );
+        }
+        self.shared.fire_due();
+        Ok(())
+    }
+
+    /// Adds to the word, and fires what is due; returns the new value.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub fn add(&self, n: u64) -> Result<u64> {
+        self.check_open()?;
+        // ORDERING: see `set`.
+        let value = self.shared.word().fetch_add(n, Ordering::AcqRel).wrapping_add(n);
+        self.shared.fire_due();
+        Ok(value)
+    }
+
+    /// Submits an operation when the word is `value` or more; at once if it
+    /// is. Its deadline starts then.
+    ///
+    /// # Errors
+    /// As the operation itself: everything is checked now.
+    pub fn at(&self, value: u64, operation: Operation, imm: Option<u32>) -> Result<Transfer> {
+        self.check_open()?;
+        let (name, src, dst) = match &operation {
+            Operation::Write { src, dst } => ("write", src.clone(), dst.clone()),
+            Operation::WritePages { src, dst, .. } => ("write_pages", src.clone(), dst.clone()),
+        };
+        if !Arc::ptr_eq(&src.inner, &self.inner) {
+            return Err(Error::invalid(format!("region {} belongs to another engine", src.memory.id)).during(name));
+        }
+        if src.memory.is_closed() {
+            return Err(Error::new(Code::Closed, format!("region {} is closed", src.memory.id)).during(name));
+        }
+        let imm = check_imm(imm, name)?;
+        let extents = match operation {
+            Operation::Write { src, dst } if src.nbytes != dst.nbytes => {
+                let message = format!("the source has {} bytes, the destination {}", src.nbytes, dst.nbytes);
+                return Err(Error::invalid(message).during(name));
+            }
+            Operation::Write { src, dst } => {
+                Extents::One(Extent { src: src.offset, dst: dst.offset, nbytes: src.nbytes })
+            }
+            Operation::WritePages { src, src_pages, dst, dst_pages } => check_pages(&src, src_pages, &dst, dst_pages)?,
+        };
+        let descriptor = &dst.shared.descriptor;
+        let peer = self.inner.peer_at(&descriptor.address);
+        if let Some(why) = peer.lost() {
+            return Err(Error::from_failure(why, self.inner.context(name, Some(&peer), None, 0)));
+        }
+        // The path is made now, so that firing finds it.
+        self.inner.prepare(&peer);
+        let (nbytes, count) = (extents.nbytes(), extents.num_extents() as u32);
+        let (doorbell, clock) = (Arc::clone(&self.inner.doorbell), self.inner.clock.clone());
+        let ticket = Arc::new(Ticket::new(doorbell, clock, 1, nbytes, u64::MAX));
+        ticket.hold(Arc::clone(&src.memory));
+        let content = Content::Write {
+            source: Arc::clone(&src.memory),
+            region: descriptor.region,
+            key: descriptor.key,
+            nbytes: descriptor.nbytes,
+            extents,
+        };
+        let about = About { operation: name, peer: Some(Arc::clone(&peer)), region: Some(src.memory.id), nbytes };
+        let transfer = Transfer::pending(Arc::clone(&self.inner), about, Arc::clone(&ticket));
+        let imm = imm.map(|imm| (imm, count));
+        let trigger = Trigger { inner: Arc::clone(&self.inner), peer, content, imm, ticket };
+        if count == 0 {
+            trigger.ticket.part_ended(Ok(()));
+            return Ok(transfer);
+        }
+        {
+            let mut armed = lock(&self.shared.armed);
+            armed.entry(value).or_default().push(trigger);
+            self.shared.note_next(&armed);
+        }
+        self.shared.fire_due();
+        self.inner.watching.nudge();
+        Ok(transfer)
+    }
+
+    /// Whether it was closed.
+    pub fn is_closed(&self) -> bool {
+        // ORDERING: for people.
+        self.shared.closed.load(Ordering::Relaxed)
+    }
+
+    /// Fails what has not fired with `Cancelled`.
+    pub fn close(&self) {
+        if self.inner.check_fork().is_ok() {
+            self.shared.close(&Failure::Cancelled);
+        }
+    }
+
+    fn check_open(&self) -> Result<()> {
+        self.inner.check_open()?;
+        if self.is_closed() {
+            return Err(Error::new(Code::Closed, "the watcher is closed").during("watch"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watcher").field("value", &self.value()).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn word(&self) -> &AtomicU64 {
+        // SAFETY: page-aligned, inside the mapping, which lives as long as `self`; everybody accesses it atomically.
+        unsafe { &*self.word.as_ptr().cast::<AtomicU64>() }
+    }
+
+    fn is_due(&self) -> bool {
+        // ORDERING: sequentially consistent with arming: the word is read after `next` was stored, or the reverse.
+        self.word().load(Ordering::SeqCst) >= self.next.load(Ordering::SeqCst)
+    }
+
+    fn note_next(&self, armed: &BTreeMap<u64, Vec<Trigger>>) {
+        // ORDERING: see `is_due`.
+        self.next.store(armed.first_key_value().map_or(u64::MAX, |(value, _)| *value), Ordering::SeqCst);
+    }
+
+    fn fire_due(&self) {
+        while self.is_due() {
+            let due = {
+                let mut armed = lock(&self.armed);
+                // ORDERING: acquire the source bytes.
+                let value = self.word().load(Ordering::Acquire);
+                let later = match value.checked_add(1) {
+                    Some(next) => armed.split_off(&next),
+                    None => BTreeMap::new(),
+                };
+                let due = std::mem::replace(&mut *armed, later);
+                self.note_next(&armed);
+                due
+            };
+            if due.is_empty() {
+                return;
+            }
+            due.into_values().flatten().for_each(Trigger::fire);
+        }
+    }
+
+    fn close(&self, why: &Failure) {
+        // ORDERING: for people.
+        self.closed.store(true, Ordering::Relaxed);
+        let armed = {
+            let mut armed = lock(&self.armed);
+            let all = std::mem::take(&mut *armed);
+            self.note_next(&armed);
+            all
+        };
+        for trigger in armed.into_values().flatten() {
+            trigger.ticket.part_ended(Err(why.clone()));
+        }
+    }
+}
+
+impl Trigger {
+    fn fire(self) {
+        let Self { inner, peer, content, imm, ticket } = self;
+        if let Some(why) = ticket.given_up() {
+            ticket.part_ended(Err(why));
+            return;
+        }
+        ticket.restart(nanos(inner.config.timeout));
+        inner.track(&ticket, imm.map(|(imm, _)| imm), vec![Arc::clone(&peer)]);
+        inner.submit(&peer, content, imm, false, &ticket);
+    }
+}
+
+/// The thread that sees stores from elsewhere; started when a word's address
+/// is first given out.
+#[derive(Default)]
+pub(crate) struct Watching {
+    shared: Arc<WatchList>,
+    started: Mutex<bool>,
+}
+
+#[derive(Default)]
+struct WatchList {
+    watchers: Mutex<Vec<Weak<Shared>>>,
+    nudged: Condvar,
+    stopped: AtomicBool,
+}
+
+impl Watching {
+    fn add(&self, watcher: &Arc<Shared>) {
+        let mut watchers = lock(&self.shared.watchers);
+        watchers.retain(|other| other.strong_count() > 0);
+        watchers.push(Arc::downgrade(watcher));
+    }
+
+    fn start(&self) -> std::io::Result<()> {
+        let mut started = lock(&self.started);
+        if !*started {
+            let shared = Arc::clone(&self.shared);
+            // Ends by itself: `stop` wakes it, and it holds no engine.
+            std::thread::Builder::new().name("anyfabric-watch".into()).spawn(move || shared.poll())?;
+            *started = true;
+        }
+        Ok(())
+    }
+
+    /// Something was armed.
+    fn nudge(&self) {
+        self.shared.nudged.notify_one();
+    }
+
+    /// The engine closes: fails what has not fired.
+    pub(crate) fn stop(&self) {
+        // ORDERING: followed by a wake-up.
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        self.shared.nudged.notify_one();
+        for watcher in self.shared.alive(|_| true) {
+            watcher.close(&Failure::Closed);
+        }
+    }
+}
+
+impl WatchList {
+    fn alive(&self, keep: impl Fn(&Shared) -> bool) -> Vec<Arc<Shared>> {
+        lock(&self.watchers).iter().filter_map(Weak::upgrade).filter(|watcher| keep(watcher)).collect()
+    }
+
+    fn poll(&self) {
+        let is_armed = |watcher: &Shared| {
+            // ORDERING: a look that comes late comes again.
+            watcher.external.load(Ordering::Acquire) && watcher.next.load(Ordering::SeqCst) != u64::MAX
+        };
+        let mut quiet_since = Instant::now();
+        while !self.stopped.load(Ordering::SeqCst) {
+            let armed = self.alive(is_armed);
+            if armed.is_empty() {
+                let watchers = lock(&self.watchers);
+                drop(self.nudged.wait_timeout(watchers, IDLE));
+                continue;
+            }
+            if armed.iter().any(|watcher| watcher.is_due()) {
+                armed.iter().for_each(|watcher| watcher.fire_due());
+                quiet_since = Instant::now();
+            }
+            if quiet_since.elapsed() > SPIN {
+                std::thread::sleep(NAP);
+            }
+        }
+    }
+}
+
+/// How long the thread spins after something fired, and sleeps between looks
+/// after that.
+const SPIN: Duration = Duration::from_micros(50);
+const NAP: Duration = Duration::from_micros(50);
+const IDLE: Duration = Duration::from_millis(100);

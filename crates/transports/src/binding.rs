@@ -1,0 +1,151 @@
+//! A peer's region as a link reaches it.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use anyfabric_wire::Refusal;
+
+use crate::sys::Mapping;
+
+/// How the bytes of a peer's region are reached.
+#[derive(Debug)]
+pub enum Target {
+    /// Mapped into this process.
+    Mapped(Mapping),
+    /// Another process's virtual address, for process_vm_writev.
+    Foreign(u64),
+    /// By asking the owner: over a stream or a bounce ring.
+    Owner,
+}
+
+/// Where a binding stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BindingState {
+    /// The owner has been asked and has not answered.
+    Pending,
+    /// Ready for operations.
+    Ready,
+    /// The owner refused, or took the region back.
+    Refused(Refusal),
+}
+
+/// A peer's region, its key, and the right to post to it.
+///
+/// Operations under way are counted, so that a revocation can be acknowledged
+/// when, and only when, none is left.
+#[derive(Debug)]
+pub struct Binding {
+    /// The region's number at its owner.
+    pub region: u64,
+    /// Its key.
+    pub key: u64,
+    /// Its length in bytes.
+    pub nbytes: u64,
+    state: AtomicU32,
+    under_way: AtomicU32,
+    target: OnceLock<Target>,
+    mapping_gone: Mutex<bool>,
+}
+
+impl Binding {
+    /// One that waits for the owner's answer.
+    pub fn pending(region: u64, key: u64, nbytes: u64) -> Self {
+        Self {
+            region,
+            key,
+            nbytes,
+            state: AtomicU32::new(PENDING),
+            under_way: AtomicU32::new(0),
+            target: OnceLock::new(),
+            mapping_gone: Mutex::new(false),
+        }
+    }
+
+    /// One that is ready.
+    pub fn ready(region: u64, key: u64, nbytes: u64, target: Target) -> Self {
+        let this = Self::pending(region, key, nbytes);
+        this.accept(target);
+        this
+    }
+
+    /// The owner has agreed.
+    pub fn accept(&self, target: Target) {
+        if self.target.set(target).is_ok() {
+            // ORDERING: release the target; partner: `state`. A revocation that came first stays.
+            let _ = self.state.compare_exchange(PENDING, READY, Ordering::Release, Ordering::Relaxed);
+        }
+    }
+
+    /// The owner refused or revoked: nothing new is posted from now on.
+    pub fn refuse(&self, refusal: Refusal) {
+        // ORDERING: sequentially consistent with `enter`: either `enter` sees this, or `is_idle` sees its count.
+        self.state.store(REFUSED + u32::from(refusal.code()), Ordering::SeqCst);
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> BindingState {
+        // ORDERING: acquire the target; partner: `accept`.
+        Self::decode(self.state.load(Ordering::Acquire))
+    }
+
+    /// How the bytes are reached; `None` unless the owner agreed.
+    #[inline]
+    pub fn target(&self) -> Option<&Target> {
+        self.target.get()
+    }
+
+    /// Counts an operation as under way.
+    ///
+    /// # Errors
+    /// The state, when it is not ready: nothing may be posted.
+    #[inline]
+    pub fn enter(&self) -> Result<(), BindingState> {
+        // ORDERING: see `refuse`.
+        self.under_way.fetch_add(1, Ordering::SeqCst);
+        match self.state.load(Ordering::SeqCst) {
+            READY => Ok(()),
+            state => {
+                self.leave();
+                Err(Self::decode(state))
+            }
+        }
+    }
+
+    /// An operation has ended.
+    #[inline]
+    pub fn leave(&self) {
+        // ORDERING: release the copied bytes; partner: `is_idle`.
+        self.under_way.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Whether no operation is under way.
+    pub fn is_idle(&self) -> bool {
+        // ORDERING: see `refuse` and `leave`.
+        self.under_way.load(Ordering::SeqCst) == 0
+    }
+
+    /// Unmaps the target of a refused binding, once it is idle: the owner may
+    /// then reuse the bytes.
+    pub fn unmap(&self) {
+        let mut gone = self.mapping_gone.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (false, true, Some(Target::Mapped(mapping))) = (*gone, self.is_idle(), self.target.get()) {
+            mapping.unmap_early();
+            *gone = true;
+        }
+    }
+
+    fn decode(state: u32) -> BindingState {
+        match state {
+            PENDING => BindingState::Pending,
+            READY => BindingState::Ready,
+            refused => {
+                let code = u8::try_from(refused - REFUSED).unwrap_or(0);
+                BindingState::Refused(Refusal::from_code(code).unwrap_or(Refusal::NoRegion))
+            }
+        }
+    }
+}
+
+const PENDING: u32 = 0;
+const READY: u32 = 1;
+const REFUSED: u32 = 16;

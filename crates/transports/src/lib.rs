@@ -1,0 +1,32 @@
+//! Ways from one engine to another, behind one trait.
+//!
+//! A [`Link`] carries one engine's operations to one peer. It is given
+//! operations that have been checked ([`Op`]), ends their [`Ticket`]s, and
+//! reports what arrives to a [`Sink`]. It knows nothing of counters, heartbeats
+//! or addresses: that is the engine's.
+//!
+//! `shm` and `tcp` are the built-in transports, `loopback` simulates a fabric
+//! inside one process from a seed.
+
+mod binding;
+mod clock;
+mod copy;
+mod doorbell;
+mod link;
+pub mod loopback;
+pub mod mutant;
+mod region;
+pub mod shm;
+mod stats;
+pub mod sys;
+pub mod tcp;
+mod ticket;
+
+pub use binding::{Binding, BindingState, Target};
+pub use clock::Clock;
+pub use copy::{copy, copy_large, NON_TEMPORAL_BYTES};
+pub use doorbell::Doorbell;
+pub use link::{Inline, Link, LinkError, Losses, Op, Payload, Sink};
+pub use region::{Backing, PeerIdx, Region, RegionTable};
+pub use stats::{Histogram, NicStats, PeerStats};
+pub use ticket::{Failure, Ticket, TicketState};

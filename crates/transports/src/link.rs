@@ -1,0 +1,206 @@
+//! The trait that every transport implements, and what passes through it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyfabric_plan::Extents;
+use anyfabric_wire::{Imm, Refusal};
+use thiserror::Error;
+
+use crate::mutant::Mutant;
+use crate::sys::Ready;
+use crate::{Binding, Failure, PeerIdx, PeerStats, Region, Ticket};
+
+/// One operation to one peer, checked and ready to be carried out.
+#[derive(Debug)]
+pub struct Op {
+    /// Unique in this engine.
+    pub id: u64,
+    /// What to move.
+    pub payload: Payload,
+    /// What the receiver counts, and how often; counted only after the bytes
+    /// are visible to it.
+    pub imm: Option<(Imm, u32)>,
+    /// Whether the receiver checks a checksum before it counts.
+    pub verify: bool,
+    /// Ended by whoever carries the operation out.
+    pub ticket: Arc<Ticket>,
+    /// Where to note a count that will never come.
+    pub losses: Arc<Losses>,
+}
+
+/// What an operation moves.
+#[derive(Debug)]
+pub enum Payload {
+    /// Ranges of a region into a peer's region.
+    Write {
+        /// The source.
+        source: Arc<Region>,
+        /// The destination, entered ([`Binding::enter`]) until the end.
+        binding: Arc<Binding>,
+        /// Which ranges; all inside both regions.
+        extents: Extents,
+    },
+    /// Nothing: the immediate alone.
+    Signal,
+    /// A message for the peer's receive queue.
+    Message(Vec<u8>),
+}
+
+impl Op {
+    /// Bytes that it moves.
+    pub fn nbytes(&self) -> u64 {
+        match &self.payload {
+            Payload::Write { extents, .. } => extents.nbytes(),
+            Payload::Signal => 0,
+            Payload::Message(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Ends it. A counted operation that failed is noted, so that the receiver
+    /// is told.
+    pub fn end(self, result: Result<(), Failure>) {
+        if let (Err(_), Some((imm, _))) = (&result, self.imm) {
+            self.losses.note(imm);
+        }
+        if let Payload::Write { binding, .. } = &self.payload {
+            binding.leave();
+        }
+        if Mutant::LoseCompletion.is_on() && self.id % 7 == 3 {
+            return;
+        }
+        self.ticket.part_ended(result);
+    }
+}
+
+/// A small write that needs neither a ticket nor a queue.
+#[derive(Debug)]
+pub struct Inline<'a> {
+    /// The source.
+    pub source: &'a Region,
+    /// The destination.
+    pub binding: &'a Binding,
+    /// Which ranges; all inside both regions.
+    pub extents: &'a Extents,
+    /// What the receiver counts, and how often.
+    pub imm: Option<(Imm, u32)>,
+}
+
+/// Counts that will never come: the engine tells the receiver.
+#[derive(Debug, Default)]
+pub struct Losses {
+    imms: Mutex<VecDeque<Imm>>,
+}
+
+impl Losses {
+    /// Notes one.
+    pub fn note(&self, imm: Imm) {
+        self.imms.lock().unwrap_or_else(PoisonError::into_inner).push_back(imm);
+    }
+
+    /// Takes all that were noted.
+    pub fn take(&self) -> VecDeque<Imm> {
+        std::mem::take(&mut self.imms.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// One engine's way to one peer.
+///
+/// Any thread may bind, try and post; one thread at a time, the one that drives
+/// the engine, polls. After [`Link::close`] every operation has ended and
+/// nothing of ours touches the peer's memory any more.
+pub trait Link: Send + Sync {
+    /// Name of the transport in the API.
+    fn transport(&self) -> &'static str;
+
+    /// NICs, or what counts as such.
+    fn num_nics(&self) -> usize;
+
+    /// How the bytes move, for people: "mapped memory", "2 streams".
+    fn manner(&self) -> String;
+
+    /// Prepares a peer's region. The binding may be pending at first;
+    /// operations may be posted to it only when it is ready.
+    fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding>;
+
+    /// Carries a small write out at once, in the caller's thread; `None` when
+    /// that is not possible now and the write must be posted.
+    fn try_inline(&self, write: &Inline<'_>) -> Option<Result<(), Failure>>;
+
+    /// Takes an operation; it ends through its ticket, maybe before this
+    /// returns. True when progress must be driven for that.
+    fn post(&self, op: Op) -> bool;
+
+    /// Moves on what needs no descriptor: rings, queued copies. Costs little
+    /// when there is nothing. True when something moved.
+    fn poll(&self, sink: &dyn Sink) -> bool;
+
+    /// A descriptor of this link is ready; `channel` was given when it was
+    /// added to the poller.
+    fn ready(&self, channel: u8, ready: Ready, sink: &dyn Sink);
+
+    /// Ends or notes operations whose tickets were given up.
+    fn reap(&self);
+
+    /// A peer takes its region back: nothing new is posted to it; true once
+    /// nothing is under way and nothing of it is mapped here.
+    fn release(&self, region: u64, refusal: Refusal) -> bool;
+
+    /// The region is closed to this peer, as its [`Region`] says: true when
+    /// from now on no byte of the peer lands in it, false when that depends on
+    /// the peer's word or exit.
+    fn withhold(&self, region: &Region) -> bool;
+
+    /// Gives the peer up: stops, ends every operation with `why`.
+    fn close(&self, why: &Failure);
+
+    /// Whether the peer can no longer touch our memory through this link,
+    /// after [`Link::close`].
+    fn is_quiet(&self) -> bool;
+
+    /// What went over it.
+    fn stats(&self) -> &PeerStats;
+}
+
+/// Where a link reports what arrives.
+pub trait Sink {
+    /// An immediate, after its bytes; weight in quarters of a count.
+    ///
+    /// # Errors
+    /// [`Refusal::Full`] when nobody opened a counter and no more are kept.
+    fn arrived(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> Result<(), Refusal>;
+
+    /// A message.
+    ///
+    /// # Errors
+    /// [`Refusal::Full`] when the receive queue is full, [`Refusal::TooLarge`].
+    fn message(&self, peer: PeerIdx, bytes: Vec<u8>) -> Result<(), Refusal>;
+
+    /// A control message, with its sequence number.
+    fn control(&self, peer: PeerIdx, sequence: u64, bytes: &[u8]);
+
+    /// Something came from the peer: it lives.
+    fn heard(&self, peer: PeerIdx);
+
+    /// A stream of this link broke; channel 0 is the control connection.
+    fn broken(&self, peer: PeerIdx, channel: u8, why: &str);
+
+    /// The peer's process has exited.
+    fn exited(&self, peer: PeerIdx);
+}
+
+/// Why a link could not be made.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// The system refused.
+    #[error("{what}: {error}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's error.
+        error: std::io::Error,
+    },
+    /// The peer is not what it claims to be.
+    #[error("{0}")]
+    Peer(String),
+}

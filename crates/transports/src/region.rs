@@ -1,0 +1,223 @@
+//! Memory registered with this engine, and who may write into it.
+
+use std::any::Any;
+use std::collections::{HashMap, HashSet};
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use anyfabric_wire::Refusal;
+
+use crate::mutant::Mutant;
+use crate::sys::{Fd, Mapping};
+
+/// A peer, by its number at this engine; never used twice.
+pub type PeerIdx = u32;
+
+/// Who owns a region's memory.
+pub enum Backing {
+    /// The engine: a sealed memfd, mapped here, that peers may map too.
+    Memfd {
+        /// The descriptor that peers are given.
+        fd: Arc<Fd>,
+        /// Our own mapping of it.
+        mapping: Mapping,
+    },
+    /// The user, who hands over something that keeps it alive.
+    Foreign {
+        /// First byte.
+        address: *mut u8,
+        /// Dropped when nothing can touch the memory any more.
+        owner: Box<dyn Any + Send + Sync>,
+    },
+}
+
+/// Memory registered with this engine.
+pub struct Region {
+    /// Its number; never used twice by one engine.
+    pub id: u64,
+    /// Whether peers may write into it.
+    pub writable: bool,
+    nbytes: u64,
+    backing: Backing,
+    closed: AtomicBool,
+    access: Mutex<AccessList>,
+}
+
+struct AccessList {
+    /// Peers that mapped it or know its address: they write without us.
+    granted: HashSet<PeerIdx>,
+    /// Random keys, and the peers for which each has been revoked. The last
+    /// goes into new descriptors.
+    keys: Vec<(u64, HashSet<PeerIdx>)>,
+}
+
+// SAFETY: `Backing::Foreign` holds a raw pointer into memory that its owner, which is Send and Sync, keeps alive; this
+// type only hands the pointer to copies whose bounds were checked. Data races on the bytes are the callers' contract,
+// as with every RDMA library.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// A region of `nbytes` bytes.
+    pub fn new(id: u64, key: u64, nbytes: u64, writable: bool, backing: Backing) -> Self {
+        Self {
+            id,
+            writable,
+            nbytes,
+            backing,
+            closed: AtomicBool::new(false),
+            access: Mutex::new(AccessList { granted: HashSet::new(), keys: vec![(key, HashSet::new())] }),
+        }
+    }
+
+    /// Its length in bytes.
+    #[inline]
+    pub const fn nbytes(&self) -> u64 {
+        self.nbytes
+    }
+
+    /// First byte, in this process.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        match &self.backing {
+            Backing::Memfd { mapping, .. } => mapping.as_ptr(),
+            Backing::Foreign { address, .. } => *address,
+        }
+    }
+
+    /// Who owns the memory.
+    pub const fn backing(&self) -> &Backing {
+        &self.backing
+    }
+
+    /// Whether it was closed.
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        // ORDERING: with `close`: a stream that missed it is stopped by `Link::withhold`.
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Refuses every new write; those under way are the caller's to wait for.
+    /// True the first time.
+    pub fn close(&self) -> bool {
+        // ORDERING: see `is_closed`.
+        !self.closed.swap(true, Ordering::SeqCst)
+    }
+
+    /// Notes that a peer can write without asking again.
+    ///
+    /// # Errors
+    /// [`Refusal`] when it may not.
+    pub fn grant(&self, peer: PeerIdx, key: u64) -> Result<(), Refusal> {
+        let mut access = self.access();
+        if self.is_closed() {
+            return Err(Refusal::NoRegion);
+        }
+        access.check(peer, key)?;
+        access.granted.insert(peer);
+        Ok(())
+    }
+
+    /// The key for new descriptors; `fresh` makes it once some key of the past
+    /// has been revoked for somebody.
+    pub fn key(&self, fresh: impl FnOnce() -> u64) -> u64 {
+        let mut access = self.access();
+        match access.keys.last() {
+            Some((key, revoked)) if revoked.is_empty() => *key,
+            _ => {
+                let key = fresh();
+                access.keys.push((key, HashSet::new()));
+                key
+            }
+        }
+    }
+
+    /// Refuses a peer's writes with every key that was given out so far.
+    pub fn revoke(&self, peer: PeerIdx) {
+        for (_, revoked) in &mut self.access().keys {
+            revoked.insert(peer);
+        }
+    }
+
+    /// A peer can no longer touch the bytes: it has said so, or has exited.
+    pub fn released_by(&self, peer: PeerIdx) {
+        self.access().granted.remove(&peer);
+    }
+
+    /// Peers that can write without asking.
+    pub fn granted_to(&self) -> Vec<PeerIdx> {
+        self.access().granted.iter().copied().collect()
+    }
+
+    /// Whether a peer may write with this key; checked again while a stream is
+    /// read.
+    ///
+    /// # Errors
+    /// [`Refusal`] says why not.
+    pub fn check_peer(&self, peer: PeerIdx, key: u64) -> Result<(), Refusal> {
+        if self.is_closed() {
+            return Err(Refusal::NoRegion);
+        }
+        self.access().check(peer, key)
+    }
+
+    fn access(&self) -> MutexGuard<'_, AccessList> {
+        self.access.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AccessList {
+    fn check(&self, peer: PeerIdx, key: u64) -> Result<(), Refusal> {
+        match self.keys.iter().find(|(known, _)| *known == key) {
+            None if Mutant::IgnoreKey.is_on() => Ok(()),
+            None => Err(Refusal::BadKey),
+            Some((_, revoked)) if revoked.contains(&peer) => Err(Refusal::Revoked),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Region").field("id", &self.id).field("nbytes", &self.nbytes).finish_non_exhaustive()
+    }
+}
+
+/// The regions of an engine that peers may name.
+#[derive(Debug, Default)]
+pub struct RegionTable {
+    regions: RwLock<HashMap<u64, Arc<Region>>>,
+}
+
+impl RegionTable {
+    /// Makes a region known.
+    pub fn insert(&self, region: Arc<Region>) {
+        self.regions.write().unwrap_or_else(PoisonError::into_inner).insert(region.id, region);
+    }
+
+    /// Forgets a region.
+    pub fn remove(&self, id: u64) {
+        self.regions.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Every region.
+    pub fn all(&self) -> Vec<Arc<Region>> {
+        self.regions.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The region that a peer names, if it holds the key and may write.
+    ///
+    /// # Errors
+    /// [`Refusal`] says why not.
+    pub fn admit(&self, peer: PeerIdx, id: u64, key: u64) -> Result<Arc<Region>, Refusal> {
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        let region = regions.get(&id).ok_or(Refusal::NoRegion)?;
+        if !region.writable {
+            return Err(Refusal::ReadOnly);
+        }
+        region.check_peer(peer, key)?;
+        Ok(Arc::clone(region))
+    }
+}

@@ -1,0 +1,380 @@
+//! A ring in shared memory, one per sending process and receiver.
+//!
+//! ```text
+//! 0        4096   header: head (consumer), fenced (consumer)
+//! 4096     +E     ENTRIES entries of 64 bytes
+//! 4096+E   +AREA  bounce area: payload of messages and bounced writes
+//! ```
+//!
+//! An entry, little endian, one cache line:
+//!
+//! ```text
+//! 0   4  stamp    the entry's turn plus one; written last
+//! 4   1  kind     see `Entry`
+//! 5   3  zero
+//! 8   4  imm      with weight
+//! 12  4  count    how often to count
+//! 16  8  op       operation at the sender
+//! 24  8  region   bounced write: at the receiver
+//! 32  8  key
+//! 40  8  offset   bounced write: into the region
+//! 48  4  start    of the payload in the bounce area
+//! 52  4  nbytes   of the payload
+//! 56  4  status   answer: refusal or zero
+//! 60  4  zero
+//! ```
+//!
+//! The consumer polls the stamp of the entry that comes next, so one cache line
+//! carries the news. A producer that dies between copying and stamping leaves
+//! an entry that is never seen, and as every process has a ring of its own it
+//! holds up nobody. The producer may be hostile: the consumer copies an entry
+//! out before it looks at it, checks every number, and keeps its own head.
+
+use std::sync::atomic::{fence, AtomicU32, Ordering};
+use std::sync::Arc;
+
+use anyfabric_wire::{Refusal, WireImm};
+
+use crate::sys::Mapping;
+
+/// Entries of a ring.
+pub const ENTRIES: u32 = 1024;
+/// Bytes of the bounce area.
+pub const AREA: usize = 1 << 20;
+/// Bytes of the whole thing.
+pub const BYTES: usize = HEADER + ENTRIES as usize * ENTRY + AREA;
+
+/// What the sender tells the receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// Count `imm`, `count` times its weight.
+    Arrival {
+        /// What to count.
+        imm: WireImm,
+        /// How often.
+        count: u32,
+    },
+    /// A message of `nbytes` bytes in the bounce area.
+    Message {
+        /// Echoed by the answer.
+        op: u64,
+        /// Where it begins.
+        start: u32,
+        /// Its length.
+        nbytes: u32,
+    },
+    /// Copy bytes of the bounce area into a region.
+    Bounce {
+        /// Echoed by the answer.
+        op: u64,
+        /// At the receiver.
+        region: u64,
+        /// Its key.
+        key: u64,
+        /// Into the region.
+        offset: u64,
+        /// Where the bytes begin.
+        start: u32,
+        /// How many.
+        nbytes: u32,
+    },
+    /// All bytes of a bounced operation have been sent: answer, and count if
+    /// none was refused.
+    BounceEnd {
+        /// Echoed by the answer.
+        op: u64,
+        /// What to count, and how often.
+        imm: Option<(WireImm, u32)>,
+    },
+    /// How an operation of the receiver's ended here.
+    Answer {
+        /// Of the operation.
+        op: u64,
+        /// Its end.
+        result: Result<(), Refusal>,
+    },
+}
+
+/// The sending side.
+#[derive(Debug)]
+pub struct Producer {
+    memory: Arc<Mapping>,
+    /// Entries published.
+    tail: u32,
+    /// Entries the consumer is known to have taken.
+    head: u32,
+    /// Where the next payload begins, and the oldest that is still in use,
+    /// both counted without wrapping.
+    area_tail: u64,
+    area_head: u64,
+    /// Ends of payloads by entry, to free them when the entry was taken.
+    area_ends: std::collections::VecDeque<(u32, u64)>,
+}
+
+impl Producer {
+    /// Over a mapping of [`BYTES`] zeroed bytes.
+    pub fn new(memory: Arc<Mapping>) -> Self {
+        assert!(memory.len() >= BYTES, "a ring needs {BYTES} bytes");
+        Self { memory, tail: 0, head: 0, area_tail: 0, area_head: 0, area_ends: Default::default() }
+    }
+
+    /// Whether the consumer has given us up: nothing we publish is read.
+    pub fn is_fenced(&self) -> bool {
+        // ORDERING: a late look costs an entry nobody reads.
+        word(&self.memory, FENCED).load(Ordering::Relaxed) != 0
+    }
+
+    /// Room for an entry.
+    #[inline]
+    pub fn has_room(&mut self) -> bool {
+        if self.tail.wrapping_sub(self.head) < ENTRIES {
+            return true;
+        }
+        self.refresh();
+        self.tail.wrapping_sub(self.head) < ENTRIES
+    }
+
+    /// Publishes an entry; false when the ring is full.
+    ///
+    /// Everything this thread wrote before, to any mapped memory, is visible
+    /// to who sees the entry.
+    #[inline]
+    pub fn push(&mut self, entry: &Entry) -> bool {
+        if !self.has_room() {
+            return false;
+        }
+        let at = entry_at(&self.memory, self.tail);
+        let words = encode(entry);
+        // SAFETY: the entry lies inside the mapping; the consumer reads it only after the stamp.
+        unsafe {
+            for (idx, &value) in words.iter().enumerate().skip(1) {
+                at.add(idx).write_volatile(value);
+            }
+        }
+        // ORDERING: release the entry and all copied bytes; partner: the acquire in `Consumer::pop`.
+        stamp(&self.memory, self.tail).store(self.tail.wrapping_add(1), Ordering::Release);
+        self.tail = self.tail.wrapping_add(1);
+        true
+    }
+
+    /// Reserves `nbytes` contiguous bytes of the bounce area for the entry that
+    /// is pushed next; `None` when there is no room yet.
+    pub fn reserve(&mut self, nbytes: usize) -> Option<(u32, *mut u8)> {
+        if !self.has_room() || nbytes > AREA {
+            return None;
+        }
+        self.refresh();
+        let at = (self.area_tail % AREA as u64) as usize;
+        // A payload does not wrap: skip the rest of the area when it is too short.
+        let skip = if at + nbytes > AREA { AREA - at } else { 0 };
+        let end = self.area_tail + (skip + nbytes) as u64;
+        if end - self.area_head > AREA as u64 {
+            return None;
+        }
+        let start = if skip > 0 { 0 } else { at };
+        self.area_tail = end;
+        self.area_ends.push_back((self.tail, end));
+        // SAFETY: `start + nbytes` lies inside the area, which lies inside the mapping.
+        Some((start as u32, unsafe { self.memory.as_ptr().add(AREA_AT + start) }))
+    }
+
+    /// Most bytes that can be reserved at this moment.
+    pub fn room(&mut self) -> usize {
+        self.refresh();
+        let free = AREA as u64 - (self.area_tail - self.area_head);
+        let at = self.area_tail % AREA as u64;
+        let to_end = AREA as u64 - at;
+        // Either what is left up to the end, or what is left behind it.
+        free.min(to_end.max(free.saturating_sub(to_end))) as usize
+    }
+
+    fn refresh(&mut self) {
+        // ORDERING: acquire: the consumer has read what it took; partner: `Consumer::publish_head`.
+        let head = word(&self.memory, HEAD).load(Ordering::Acquire);
+        // A hostile consumer may claim anything; believe only what can be.
+        if head.wrapping_sub(self.head) <= self.tail.wrapping_sub(self.head) {
+            self.head = head;
+        }
+        while let Some(&(entry, end)) = self.area_ends.front() {
+            if self.head.wrapping_sub(entry).wrapping_sub(1) >= ENTRIES * 2 {
+                break;
+            }
+            self.area_head = end;
+            self.area_ends.pop_front();
+        }
+    }
+}
+
+/// The receiving side.
+#[derive(Debug)]
+pub struct Consumer {
+    memory: Arc<Mapping>,
+    head: u32,
+    published: u32,
+}
+
+impl Consumer {
+    /// Over a mapping of [`BYTES`] bytes.
+    pub fn new(memory: Arc<Mapping>) -> Self {
+        assert!(memory.len() >= BYTES, "a ring needs {BYTES} bytes");
+        Self { memory, head: 0, published: 0 }
+    }
+
+    /// Whether an entry waits.
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        // ORDERING: acquire the entry and the bytes it announces; partner: `Producer::push`.
+        stamp(&self.memory, self.head).load(Ordering::Acquire) == self.head.wrapping_add(1)
+    }
+
+    /// The next entry: `None` when there is none, an error when it makes no
+    /// sense and the producer must be given up.
+    #[inline]
+    pub fn pop(&mut self) -> Option<Result<Entry, &'static str>> {
+        if !self.has_news() {
+            return None;
+        }
+        let at = entry_at(&self.memory, self.head);
+        let mut words = [0; ENTRY / 4];
+        // SAFETY: inside the mapping. The producer may change it meanwhile; we look only at our copy.
+        unsafe {
+            for (idx, value) in words.iter_mut().enumerate().skip(1) {
+                *value = at.add(idx).read_volatile();
+            }
+        }
+        self.head = self.head.wrapping_add(1);
+        Some(decode(&words))
+    }
+
+    /// Lets the producer reuse the entries taken so far; done now and then, for
+    /// every time costs the producer a cache miss.
+    #[inline]
+    pub fn publish_head(&mut self, now: bool) {
+        let taken = self.head.wrapping_sub(self.published);
+        if taken >= ENTRIES / 4 || (now && taken > 0) {
+            // ORDERING: release our reads of entries and payloads; partner: `Producer::refresh`.
+            word(&self.memory, HEAD).store(self.head, Ordering::Release);
+            self.published = self.head;
+        }
+    }
+
+    /// Payload bytes of an entry; they may change while they are read.
+    pub fn payload(&self, start: u32, nbytes: u32) -> Option<*const u8> {
+        let (start, nbytes) = (start as usize, nbytes as usize);
+        if start.checked_add(nbytes)? > AREA {
+            return None;
+        }
+        // SAFETY: checked above.
+        Some(unsafe { self.memory.as_ptr().add(AREA_AT + start) })
+    }
+
+    /// Tells the producer that it is given up.
+    pub fn fence(&self) {
+        word(&self.memory, FENCED).store(1, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+}
+
+const HEADER: usize = 4096;
+const ENTRY: usize = 64;
+const AREA_AT: usize = HEADER + ENTRIES as usize * ENTRY;
+const HEAD: usize = 0;
+const FENCED: usize = 64;
+
+const ARRIVAL: u32 = 1;
+const MESSAGE: u32 = 2;
+const BOUNCE: u32 = 3;
+const BOUNCE_END: u32 = 4;
+const BOUNCE_END_COUNTED: u32 = 5;
+const ANSWER: u32 = 6;
+
+#[inline]
+fn encode(entry: &Entry) -> [u32; ENTRY / 4] {
+    let mut words = [0; ENTRY / 4];
+    let split = |words: &mut [u32; ENTRY / 4], at: usize, value: u64| {
+        words[at] = value as u32;
+        words[at + 1] = (value >> 32) as u32;
+    };
+    match *entry {
+        Entry::Arrival { imm, count } => {
+            words[1] = ARRIVAL;
+            words[2] = imm.encode();
+            words[3] = count;
+        }
+        Entry::Message { op, start, nbytes } => {
+            words[1] = MESSAGE;
+            split(&mut words, 4, op);
+            words[12] = start;
+            words[13] = nbytes;
+        }
+        Entry::Bounce { op, region, key, offset, start, nbytes } => {
+            words[1] = BOUNCE;
+            split(&mut words, 4, op);
+            split(&mut words, 6, region);
+            split(&mut words, 8, key);
+            split(&mut words, 10, offset);
+            words[12] = start;
+            words[13] = nbytes;
+        }
+        Entry::BounceEnd { op, imm } => {
+            words[1] = BOUNCE_END;
+            if let Some((imm, count)) = imm {
+                words[1] = BOUNCE_END_COUNTED;
+                words[2] = imm.encode();
+                words[3] = count;
+            }
+            split(&mut words, 4, op);
+        }
+        Entry::Answer { op, result } => {
+            words[1] = ANSWER;
+            split(&mut words, 4, op);
+            words[14] = result.err().map_or(0, |refusal| refusal.code().into());
+        }
+    }
+    words
+}
+
+#[inline]
+fn decode(words: &[u32; ENTRY / 4]) -> Result<Entry, &'static str> {
+    let join = |at: usize| u64::from(words[at]) | u64::from(words[at + 1]) << 32;
+    let op = join(4);
+    Ok(match words[1] {
+        ARRIVAL => Entry::Arrival { imm: WireImm::decode(words[2]), count: words[3] },
+        MESSAGE => Entry::Message { op, start: words[12], nbytes: words[13] },
+        BOUNCE => {
+            Entry::Bounce { op, region: join(6), key: join(8), offset: join(10), start: words[12], nbytes: words[13] }
+        }
+        BOUNCE_END => Entry::BounceEnd { op, imm: None },
+        BOUNCE_END_COUNTED => Entry::BounceEnd { op, imm: Some((WireImm::decode(words[2]), words[3])) },
+        ANSWER => {
+            let result = match words[14] {
+                0 => Ok(()),
+                code => {
+                    let refusal = u8::try_from(code).ok().and_then(Refusal::from_code);
+                    Err(refusal.ok_or("an answer with an unknown refusal")?)
+                }
+            };
+            Entry::Answer { op, result }
+        }
+        _ => return Err("an entry of unknown kind"),
+    })
+}
+
+#[inline]
+fn entry_at(memory: &Mapping, turn: u32) -> *mut u32 {
+    let idx = (turn % ENTRIES) as usize;
+    // SAFETY: `idx` is below ENTRIES, so the entry lies inside the mapping.
+    unsafe { memory.as_ptr().add(HEADER + idx * ENTRY).cast() }
+}
+
+#[inline]
+fn stamp(memory: &Mapping, turn: u32) -> &AtomicU32 {
+    // SAFETY: aligned, inside the mapping, and every access to a stamp is atomic.
+    unsafe { &*entry_at(memory, turn).cast::<AtomicU32>() }
+}
+
+#[inline]
+fn word(memory: &Mapping, at: usize) -> &AtomicU32 {
+    // SAFETY: aligned, inside the header, and every access to these words is atomic.
+    unsafe { &*memory.as_ptr().add(at).cast::<AtomicU32>() }
+}

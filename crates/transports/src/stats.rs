@@ -1,0 +1,128 @@
+//! What went over a link: cheap enough to be always on.
+//!
+//! ORDERING: every counter is relaxed. They are read for people, and no
+//! decision hangs on two of them agreeing.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Latencies in powers of two, each split in four.
+#[derive(Debug)]
+pub struct Histogram {
+    buckets: [AtomicU64; BUCKETS],
+    max_ns: AtomicU64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { buckets: [const { AtomicU64::new(0) }; BUCKETS], max_ns: AtomicU64::new(0) }
+    }
+}
+
+impl Histogram {
+    /// Adds one latency.
+    #[inline]
+    pub fn record(&self, ns: u64) {
+        self.buckets[bucket_of(ns)].fetch_add(1, Relaxed);
+        if ns > self.max_ns.load(Relaxed) {
+            self.max_ns.fetch_max(ns, Relaxed);
+        }
+    }
+
+    /// Adds another histogram's latencies.
+    pub fn merge(&self, other: &Self) {
+        for (into, from) in self.buckets.iter().zip(&other.buckets) {
+            into.fetch_add(from.load(Relaxed), Relaxed);
+        }
+        self.max_ns.fetch_max(other.max_ns(), Relaxed);
+    }
+
+    /// Number of latencies.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()
+    }
+
+    /// The longest.
+    pub fn max_ns(&self) -> u64 {
+        self.max_ns.load(Relaxed)
+    }
+
+    /// Upper bound of the bucket that holds quantile `q`, 0 to 1.
+    pub fn quantile_ns(&self, q: f64) -> u64 {
+        let rank = (self.count() as f64 * q).ceil() as u64;
+        let mut seen = 0;
+        for (idx, bucket) in self.buckets.iter().enumerate() {
+            seen += bucket.load(Relaxed);
+            if seen >= rank.max(1) {
+                return upper_bound(idx).min(self.max_ns());
+            }
+        }
+        self.max_ns()
+    }
+}
+
+/// One NIC's share.
+#[derive(Debug, Default)]
+pub struct NicStats {
+    /// Payload bytes sent.
+    pub bytes: AtomicU64,
+    /// Operations, or parts of them, sent.
+    pub operations: AtomicU64,
+    /// Operations that failed.
+    pub errors: AtomicU64,
+    /// Times that a full ring or socket made an operation wait.
+    pub retries: AtomicU64,
+    /// From submission to end; of inline writes every sixteenth is timed.
+    pub latency: Histogram,
+}
+
+impl NicStats {
+    /// Counts an operation that was sent.
+    #[inline]
+    pub fn sent(&self, nbytes: u64) {
+        self.bytes.fetch_add(nbytes, Relaxed);
+        self.operations.fetch_add(1, Relaxed);
+    }
+}
+
+/// All NICs of a link.
+#[derive(Debug)]
+pub struct PeerStats {
+    nics: Vec<NicStats>,
+}
+
+impl PeerStats {
+    /// For `num_nics` NICs, at least one.
+    pub fn new(num_nics: usize) -> Self {
+        Self { nics: (0..num_nics.max(1)).map(|_| NicStats::default()).collect() }
+    }
+
+    /// One NIC's share.
+    #[inline]
+    pub fn nic(&self, nic_idx: usize) -> &NicStats {
+        &self.nics[nic_idx.min(self.nics.len() - 1)]
+    }
+
+    /// Every NIC's share.
+    pub fn nics(&self) -> &[NicStats] {
+        &self.nics
+    }
+}
+
+fn bucket_of(ns: u64) -> usize {
+    if ns < 4 {
+        return ns as usize;
+    }
+    let exponent = 63 - ns.leading_zeros() as usize;
+    let quarter = (ns >> (exponent - 2)) as usize & 3;
+    (((exponent - 1) << 2) | quarter).min(BUCKETS - 1)
+}
+
+fn upper_bound(idx: usize) -> u64 {
+    if idx < 4 {
+        return idx as u64;
+    }
+    let (exponent, quarter) = ((idx >> 2) + 1, idx as u64 & 3);
+    ((4 + quarter + 1) << (exponent - 2)) - 1
+}
+
+const BUCKETS: usize = 160;

@@ -1,0 +1,147 @@
+//! Mapped memory, and memory that can be shared.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::{null_mut, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{check, fork_generation, Fd};
+
+/// A mapping, unmapped on drop.
+#[derive(Debug)]
+pub struct Mapping {
+    address: NonNull<u8>,
+    len: usize,
+    unmapped: AtomicBool,
+    generation: u32,
+}
+
+// SAFETY: plain memory; who reads and writes it concurrently is up to its users, who go through raw pointers.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Private zeroed memory.
+    ///
+    /// # Errors
+    /// The system's, when there is no memory.
+    pub fn anonymous(len: usize) -> io::Result<Self> {
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        unsafe { Self::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1) }
+    }
+
+    /// The first `len` bytes of a memfd, shared. With `populate` its pages are
+    /// entered into the page table now, so that the first copy does not fault.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn shared(fd: &impl AsRawFd, len: usize, populate: bool) -> io::Result<Self> {
+        let flags = libc::MAP_SHARED | if populate { libc::MAP_POPULATE } else { 0 };
+        // SAFETY: a fresh mapping at an address of the kernel's choice. The memfd is sealed against shrinking, which
+        // whoever received it checks, so no access can fault.
+        let this = unsafe { Self::map(len, flags, fd.as_raw_fd()) }?;
+        // SAFETY: our own mapping; only advice, and it may be refused.
+        unsafe { libc::madvise(this.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        Ok(this)
+    }
+
+    /// First byte.
+    #[inline]
+    pub const fn as_ptr(&self) -> *mut u8 {
+        self.address.as_ptr()
+    }
+
+    /// Length in bytes.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Takes the pages away now and keeps the addresses reserved until drop: a
+    /// stray access faults instead of touching somebody's bytes.
+    pub fn unmap_early(&self) {
+        // ORDERING: once only; the caller made sure that nobody uses the pages.
+        if self.len > 0 && !self.unmapped.swap(true, Ordering::AcqRel) {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+            // SAFETY: replaces our own mapping in place.
+            unsafe { libc::mmap(self.as_ptr().cast(), self.len, libc::PROT_NONE, flags, -1, 0) };
+        }
+    }
+
+    /// # Safety
+    /// `flags` do not contain MAP_FIXED.
+    unsafe fn map(len: usize, flags: libc::c_int, fd: libc::c_int) -> io::Result<Self> {
+        let generation = fork_generation();
+        if len == 0 {
+            return Ok(Self { address: NonNull::dangling(), len, unmapped: AtomicBool::new(true), generation });
+        }
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: no MAP_FIXED, so nothing existing is replaced.
+        let address = unsafe { libc::mmap(null_mut(), len, protection, flags, fd, 0) };
+        match NonNull::new(address.cast::<u8>()) {
+            Some(address) if address.as_ptr().cast::<libc::c_void>() != libc::MAP_FAILED => {
+                Ok(Self { address, len, unmapped: AtomicBool::new(false), generation })
+            }
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.len > 0 && self.generation == fork_generation() {
+            // SAFETY: our own mapping, dropped once.
+            unsafe { libc::munmap(self.as_ptr().cast(), self.len) };
+        }
+    }
+}
+
+/// A memfd of `len` bytes, allocated whole and sealed against resizing: no
+/// peer can make an access of ours fault.
+///
+/// # Errors
+/// The system's, when there is no memory or descriptor.
+pub fn memfd(name: &CStr, len: usize) -> io::Result<Fd> {
+    let size = libc::off_t::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    // SAFETY: `name` is a C string; the call returns a new descriptor.
+    let fd =
+        unsafe { Fd::from_raw(check(libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING))?) };
+    // SAFETY: our own descriptor.
+    check(unsafe { libc::ftruncate(fd.as_raw_fd(), size) })?;
+    if len > 0 {
+        // SAFETY: our own descriptor.
+        check(unsafe { libc::fallocate(fd.as_raw_fd(), 0, 0, size) })?;
+    }
+    // SAFETY: our own descriptor.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, SEALS) })?;
+    Ok(fd)
+}
+
+/// Whether a received memfd is at least `len` bytes long and cannot shrink.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_memfd(fd: &Fd, len: usize) -> io::Result<()> {
+    // SAFETY: queries our own descriptor.
+    let seals = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })?;
+    if seals & libc::F_SEAL_SHRINK == 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the memory is not sealed against shrinking"));
+    }
+    // SAFETY: an all-zero stat is valid, and fstat fills it.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: queries our own descriptor.
+    check(unsafe { libc::fstat(fd.as_raw_fd(), &raw mut stat) })?;
+    if u64::try_from(stat.st_size).unwrap_or(0) < len as u64 {
+        let why = format!("the memory has {} bytes, {len} were announced", stat.st_size);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    Ok(())
+}
+
+const SEALS: libc::c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;

@@ -1,0 +1,34 @@
+//! The few Linux calls that the standard library does not offer, made safe.
+
+mod fd;
+mod futex;
+mod memory;
+mod poll;
+mod process;
+mod socket;
+
+pub use fd::{fork_generation, Fd};
+pub use futex::{futex_wait, futex_wake_all};
+pub use memory::check_memfd;
+pub use memory::{memfd, Mapping};
+pub use poll::{EventFd, Interest, Poller, Ready};
+pub use process::{foreign_read, foreign_write, pid_fd, Foreign, ForeignWrite};
+pub use socket::{
+    abstract_listener, accept_local, connect_local, peer_credentials, receive_with_fds, send_with_fds, Credentials,
+};
+
+use std::io;
+
+/// Turns the `-1` of a system call into its error.
+pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// As [`check`], for calls that return a length.
+pub(crate) fn check_len(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}

@@ -1,0 +1,85 @@
+//! One stream of a link: what is to be sent, and what is being received.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::receive::Receive;
+use super::send::{Part, Send, Submitted};
+use crate::sys::{Fd, Interest, Poller};
+use crate::Failure;
+
+/// One stream.
+#[derive(Debug)]
+pub struct Lane {
+    /// Its number, and its channel at the poller.
+    pub idx: u8,
+    socket: Fd,
+    poller: Arc<Poller>,
+    token: u64,
+    /// Handed over by any thread, taken by whoever holds `send`.
+    pub(super) submitted: Mutex<Submitted>,
+    pub(super) send: Mutex<Send>,
+    pub(super) receive: Mutex<Receive>,
+    /// Something waits for room in the socket, or for its turn.
+    pub(super) pending: AtomicBool,
+    writable_wanted: AtomicBool,
+    pub(super) broken: AtomicBool,
+}
+
+impl Lane {
+    /// Over a connected stream, which is watched from now on.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(stream: TcpStream, idx: u8, token: u64, poller: Arc<Poller>) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        let socket = Fd::new(stream);
+        poller.add(&socket, token, Interest::Read)?;
+        Ok(Self {
+            idx,
+            socket,
+            poller,
+            token,
+            submitted: Mutex::default(),
+            send: Mutex::default(),
+            receive: Mutex::default(),
+            pending: AtomicBool::new(false),
+            writable_wanted: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn raw(&self) -> std::os::fd::RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    /// Asks the poller to say when there is room, or no longer.
+    pub(super) fn want_writable(&self, wanted: bool) {
+        // ORDERING: only an optimisation; the poller is level-triggered.
+        if self.writable_wanted.swap(wanted, Ordering::AcqRel) != wanted {
+            let interest = if wanted { Interest::ReadWrite } else { Interest::Read };
+            let _ = self.poller.modify(&self.socket, self.token, interest);
+        }
+    }
+
+    /// Stops the stream: from now on nothing of the peer's lands through it,
+    /// and everything that was to be sent ends with `why`.
+    pub(super) fn stop(&self, why: &Failure) {
+        // ORDERING: the locks order the rest.
+        self.broken.store(true, Ordering::Release);
+        self.poller.remove(&self.socket);
+        // SAFETY: our own descriptor; both directions end, the peer sees it at once.
+        unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
+        super::link::lock(&self.receive).abandon();
+        let mut parts: Vec<Arc<Part>> = Vec::new();
+        super::link::lock(&self.submitted).drain(&mut parts);
+        super::link::lock(&self.send).drain(&mut parts);
+        for part in parts {
+            part.end(Err(why.clone()));
+        }
+    }
+}

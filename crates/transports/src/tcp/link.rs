@@ -1,0 +1,512 @@
+//! One engine's way to another over TCP.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use anyfabric_plan::{shard_bytes, shard_pages, Extents};
+use anyfabric_wire::{Frame, Refusal};
+
+use super::lane::Lane;
+use super::receive::invalid;
+use super::send::{acknowledged, Content, Part, Shared};
+use crate::mutant::Mutant;
+use crate::sys::Ready;
+use crate::{
+    Binding, Clock, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region, RegionTable, Sink, Target,
+};
+
+/// One engine's way to another over TCP. Every peer has one, for its lane 0 is
+/// the control connection; whether it also carries the data is the engine's
+/// choice.
+pub struct TcpLink {
+    pub(super) peer: PeerIdx,
+    pub(super) regions: Arc<RegionTable>,
+    pub(super) max_message_bytes: u32,
+    clock: Clock,
+    num_streams: usize,
+    lanes: RwLock<Vec<Option<Arc<Lane>>>>,
+    turn: AtomicUsize,
+    controls: Mutex<Controls>,
+    joins: Mutex<HashMap<u64, Join>>,
+    bindings: Mutex<HashMap<u64, Arc<Binding>>>,
+    closed: AtomicBool,
+    stats: PeerStats,
+}
+
+/// Control messages survive the connection: those that the peer has not
+/// confirmed are sent again after a reconnect.
+#[derive(Debug, Default)]
+struct Controls {
+    last_sent: u64,
+    unconfirmed: VecDeque<(u64, Vec<u8>)>,
+    received: u64,
+}
+
+/// A write that comes over several lanes.
+#[derive(Debug, Default)]
+struct Join {
+    arrived: u16,
+    refused: bool,
+}
+
+impl TcpLink {
+    /// Most streams beside the control connection.
+    pub const MAX_STREAMS: usize = 4;
+
+    /// Without lanes yet.
+    pub fn new(
+        peer: PeerIdx,
+        regions: Arc<RegionTable>,
+        max_message_bytes: u32,
+        num_streams: usize,
+        clock: Clock,
+    ) -> Self {
+        let num_streams = num_streams.clamp(1, Self::MAX_STREAMS);
+        Self {
+            peer,
+            regions,
+            max_message_bytes,
+            clock,
+            num_streams,
+            lanes: RwLock::new(vec![None; Self::MAX_STREAMS + 1]),
+            turn: AtomicUsize::new(0),
+            controls: Mutex::default(),
+            joins: Mutex::default(),
+            bindings: Mutex::default(),
+            closed: AtomicBool::new(false),
+            stats: PeerStats::new(num_streams + 1),
+        }
+    }
+
+    /// Adds a lane, or replaces one that broke; its predecessor's operations
+    /// have failed. With `confirmed`, lane 0 resumes after that control message.
+    pub fn set_lane(&self, lane: Arc<Lane>, confirmed: u64) {
+        let idx = usize::from(lane.idx).min(Self::MAX_STREAMS);
+        if idx == 0 {
+            self.confirm(confirmed);
+            let controls = lock(&self.controls);
+            let mut submitted = lock(&lane.submitted);
+            submitted.controls.extend(controls.unconfirmed.iter().cloned());
+            // ORDERING: under the lane's lock.
+            lane.pending.store(true, Ordering::Release);
+        }
+        let before = self.lanes.write().unwrap_or_else(PoisonError::into_inner)[idx].replace(lane);
+        if let Some(before) = before {
+            before.stop(&Failure::ConnectionBroken("replaced by a new connection".into()));
+        }
+    }
+
+    /// Takes a broken lane out; what it carried has failed.
+    pub fn drop_lane(&self, idx: u8, why: &str) {
+        let lane = {
+            let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
+            lanes.get_mut(usize::from(idx)).and_then(Option::take)
+        };
+        if let Some(lane) = lane {
+            lane.stop(&Failure::ConnectionBroken(why.to_owned()));
+        }
+    }
+
+    /// Streams that are missing.
+    pub fn missing_lanes(&self) -> Vec<u8> {
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        (1..=self.num_streams).filter(|&idx| lanes[idx].is_none()).map(|idx| idx as u8).collect()
+    }
+
+    /// Whether the control connection stands.
+    pub fn has_control(&self) -> bool {
+        self.lane(0).is_some()
+    }
+
+    /// Sends a control message: reliable and in order for the session's life.
+    pub fn send_control(&self, bytes: Vec<u8>) {
+        let sequence = {
+            let mut controls = lock(&self.controls);
+            controls.last_sent += 1;
+            let sequence = controls.last_sent;
+            controls.unconfirmed.push_back((sequence, bytes.clone()));
+            if let Some(lane) = self.lane(0) {
+                // Under the lock, so that the order on the lane is that of the numbers.
+                lock(&lane.submitted).controls.push_back((sequence, bytes));
+            }
+            sequence
+        };
+        log::trace!("peer {}: control message {sequence}", self.peer);
+        if let Some(lane) = self.lane(0) {
+            self.push(&lane);
+        }
+    }
+
+    /// The peer has everything up to `sequence`.
+    pub fn confirm(&self, sequence: u64) {
+        let mut controls = lock(&self.controls);
+        while controls.unconfirmed.front().is_some_and(|(sent, _)| *sent <= sequence) {
+            controls.unconfirmed.pop_front();
+        }
+    }
+
+    /// Last control message that arrived without a gap.
+    pub fn received(&self) -> u64 {
+        lock(&self.controls).received
+    }
+
+    fn lane(&self, idx: usize) -> Option<Arc<Lane>> {
+        self.lanes.read().unwrap_or_else(PoisonError::into_inner).get(idx)?.clone()
+    }
+
+    /// Which lanes carry a large operation: those that stand, of equal speed.
+    fn speeds(&self) -> Vec<u32> {
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        lanes[1..].iter().map(|lane| u32::from(lane.is_some())).collect()
+    }
+
+    /// Sends what the lane has, in this thread, as far as one batch goes.
+    fn push(&self, lane: &Arc<Lane>) -> bool {
+        // ORDERING: the submitter's lock orders the rest.
+        lane.pending.store(true, Ordering::Release);
+        if let Err(error) = lane.flush(1) {
+            log::debug!("peer {}: lane {}: {error}", self.peer, lane.idx);
+            // Reading notices the same and reports it; wake the reader.
+            lane.want_writable(true);
+        }
+        // ORDERING: a hint.
+        lane.pending.load(Ordering::Acquire)
+    }
+
+    fn submit(&self, lane: &Arc<Lane>, part: Part, small: bool) -> bool {
+        let part = Arc::new(part);
+        {
+            let mut submitted = lock(&lane.submitted);
+            // ORDERING: `stop` sets it before it drains under the same lock.
+            if lane.broken.load(Ordering::Acquire) {
+                drop(submitted);
+                part.end(Err(Failure::ConnectionBroken("the stream just broke".into())));
+                return false;
+            }
+            if small {
+                submitted.small.push_back(part);
+            } else {
+                submitted.bulk.push_back(part);
+            }
+        }
+        if small {
+            self.push(lane)
+        } else {
+            // ORDERING: see `push`.
+            lane.pending.store(true, Ordering::Release);
+            true
+        }
+    }
+
+    fn post_write(&self, op: Op) -> bool {
+        let Payload::Write { source, binding, extents } = &op.payload else { return false };
+        let (source, region, key, extents) = (Arc::clone(source), binding.region, binding.key, extents.clone());
+        let speeds = self.speeds();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let shards = match &extents {
+            Extents::One(extent) => shard_bytes(extent.nbytes, &speeds, SHARD_BYTES, turn),
+            Extents::Pages { src, .. } => {
+                shard_pages(extents.num_extents(), src.page_bytes(), &speeds, SHARD_BYTES, turn)
+            }
+        };
+        let whole = matches!(extents, Extents::One(_));
+        let (id, imm, verify) = (op.id, op.imm, op.verify);
+        let num_parts = shards.len().max(1);
+        let shared = Arc::new(Shared::new(op, num_parts as u32));
+        let part = |extents: Extents, imm, num_parts| Part {
+            shared: Arc::clone(&shared),
+            op: id,
+            content: Content::Write { source: Arc::clone(&source), region, key, extents },
+            imm,
+            num_parts,
+            verify,
+            submitted_ns: self.clock.now_ns(),
+        };
+        if shards.is_empty() {
+            // No stream stands but the control connection.
+            return match self.lane(0) {
+                Some(lane) => self.submit(&lane, part(extents, imm, 1), false),
+                None => {
+                    part(extents, imm, 1).end(Err(Failure::ConnectionBroken("no stream stands".into())));
+                    false
+                }
+            };
+        }
+        let mut drive = false;
+        for shard in &shards {
+            let slice = extents.slice(shard.start, shard.len);
+            // A write is joined at the receiver and counts once; every page counts for itself.
+            let (imm, joined) =
+                if whole { (imm, num_parts as u16) } else { (imm.map(|(imm, _)| (imm, shard.len as u32)), 1) };
+            let part = part(slice, imm, joined);
+            match self.lane(shard.nic_idx + 1) {
+                Some(lane) => drive |= self.submit(&lane, part, false),
+                None => part.end(Err(Failure::ConnectionBroken("the stream just broke".into()))),
+            }
+        }
+        drive
+    }
+
+    fn post_small(&self, mut op: Op) -> bool {
+        let content = match &mut op.payload {
+            Payload::Write { source, binding, extents } => Content::Write {
+                source: Arc::clone(source),
+                region: binding.region,
+                key: binding.key,
+                extents: extents.clone(),
+            },
+            Payload::Signal => Content::Signal,
+            Payload::Message(bytes) => Content::Message(std::mem::take(bytes)),
+        };
+        let part = Part {
+            op: op.id,
+            imm: op.imm,
+            verify: op.verify,
+            content,
+            num_parts: 1,
+            submitted_ns: self.clock.now_ns(),
+            shared: Arc::new(Shared::new(op, 1)),
+        };
+        match self.lane(0) {
+            Some(lane) => self.submit(&lane, part, true),
+            None => {
+                part.end(Err(Failure::ConnectionBroken("the control connection is being restored".into())));
+                false
+            }
+        }
+    }
+
+    pub(super) fn on_control(&self, sequence: u64, bytes: &[u8], sink: &dyn Sink) -> io::Result<()> {
+        {
+            let mut controls = lock(&self.controls);
+            if sequence <= controls.received {
+                // Sent again after a reconnect.
+                return Ok(());
+            }
+            if sequence != controls.received + 1 {
+                return Err(invalid(format!("control message {sequence} after {}", controls.received)));
+            }
+            controls.received = sequence;
+        }
+        sink.control(self.peer, sequence, bytes);
+        Ok(())
+    }
+
+    pub(super) fn on_acks(&self, lane: &Lane, records: &[u8]) -> io::Result<()> {
+        let now_ns = self.clock.now_ns();
+        for record in records.as_chunks::<{ Frame::ACK_BYTES }>().0 {
+            let (op, result) = Frame::decode_ack(record).map_err(invalid)?;
+            if let Some(part) = acknowledged(lane, op, result) {
+                let nic = self.stats.nic(usize::from(lane.idx));
+                nic.sent(part.nbytes());
+                nic.latency.record(now_ns.saturating_sub(part.submitted_ns));
+                if result.is_err() {
+                    // ORDERING: statistics.
+                    nic.errors.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The last frame of a part has been placed: counts, when it is the last
+    /// part too.
+    pub(super) fn on_write_end(
+        &self,
+        frame: &Frame,
+        result: Result<(), Refusal>,
+        sink: &dyn Sink,
+    ) -> Result<(), Refusal> {
+        if frame.num_parts > 1 {
+            let mut joins = lock(&self.joins);
+            if joins.len() >= MAX_JOINS && !joins.contains_key(&frame.op) {
+                // Parts were lost with a stream that broke; the oldest will never be whole.
+                let oldest = joins.keys().min().copied();
+                oldest.map(|op| joins.remove(&op));
+            }
+            let join = joins.entry(frame.op).or_default();
+            join.arrived += 1;
+            join.refused |= result.is_err();
+            if join.arrived < frame.num_parts && !Mutant::DropQuarter.is_on() {
+                return result;
+            }
+            let refused = join.refused;
+            joins.remove(&frame.op);
+            if refused {
+                return result;
+            }
+        }
+        result.and_then(|()| match frame.imm {
+            Some((imm, count)) => sink.arrived(self.peer, imm.imm, u64::from(imm.quarters) * u64::from(count)),
+            None => Ok(()),
+        })
+    }
+
+    pub(super) fn acknowledge(&self, lane: &Lane, op: u64, result: Result<(), Refusal>) {
+        lock(&lane.submitted).acks.extend_from_slice(&Frame::encode_ack(op, result));
+        // ORDERING: see `push`; the reader flushes when its turn ends.
+        lane.pending.store(true, Ordering::Release);
+    }
+
+    fn pump_lane(&self, lane: &Arc<Lane>, ready: Ready, sink: &dyn Sink) {
+        let mut result = Ok(());
+        if ready.readable {
+            result = lane.pump(self, sink);
+            sink.heard(self.peer);
+        }
+        // ORDERING: a hint.
+        if result.is_ok() && (ready.writable || lane.pending.load(Ordering::Acquire)) {
+            result = lane.flush(TURN_BATCHES).map(drop);
+        }
+        if let Err(error) = result {
+            sink.broken(self.peer, lane.idx, &describe(&error));
+        }
+    }
+}
+
+impl Link for TcpLink {
+    fn transport(&self) -> &'static str {
+        "tcp"
+    }
+
+    fn num_nics(&self) -> usize {
+        self.num_streams
+    }
+
+    fn manner(&self) -> String {
+        let standing = self.num_streams - self.missing_lanes().len();
+        match standing {
+            0 => "the control connection only".into(),
+            1 => "1 stream".into(),
+            standing => format!("{standing} streams"),
+        }
+    }
+
+    fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
+        let mut bindings = lock(&self.bindings);
+        match bindings.get(&region) {
+            Some(binding) if (binding.key, binding.nbytes) == (key, nbytes) => Arc::clone(binding),
+            _ => {
+                let binding = Arc::new(Binding::ready(region, key, nbytes, Target::Owner));
+                bindings.insert(region, Arc::clone(&binding));
+                binding
+            }
+        }
+    }
+
+    fn try_inline(&self, _write: &Inline<'_>) -> Option<Result<(), Failure>> {
+        // Done means acknowledged, and that takes a round trip.
+        None
+    }
+
+    fn post(&self, op: Op) -> bool {
+        // ORDERING: a late look posts to a lane that is about to stop, which ends the operation.
+        if self.closed.load(Ordering::Acquire) {
+            op.end(Err(Failure::PeerLost("it was given up".into())));
+            return false;
+        }
+        match &op.payload {
+            Payload::Write { extents, .. } if extents.nbytes() > SMALL_BYTES => self.post_write(op),
+            _ => self.post_small(op),
+        }
+    }
+
+    fn poll(&self, sink: &dyn Sink) -> bool {
+        let lanes: [Option<Arc<Lane>>; Self::MAX_STREAMS + 1] = {
+            let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+            std::array::from_fn(|idx| lanes[idx].as_ref().filter(|lane| lane.pending.load(Ordering::Acquire)).cloned())
+        };
+        let mut moved = false;
+        for lane in lanes.into_iter().flatten() {
+            match lane.flush(TURN_BATCHES) {
+                Ok(sent) => moved |= sent,
+                Err(error) => sink.broken(self.peer, lane.idx, &describe(&error)),
+            }
+        }
+        moved
+    }
+
+    fn ready(&self, channel: u8, ready: Ready, sink: &dyn Sink) {
+        if let Some(lane) = self.lane(channel.into()) {
+            self.pump_lane(&lane, ready, sink);
+        }
+    }
+
+    fn reap(&self) {
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for lane in lanes.into_iter().flatten() {
+            let mut ended = Vec::new();
+            lock(&lane.send).reap(&mut ended);
+            for (part, why) in ended {
+                part.end(Err(why));
+            }
+        }
+    }
+
+    fn release(&self, region: u64, refusal: Refusal) -> bool {
+        let Some(binding) = lock(&self.bindings).get(&region).cloned() else { return true };
+        binding.refuse(refusal);
+        if !binding.is_idle() && !Mutant::SkipFence.is_on() {
+            return false;
+        }
+        lock(&self.bindings).remove(&region);
+        true
+    }
+
+    fn withhold(&self, region: &Region) -> bool {
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for lane in lanes.into_iter().flatten() {
+            lock(&lane.receive).withhold(self.peer, region);
+        }
+        true
+    }
+
+    fn close(&self, why: &Failure) {
+        // ORDERING: see `post`.
+        self.closed.store(true, Ordering::Release);
+        let none = vec![None; Self::MAX_STREAMS + 1];
+        let lanes = std::mem::replace(&mut *self.lanes.write().unwrap_or_else(PoisonError::into_inner), none);
+        for lane in lanes.into_iter().flatten() {
+            lane.stop(why);
+        }
+        for (_, binding) in lock(&self.bindings).drain() {
+            binding.refuse(Refusal::Closing);
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        // Stopped lanes place nothing.
+        true
+    }
+
+    fn stats(&self) -> &PeerStats {
+        &self.stats
+    }
+}
+
+impl std::fmt::Debug for TcpLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TcpLink").field("peer", &self.peer).field("manner", &self.manner()).finish_non_exhaustive()
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the peer closed the stream".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// Writes up to this length go over the control connection, past the large ones.
+const SMALL_BYTES: u64 = 16 << 10;
+/// A stream's share of a write is at least this long.
+const SHARD_BYTES: u64 = 256 << 10;
+/// Batches sent on one lane before the others get their turn.
+const TURN_BATCHES: usize = 4;
+const MAX_JOINS: usize = 4096;
