@@ -1,10 +1,20 @@
 """Move tensors point to point between the processes of an LLM system.
 
-    import anyfabric as af
+Two engines, here in one process; a descriptor and an imm travel however you like:
 
-    with af.Engine() as engine:
-        region = engine.register(tensor)
-        engine.write(region[0:4096], remote[8192:12288], imm=7).wait()
+>>> import numpy as np
+>>> import anyfabric as af
+>>> with af.Engine() as sender, af.Engine() as receiver:
+...     region = receiver.allocate(4096)
+...     counter = receiver.counter()
+...     remote = af.Descriptor.from_bytes(region.descriptor().to_bytes())
+...
+...     tensor = np.arange(1024, dtype="float32")
+...     transfer = sender.write(sender.register(tensor), remote, imm=counter.imm)
+...
+...     counter.wait(1, timeout_s=5)
+...     print(region.numpy("float32")[-1])
+1023.0
 
 Importing does nothing but define names: no thread, no environment, no log handler, no torch. Log lines
 go to the logger `"anyfabric"`.

@@ -15,6 +15,9 @@ Conventions, said once and valid for every entry below:
 - Errors are the classes of `anyfabric.errors`, looked up by code through `anyfabric._hooks`; the
   native module raises nothing else on purpose. A wrong Python type is a `TypeError`; a value that
   does not fit (negative, beyond 64 bits, NaN) is `InvalidArgument`.
+- `anyfabric._hooks` also has the bodies of the methods that are easier in Python, imported on first use:
+  `Region.numpy`, `.torch`, `.revoke_async`, `Transfer.on_done`, `.__await__`, `Counter.reached`,
+  `Watcher.numpy`, `.at`.
 - Every method of an engine, and of what an engine made, raises `Closed` after its close and
   `EngineForked` in a forked child, unless it says otherwise. Properties and `repr` never raise.
 - `imm`: an immediate in `[0, 2**29)`, or one that `Engine.counter()` handed out. `None`: no count.
@@ -342,7 +345,7 @@ class Region:
     def numpy(
         self, dtype: npt.DTypeLike = "uint8", shape: int | Sequence[int] | None = None
     ) -> npt.NDArray[Any]:
-        """View the bytes as an array that keeps the region alive; `anyfabric._hooks.region_numpy`.
+        """View the bytes as an array that keeps the region alive.
 
         Args:
             dtype: Any fixed-size numpy dtype without objects.
@@ -374,7 +377,7 @@ class Region:
     def revoke_async(
         self, peer: Address | None = None, *, timeout_s: float = 1.0
     ) -> Coroutine[Any, Any, None]:
-        """`revoke`, awaited; `anyfabric._hooks.revoke_async`."""
+        """`revoke`, awaited."""
     def close(self, *, timeout_s: float = 1.0) -> None:
         """Revoke for every peer and unregister; idempotent.
 
@@ -502,15 +505,11 @@ class Transfer:
         """Call `callback(transfer)` once, on the engine's callback thread.
 
         At once if already done, still on that thread. What it raises is logged and goes no further.
-        `anyfabric._hooks.on_done`.
         """
     def _notify(self, notifier: Notifier, token: int) -> None:
         """Deliver `token` once when done; at once if it is."""
     def __await__(self) -> Generator[Any]:
-        """Wait on the running asyncio loop; raises what `wait` does.
-
-        `anyfabric._hooks.await_transfer`.
-        """
+        """Wait on the running asyncio loop; raises what `wait` does."""
 
 @final
 class Counter:
@@ -539,7 +538,7 @@ class Counter:
             Closed: The counter or the engine was closed, also while waiting.
         """
     def reached(self, n: int, *, timeout_s: float | None = None) -> Coroutine[Any, Any, None]:
-        """`wait`, awaited; `anyfabric._hooks.counter_reached`."""
+        """`wait`, awaited."""
     def _notify(self, n: int, notifier: Notifier, token: int) -> None:
         """Deliver `token` once when `wait(n, 0)` would not raise `WaitTimeout`."""
     def close(self) -> None:
@@ -575,15 +574,12 @@ class Watcher:
     def add(self, n: int = 1) -> int:
         """Add `n` with release ordering; return the new value."""
     def numpy(self) -> npt.NDArray[Any]:
-        """View the word as `[1] uint64`, keeping the watcher alive; stores are seen by polling.
-
-        `anyfabric._hooks.watcher_numpy`.
-        """
+        """View the word as `[1] uint64`, keeping the watcher alive; stores are seen by polling."""
     def at(self, value: int, operation: Write | WritePages) -> Trigger:
         """Submit `operation` when the word is `value` or more; at once if it is.
 
         Source bytes are read when it fires, not now; its deadline starts then. Operations that are
-        due together fire in the order of `value`, then of `at`. `anyfabric._hooks.watcher_at`.
+        due together fire in the order of `value`, then of `at`.
 
         Raises: As `Engine.write`: everything is checked now.
         """
