@@ -1,0 +1,173 @@
+//! Two processes, and what a write between them costs. Prints one JSON line per measurement.
+//!
+//! `cargo run --release -p anyfabric-engine --example pair -- [shm|tcp] [busy|adaptive]`
+//!
+//! The process starts itself once more as the peer; the two exchange addresses and descriptors over pipes.
+
+use std::error::Error;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyfabric_engine::{Address, Config, Engine, PageList, Polling, Region, Remote, RemoteSlice, Slice, WriteOptions};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut args = std::env::args().skip(1);
+    let transport = args.next().unwrap_or_else(|| "shm".into());
+    let polling = args.next().unwrap_or_else(|| "busy".into());
+    let is_peer = args.next().is_some();
+    let config = Config {
+        transports: vec![transport.clone()],
+        polling: if polling == "busy" { Polling::Busy } else { Polling::Adaptive },
+        ..Config::default()
+    };
+    let engine = Engine::new(config)?;
+    let region = engine.allocate(BYTES)?;
+    let hello = hex(&region.descriptor()?.encode());
+    if is_peer {
+        println!("{hello}");
+        let remote = engine.import(&unhex(&read_line(&mut std::io::stdin().lock())?)?)?;
+        return peer(&engine, &region, &remote);
+    }
+    let mut child = Command::new(std::env::current_exe()?)
+        .args([&transport, &polling, "peer"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut output = BufReader::new(child.stdout.take().ok_or("no stdout")?);
+    let remote = engine.import(&unhex(&read_line(&mut output)?)?)?;
+    writeln!(child.stdin.as_mut().ok_or("no stdin")?, "{hello}")?;
+    let started = Instant::now();
+    engine.connect(remote.address(), Some(Duration::from_secs(5)))?;
+    println!("{{\"connect_us\": {}}}", started.elapsed().as_micros());
+    println!("{{\"path\": \"{:?}\"}}", engine.path(remote.address()));
+    let bench = Bench { engine: &engine, region: &region, remote: &remote, transport: &transport, polling: &polling };
+    bench.ping(8)?;
+    bench.ping(4096)?;
+    for nbytes in [64 << 10, 1 << 20, 32 << 20] {
+        bench.write(nbytes)?;
+    }
+    bench.pages(1 << 10, 4096)?;
+    bench.pages(8 << 10, 4096)?;
+    bench.done()?;
+    child.wait()?;
+    engine.close(Duration::from_secs(1));
+    Ok(())
+}
+
+struct Bench<'a> {
+    engine: &'a Engine,
+    region: &'a Region,
+    remote: &'a Remote,
+    transport: &'a str,
+    polling: &'a str,
+}
+
+impl Bench<'_> {
+    fn report(&self, op: &str, nbytes: u64, mut samples: Vec<f64>, total_bytes: u64) {
+        samples.sort_by(f64::total_cmp);
+        let at = |q: f64| samples[((samples.len() - 1) as f64 * q) as usize];
+        println!(
+            "{{\"transport\": \"{}\", \"polling\": \"{}\", \"op\": \"{op}\", \"size_bytes\": {nbytes}, \
+             \"p50_us\": {:.3}, \"p99_us\": {:.3}, \"max_us\": {:.1}, \"gb_per_s\": {:.2}}}",
+            self.transport, self.polling, at(0.5), at(0.99), at(1.0), total_bytes as f64 / at(0.5) / 1e3
+        );
+    }
+
+    fn ping(&self, nbytes: u64) -> Result<(), Box<dyn Error>> {
+        let counter = self.engine.counter(Some(PING), &[self.remote.address().clone()])?;
+        let (src, dst) = (self.region.slice(0..nbytes)?, self.remote.slice(0..nbytes)?);
+        let mut samples = Vec::with_capacity(ROUNDS as usize);
+        send_size(self, nbytes)?;
+        for round in 1..=ROUNDS {
+            let started = Instant::now();
+            self.engine.write(&src, &dst, WriteOptions::counted(PING))?;
+            counter.wait(round, Some(Duration::from_secs(10)))?;
+            samples.push(started.elapsed().as_nanos() as f64 / 2e3);
+        }
+        self.report("write", nbytes, samples, nbytes);
+        Ok(())
+    }
+
+    fn write(&self, nbytes: u64) -> Result<(), Box<dyn Error>> {
+        let rounds = ((1 << 30) / nbytes).clamp(20, 2000);
+        let mut samples = Vec::new();
+        for round in 0..rounds {
+            let at = round * nbytes % (BYTES - nbytes + 1) / 4096 * 4096;
+            let (src, dst) = (self.region.slice(at..at + nbytes)?, self.remote.slice(at..at + nbytes)?);
+            let started = Instant::now();
+            self.engine.write(&src, &dst, WriteOptions::counted(DATA))?.wait(None)?;
+            samples.push(started.elapsed().as_nanos() as f64 / 1e3);
+        }
+        self.report("write", nbytes, samples, nbytes);
+        Ok(())
+    }
+
+    fn pages(&self, page_bytes: u64, num_pages: u32) -> Result<(), Box<dyn Error>> {
+        let mut indices: Vec<u32> = (0..num_pages).collect();
+        let mut seed = 12345_u64;
+        for idx in (1..indices.len()).rev() {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            indices.swap(idx, (seed >> 33) as usize % (idx + 1));
+        }
+        let src = PageList::new((0..num_pages).collect(), page_bytes, page_bytes, 0);
+        let dst = PageList::new(Arc::from(indices), page_bytes, page_bytes, 0);
+        let mut samples = Vec::new();
+        for _ in 0..200 {
+            let started = Instant::now();
+            self.engine
+                .write_pages((self.region, src.clone()), (self.remote, dst.clone()), WriteOptions::counted(DATA))?
+                .wait(None)?;
+            samples.push(started.elapsed().as_nanos() as f64 / 1e3);
+        }
+        self.report("pages", page_bytes, samples, page_bytes * u64::from(num_pages));
+        Ok(())
+    }
+
+    fn done(&self) -> Result<(), Box<dyn Error>> {
+        self.engine.send(self.remote.address(), b"done".to_vec(), None)?.wait(None)?;
+        Ok(())
+    }
+}
+
+fn send_size(bench: &Bench, nbytes: u64) -> Result<(), Box<dyn Error>> {
+    bench.engine.send(bench.remote.address(), nbytes.to_le_bytes().to_vec(), None)?.wait(None)?;
+    Ok(())
+}
+
+fn peer(engine: &Engine, region: &Region, remote: &Remote) -> Result<(), Box<dyn Error>> {
+    loop {
+        let message = engine.receive(Some(Duration::from_secs(60)))?.data;
+        let Ok(size) = <[u8; 8]>::try_from(message.as_slice()) else {
+            std::thread::sleep(Duration::from_millis(50));
+            return Ok(());
+        };
+        let nbytes = u64::from_le_bytes(size);
+        let counter = engine.counter(Some(PING), &[Address::clone(remote.address())])?;
+        let (src, dst): (Slice, RemoteSlice) = (region.slice(0..nbytes)?, remote.slice(0..nbytes)?);
+        for round in 1..=ROUNDS {
+            counter.wait(round, Some(Duration::from_secs(10)))?;
+            engine.write(&src, &dst, WriteOptions::counted(PING))?;
+        }
+    }
+}
+
+fn read_line(input: &mut impl BufRead) -> Result<String, Box<dyn Error>> {
+    let mut line = String::new();
+    input.read_line(&mut line)?;
+    Ok(line.trim().to_owned())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Result<Vec<u8>, Box<dyn Error>> {
+    (0..text.len() / 2).map(|idx| Ok(u8::from_str_radix(&text[idx * 2..idx * 2 + 2], 16)?)).collect()
+}
+
+const BYTES: u64 = 64 << 20;
+const ROUNDS: u64 = 20_000;
+const PING: u32 = 1;
+const DATA: u32 = 2;
