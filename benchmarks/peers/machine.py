@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,16 @@ def commit(repository: Path) -> tuple[str, bool]:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
     return git("rev-parse", "HEAD") or "unknown", bool(git("status", "--porcelain", "-uno"))
+
+
+def wait_until_quiet(timeout_s: float, most: float = 0.05, look_s: float = 0.5) -> None:
+    """Return once other processes use at most the share `most` of the machine, or after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        meter = CpuMeter(())
+        time.sleep(look_s)
+        if meter.foreign_share() <= most:
+            return
 
 
 class CpuMeter:

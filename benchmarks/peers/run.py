@@ -1,6 +1,7 @@
 """Measures every contender beside every other and writes one record.
 
-Usage: python -m benchmarks.peers.run [--rounds 5] [--only TEXT] [--op NAME] [--quick] [--json FILE]
+Usage: python -m benchmarks.peers.run [--rounds 5] [--only TEXT] [--op NAME] [--quick]
+           [--quiet-s 60] [--json FILE]
 
 In each round every contender has one turn, in an order that rotates by one from round to round. A
 turn starts a fresh pair of processes, runs all operations, checks every byte of every operation and
@@ -130,16 +131,18 @@ def seed_of(round_idx: int, shape: Shape) -> int:
 
 
 def measure_all(
-    contenders: Sequence[Contender], shapes: Sequence[Shape], num_rounds: int, *, quick: bool
+    contenders: Sequence[Contender], shapes: Sequence[Shape], options: argparse.Namespace
 ) -> list[Standing]:
     """Run all rounds, saying on stderr what is being measured."""
     standings = [Standing(contender) for contender in contenders]
+    num_rounds: int = options.rounds
     for round_idx in range(num_rounds):
         shift = round_idx % len(standings)
         for standing in standings[shift:] + standings[:shift]:
             print(f"round {round_idx + 1}/{num_rounds}: {standing.contender.name}", file=sys.stderr)
             before = len(standing.problems)
-            take_turn(standing, shapes, round_idx, quick=quick)
+            machine.wait_until_quiet(options.quiet_s)
+            take_turn(standing, shapes, round_idx, quick=options.quick)
             for problem in list(standing.problems.values())[before:]:
                 print(f"  {problem}", file=sys.stderr)
             if standing.problem and round_idx == 0:
@@ -154,6 +157,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="TEXT", help="contenders whose name has TEXT")
     parser.add_argument("--op", action="append", choices=[op.value for op in Operation])
     parser.add_argument("--quick", action="store_true", help="an eighth of the calls: does it run at all?")
+    parser.add_argument(
+        "--quiet-s", type=float, default=0.0, help="wait so long before a turn for others to be quiet (0)"
+    )
     parser.add_argument("--json", type=Path, help="where to write (benchmarks/records/peers-DATE.json)")
     return parser.parse_args(arguments)
 
@@ -171,7 +177,7 @@ def main(arguments: Sequence[str]) -> int:
     if not contenders or options.rounds < 1:
         print("nothing to measure: no contender has that name, or no rounds", file=sys.stderr)
         return 2
-    standings = measure_all(contenders, shapes, options.rounds, quick=options.quick)
+    standings = measure_all(contenders, shapes, options)
     commit, modified = machine.commit(REPOSITORY)
     record = records.Record(
         started_at=started_at.isoformat(timespec="seconds"),
