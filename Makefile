@@ -59,6 +59,10 @@ bench: $(STAMPS)/native ## Measure every transport and operation beside its base
 bench-peers: $(STAMPS)/native ## Measure NIXL, Mooncake and UCX beside us, in a venv of their own
 	@$(MAKE) --no-print-directory -C benchmarks/peers run
 
+.PHONY: bench-table
+bench-table: $(STAMPS)/build ## Render the newest record of bench-peers into README.md and docs/benchmarks.md
+	@$(MAKE) --no-print-directory -C benchmarks/peers table
+
 .PHONY: docs
 docs: $(STAMPS)/check ## Build the API reference from the docstrings into docs/_build
 	@$(BIN)/python tools/build_docs.py docs/_build
