@@ -689,13 +689,16 @@ def baseline_ring_pong(memory: int, rounds: int) -> None:
 def baseline_socket_source(
     fds: Sequence[int], src: int, indices: tuple[int, int, int], page_bytes: int, rounds: int
 ) -> list[int]:
-    """Time batched `sendmsg` of the source pages over connected stream sockets, one thread each.
+    """Time batched `sendmsg` of the source pages over connected stream sockets, which take turns.
 
-    The pages are dealt out in equal runs; one page of the whole size is cut into equal parts. A round
-    ends when one byte has come back on every socket.
+    The pages are dealt out in equal runs; a single page is cut into equal parts. A round ends when one
+    byte has come back on the first socket.
+
+    Raises:
+        OSError: A socket failed, or nothing moved for 10 s.
     """
 
 def baseline_socket_sink(
     fds: Sequence[int], dst: int, indices: tuple[int, int, int], page_bytes: int, rounds: int
 ) -> None:
-    """Read what `baseline_socket_source` sends into the destination pages with batched `readv`."""
+    """Read what `baseline_socket_source` sends into the destination pages with batched `recvmsg`."""
