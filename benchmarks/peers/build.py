@@ -1,11 +1,15 @@
-"""Compiles the contenders written in C, when they are older than their sources."""
+"""Compiles the contenders written in C and Rust, when they are older than their sources."""
 
 from __future__ import annotations
 
+import functools
+import os
 import subprocess
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+REPOSITORY = FOLDER.parents[1]
+RUST_EXAMPLE = "bench_endpoint"
 FLAGS = ("-O2", "-Wall", "-Wextra", "-std=gnu11")
 
 
@@ -46,6 +50,28 @@ def ucx() -> Path:
     libraries = wheel / "lib"
     flags = ("-isystem", str(wheel / "include"), f"-L{libraries}", f"-Wl,-rpath,{libraries}")
     return _compile("ucx", (*flags, "-lucp", "-lucs"))
+
+
+@functools.cache
+def rust_endpoint() -> Path:
+    """Return the program that drives anyfabric from Rust, built by cargo from this checkout.
+
+    Raises:
+        BuildError: cargo is missing or refused.
+    """
+    command = ["cargo", "build", "--release", "--quiet", "-p", "anyfabric-engine", "--example", RUST_EXAMPLE]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=1200, cwd=REPOSITORY
+        )
+    except FileNotFoundError:
+        msg = "there is no cargo: install Rust"
+        raise BuildError(msg) from None
+    if done.returncode:
+        msg = f"cargo refused the {RUST_EXAMPLE} example: {' '.join(done.stderr.split())[-300:]}"
+        raise BuildError(msg)
+    target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
+    return target / "release" / "examples" / RUST_EXAMPLE
 
 
 def _compile(name: str, flags: tuple[str, ...]) -> Path:

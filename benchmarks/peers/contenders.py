@@ -90,7 +90,7 @@ def _mooncake_env() -> dict[str, str]:
     return env
 
 
-_FLAG_ONLY_UNSUPPORTED = {Operation.FLAG: NO_FLAG}
+_NO_FLAG_NEEDED = {Operation.FLAG: NO_FLAG}
 _OWN_PACKAGE = {"PYTHONPATH": str(REPOSITORY / "python")}
 _NIXL_ENV = {"UCX_MODULES": "^ib"}
 _LOOPBACK_UCX = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}
@@ -98,18 +98,34 @@ _LOOPBACK_UCX = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}
 
 def _own(name: str, *arguments: str, note: str) -> Contender:
     return Contender(
-        name, ANYFABRIC, "Python", _anyfabric(*arguments), _OWN_PACKAGE, _FLAG_ONLY_UNSUPPORTED, note=note
+        name, ANYFABRIC, "Python", _anyfabric(*arguments), _OWN_PACKAGE, _NO_FLAG_NEEDED, note=note
     )
+
+
+def _own_rust(name: str, *arguments: str, note: str) -> Contender:
+    def command() -> tuple[str, ...]:
+        return (str(_built(build.rust_endpoint)), *arguments)
+
+    return Contender(name, ANYFABRIC, "Rust", command, {}, _NO_FLAG_NEEDED, note=note)
+
+
+def _anyfabric_contenders() -> tuple[Contender, ...]:
+    configurations = (
+        ("shm", "shm", "allocated", "adaptive", "1", "allocate()d memory"),
+        ("shm, busy", "shm", "allocated", "busy", "1", "allocate()d memory, busy polling"),
+        ("shm, registered", "shm", "registered", "adaptive", "1", "memory of the application"),
+        ("tcp, 1 stream", "tcp", "registered", "adaptive", "1", "memory of the application"),
+        ("tcp, 2 streams", "tcp", "registered", "adaptive", "2", "memory of the application"),
+    )
+    python = (_own(f"anyfabric {name}", *rest, note=note) for name, *rest, note in configurations)
+    rust = (_own_rust(f"anyfabric {name} (Rust)", *rest, note=note) for name, *rest, note in configurations)
+    return (*python, *rust)
 
 
 def all_contenders() -> tuple[Contender, ...]:
     """Return every contender, in the order of the table."""
     return (
-        _own("anyfabric shm", "shm", "allocated", "adaptive", "1", note="allocate()d memory"),
-        _own("anyfabric shm, busy", "shm", "allocated", "busy", "1", note="allocate()d memory, busy polling"),
-        _own("anyfabric shm, registered", "shm", "registered", "adaptive", "1", note="numpy memory"),
-        _own("anyfabric tcp, 1 stream", "tcp", "registered", "adaptive", "1", note="numpy memory"),
-        _own("anyfabric tcp, 2 streams", "tcp", "registered", "adaptive", "2", note="numpy memory"),
+        *_anyfabric_contenders(),
         *_nixl(),
         Contender(
             "Mooncake tcp",
@@ -150,7 +166,7 @@ def _nixl() -> tuple[Contender, ...]:
             "Python",
             plain,
             _NIXL_ENV,
-            _FLAG_ONLY_UNSUPPORTED,
+            _NO_FLAG_NEEDED,
             note=f"{prepared}; the application polls",
         ),
         Contender(
@@ -159,7 +175,7 @@ def _nixl() -> tuple[Contender, ...]:
             "Python",
             threaded,
             _NIXL_ENV,
-            _FLAG_ONLY_UNSUPPORTED,
+            _NO_FLAG_NEEDED,
             latency_calls=100,
             note=f"its default; {prepared}; a thread a process spins",
         ),
@@ -169,7 +185,7 @@ def _nixl() -> tuple[Contender, ...]:
             "Python",
             plain,
             {**_NIXL_ENV, **_LOOPBACK_UCX},
-            _FLAG_ONLY_UNSUPPORTED,
+            _NO_FLAG_NEEDED,
             note=f"UCX_TLS=tcp, no progress thread; {prepared}",
         ),
     )
