@@ -212,7 +212,9 @@ def test_when_one_process_is_killed_the_other_says_so_and_ends(tmp_path, victim)
     text = running.finish(timeout_s=40)
     assert running.process.returncode == 1
     assert f"the {victim} process (pid {getattr(running, victim)}) was killed by SIGKILL" in text
-    assert f"the {survivor} process (pid {getattr(running, survivor)}) failed: PeerLost" in text
+    # Whichever of its connections broke first: the engine's, or the raw socket of the comparison.
+    lost = r"failed: (PeerLost|\w*Connection\w*Error|BrokenPipeError)"
+    assert re.search(rf"the {survivor} process \(pid {getattr(running, survivor)}\) {lost}", text), text
     _await_end([running.prefill, running.decode], timeout_s=5)
 
 
