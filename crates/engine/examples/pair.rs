@@ -137,6 +137,9 @@ fn send_size(bench: &Bench, nbytes: u64) -> Result<(), Box<dyn Error>> {
 }
 
 fn peer(engine: &Engine, region: &Region, remote: &Remote) -> Result<(), Box<dyn Error>> {
+    // One counter for all runs: closing it would discard what the next run has already sent.
+    let counter = engine.counter(Some(PING), &[Address::clone(remote.address())])?;
+    let mut counted = 0;
     loop {
         let message = engine.receive(Some(Duration::from_secs(60)))?.data;
         let Ok(size) = <[u8; 8]>::try_from(message.as_slice()) else {
@@ -144,10 +147,10 @@ fn peer(engine: &Engine, region: &Region, remote: &Remote) -> Result<(), Box<dyn
             return Ok(());
         };
         let nbytes = u64::from_le_bytes(size);
-        let counter = engine.counter(Some(PING), &[Address::clone(remote.address())])?;
         let (src, dst): (Slice, RemoteSlice) = (region.slice(0..nbytes)?, remote.slice(0..nbytes)?);
-        for round in 1..=ROUNDS {
-            counter.wait(round, Some(Duration::from_secs(10)))?;
+        for _ in 0..ROUNDS {
+            counted += 1;
+            counter.wait(counted, Some(Duration::from_secs(10)))?;
             engine.write(&src, &dst, WriteOptions::counted(PING))?;
         }
     }

@@ -381,7 +381,10 @@ impl Inner {
         let choice = choose(&candidates, self.config.require.as_deref());
         match choice.name {
             Some("shm") => {}
-            Some(_) => peer.use_tcp(),
+            Some(_) => {
+                peer.use_tcp();
+                self.set_uses_streams();
+            }
             None => {
                 peer.state().reason.clone_from(&choice.reason);
                 let why = format!(

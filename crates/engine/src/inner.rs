@@ -52,6 +52,7 @@ pub(crate) struct Inner {
     next_op: AtomicU64,
     next_region: AtomicU64,
     closed: AtomicBool,
+    uses_streams: AtomicBool,
 }
 
 #[derive(Default)]
@@ -130,6 +131,7 @@ impl Inner {
             // Region 0 is none.
             next_region: AtomicU64::new(1),
             closed: AtomicBool::new(false),
+            uses_streams: AtomicBool::new(false),
             config,
         })
     }
@@ -158,6 +160,17 @@ impl Inner {
     pub(crate) fn is_closed(&self) -> bool {
         // ORDERING: what comes late is failed by `close` itself.
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether some peer's data comes through streams.
+    #[inline]
+    pub(crate) fn uses_streams(&self) -> bool {
+        // ORDERING: a hint.
+        self.uses_streams.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_uses_streams(&self) {
+        self.uses_streams.store(true, Ordering::Relaxed);
     }
 
     /// True the first time.

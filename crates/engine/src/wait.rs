@@ -187,7 +187,9 @@ impl Inner {
 
     fn spin(&self, driver: &mut Driver, spin_end_ns: u64, done: &impl Fn() -> bool) -> Driven {
         loop {
-            for _ in 0..TURNS {
+            // Streams bring their news through descriptors only.
+            let turns = if self.uses_streams() { 1 } else { TURNS };
+            for _ in 0..turns {
                 let moved = self.poll_links(driver);
                 if done() {
                     return Driven::Done;

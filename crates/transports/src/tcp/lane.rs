@@ -25,7 +25,8 @@ pub struct Lane {
     pub(super) receive: Mutex<Receive>,
     /// Something waits for room in the socket, or for its turn.
     pub(super) pending: AtomicBool,
-    writable_wanted: AtomicBool,
+    /// The socket is full: the poller says when there is room.
+    pub(super) blocked: AtomicBool,
     pub(super) broken: AtomicBool,
 }
 
@@ -48,7 +49,7 @@ impl Lane {
             send: Mutex::default(),
             receive: Mutex::default(),
             pending: AtomicBool::new(false),
-            writable_wanted: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
             broken: AtomicBool::new(false),
         })
     }
@@ -57,13 +58,20 @@ impl Lane {
         self.socket.as_raw_fd()
     }
 
-    /// Asks the poller to say when there is room, or no longer.
-    pub(super) fn want_writable(&self, wanted: bool) {
-        // ORDERING: only an optimisation; the poller is level-triggered.
-        if self.writable_wanted.swap(wanted, Ordering::AcqRel) != wanted {
-            let interest = if wanted { Interest::ReadWrite } else { Interest::Read };
+    /// Notes whether the socket is full, and asks the poller to say when it is
+    /// not.
+    pub(super) fn set_blocked(&self, blocked: bool) {
+        // ORDERING: changed under the lock of `send`; a late look costs a system call.
+        if self.blocked.swap(blocked, Ordering::AcqRel) != blocked {
+            let interest = if blocked { Interest::ReadWrite } else { Interest::Read };
             let _ = self.poller.modify(&self.socket, self.token, interest);
         }
+    }
+
+    /// Whether a flush could move something.
+    pub(super) fn can_flush(&self) -> bool {
+        // ORDERING: hints; see `set_blocked` and `TcpLink::push`.
+        self.pending.load(Ordering::Acquire) && !self.blocked.load(Ordering::Acquire)
     }
 
     /// Stops the stream: from now on nothing of the peer's lands through it,

@@ -32,6 +32,8 @@ pub struct TcpLink {
     joins: Mutex<HashMap<u64, Join>>,
     bindings: Mutex<HashMap<u64, Arc<Binding>>>,
     closed: AtomicBool,
+    /// Some lane may have something to send.
+    busy: AtomicBool,
     stats: PeerStats,
 }
 
@@ -76,6 +78,7 @@ impl TcpLink {
             joins: Mutex::default(),
             bindings: Mutex::default(),
             closed: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
             stats: PeerStats::new(num_streams + 1),
         }
     }
@@ -89,8 +92,8 @@ impl TcpLink {
             let controls = lock(&self.controls);
             let mut submitted = lock(&lane.submitted);
             submitted.controls.extend(controls.unconfirmed.iter().cloned());
-            // ORDERING: under the lane's lock.
-            lane.pending.store(true, Ordering::Release);
+            drop(submitted);
+            self.set_pending(&lane);
         }
         let before = self.lanes.write().unwrap_or_else(PoisonError::into_inner)[idx].replace(lane);
         if let Some(before) = before {
@@ -164,12 +167,11 @@ impl TcpLink {
 
     /// Sends what the lane has, in this thread, as far as one batch goes.
     fn push(&self, lane: &Arc<Lane>) -> bool {
-        // ORDERING: the submitter's lock orders the rest.
-        lane.pending.store(true, Ordering::Release);
+        self.set_pending(lane);
         if let Err(error) = lane.flush(1) {
             log::debug!("peer {}: lane {}: {error}", self.peer, lane.idx);
             // Reading notices the same and reports it; wake the reader.
-            lane.want_writable(true);
+            lane.set_blocked(true);
         }
         // ORDERING: a hint.
         lane.pending.load(Ordering::Acquire)
@@ -194,8 +196,7 @@ impl TcpLink {
         if small {
             self.push(lane)
         } else {
-            // ORDERING: see `push`.
-            lane.pending.store(true, Ordering::Release);
+            self.set_pending(lane);
             true
         }
     }
@@ -346,8 +347,8 @@ impl TcpLink {
 
     pub(super) fn acknowledge(&self, lane: &Lane, op: u64, result: Result<(), Refusal>) {
         lock(&lane.submitted).acks.extend_from_slice(&Frame::encode_ack(op, result));
-        // ORDERING: see `push`; the reader flushes when its turn ends.
-        lane.pending.store(true, Ordering::Release);
+        // Sent with the next thing that goes out, or when the driver polls next: a reply carries it along.
+        self.set_pending(lane);
     }
 
     fn pump_lane(&self, lane: &Arc<Lane>, ready: Ready, sink: &dyn Sink) {
@@ -356,13 +357,44 @@ impl TcpLink {
             result = lane.pump(self, sink);
             sink.heard(self.peer);
         }
-        // ORDERING: a hint.
-        if result.is_ok() && (ready.writable || lane.pending.load(Ordering::Acquire)) {
+        if result.is_ok() && ready.writable {
             result = lane.flush(TURN_BATCHES).map(drop);
+            // ORDERING: see `set_pending`.
+            self.busy.store(true, Ordering::SeqCst);
         }
         if let Err(error) = result {
             sink.broken(self.peer, lane.idx, &describe(&error));
         }
+    }
+}
+
+impl TcpLink {
+    #[cold]
+    fn flush_lanes(&self, sink: &dyn Sink) -> bool {
+        // ORDERING: cleared before looking: who comes later sets it again. Full sockets are the poller's business.
+        self.busy.store(false, Ordering::SeqCst);
+        let lanes: [Option<Arc<Lane>>; Self::MAX_STREAMS + 1] = {
+            let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+            std::array::from_fn(|idx| lanes[idx].as_ref().filter(|lane| lane.can_flush()).cloned())
+        };
+        let mut moved = false;
+        for lane in lanes.into_iter().flatten() {
+            match lane.flush(TURN_BATCHES) {
+                Ok(sent) => moved |= sent,
+                Err(error) => sink.broken(self.peer, lane.idx, &describe(&error)),
+            }
+            if lane.can_flush() {
+                self.busy.store(true, Ordering::Release);
+            }
+        }
+        moved
+    }
+
+    /// Something of this lane waits to be sent by whoever polls next.
+    fn set_pending(&self, lane: &Lane) {
+        // ORDERING: after the submission, which a lock orders; partner: `flush_lanes`.
+        lane.pending.store(true, Ordering::SeqCst);
+        self.busy.store(true, Ordering::SeqCst);
     }
 }
 
@@ -413,19 +445,10 @@ impl Link for TcpLink {
         }
     }
 
+    #[inline]
     fn poll(&self, sink: &dyn Sink) -> bool {
-        let lanes: [Option<Arc<Lane>>; Self::MAX_STREAMS + 1] = {
-            let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
-            std::array::from_fn(|idx| lanes[idx].as_ref().filter(|lane| lane.pending.load(Ordering::Acquire)).cloned())
-        };
-        let mut moved = false;
-        for lane in lanes.into_iter().flatten() {
-            match lane.flush(TURN_BATCHES) {
-                Ok(sent) => moved |= sent,
-                Err(error) => sink.broken(self.peer, lane.idx, &describe(&error)),
-            }
-        }
-        moved
+        // ORDERING: set after what is pending; see `push`.
+        self.busy.load(Ordering::Acquire) && self.flush_lanes(sink)
     }
 
     fn ready(&self, channel: u8, ready: Ready, sink: &dyn Sink) {

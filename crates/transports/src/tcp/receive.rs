@@ -25,7 +25,12 @@ pub(super) struct Receive {
     body: Option<Body>,
     /// Operations of which a frame was refused and the last has not come.
     refused: HashMap<u64, Refusal>,
+    /// Room for one system call's list.
+    iovs: Vec<libc::iovec>,
 }
+
+// SAFETY: the list is filled anew for every system call.
+unsafe impl Send for Receive {}
 
 /// A frame whose header has been read.
 #[derive(Debug)]
@@ -48,7 +53,7 @@ enum Place {
 
 impl Default for Receive {
     fn default() -> Self {
-        Self { staging: vec![0; STAGING].into_boxed_slice(), start: 0, end: 0, body: None, refused: HashMap::new() }
+        Self { staging: vec![0; STAGING].into_boxed_slice(), start: 0, end: 0, body: None, refused: HashMap::new(), iovs: Vec::new() }
     }
 }
 
@@ -99,26 +104,25 @@ impl Receive {
             self.staging.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        let mut iovs = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; IOV_MAX];
-        let mut count = 0;
+        let iovs = &mut self.iovs;
+        iovs.clear();
         let mut body_bytes = 0;
         if let Some(body) = &mut self.body {
             body.recheck(link);
-            count = body.fill(&mut iovs[..IOV_MAX - 1]);
-            body_bytes = iovs[..count].iter().map(|iov| iov.iov_len).sum();
+            body.fill(iovs, IOV_MAX - 1);
+            body_bytes = iovs.iter().map(|iov| iov.iov_len).sum();
         }
         // With a long payload under way the staging buffer only takes what follows it.
         let complete = self.body.as_ref().is_none_or(|body| body.left() == body_bytes);
         if complete {
             let room = &mut self.staging[self.end..];
-            iovs[count] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
-            count += 1;
+            iovs.push(libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() });
         }
-        let asked: usize = iovs[..count].iter().map(|iov| iov.iov_len).sum();
+        let asked: usize = iovs.iter().map(|iov| iov.iov_len).sum();
         // SAFETY: an all-zero msghdr is valid.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = iovs.as_mut_ptr();
-        message.msg_iovlen = count as _;
+        message.msg_iovlen = iovs.len() as _;
         // SAFETY: the ranges were checked against their region, which `body` holds; the rest is ours.
         let read = match check_len(unsafe { libc::recvmsg(lane.raw(), &raw mut message, libc::MSG_DONTWAIT) }) {
             Ok(0) if asked > 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
@@ -140,7 +144,7 @@ impl Receive {
         loop {
             if let Some(body) = &mut self.body {
                 let staged = &self.staging[self.start..self.end];
-                let taken = body.take(staged);
+                let taken = body.take(staged, &mut self.iovs);
                 self.start += taken;
                 if body.left() > 0 {
                     return Ok(());
@@ -205,53 +209,45 @@ impl Body {
         }
     }
 
-    /// Where the next bytes go; returns how many iovecs were filled.
-    fn fill(&mut self, iovs: &mut [libc::iovec]) -> usize {
+    /// Appends where the next bytes go, in at most `max` pieces.
+    fn fill(&mut self, iovs: &mut Vec<libc::iovec>, max: usize) {
         let (left, done) = (self.left(), self.done);
         if left == 0 {
-            return 0;
+            return;
         }
         let whole = |address: *mut u8, nbytes: usize| libc::iovec { iov_base: address.cast(), iov_len: nbytes };
         match &mut self.place {
-            Place::Buffer(bytes) => {
-                iovs[0] = whole(bytes[done..].as_mut_ptr(), left);
-                1
-            }
+            Place::Buffer(bytes) => iovs.push(whole(bytes[done..].as_mut_ptr(), left)),
             Place::Discard(_) => DISCARD.with_borrow_mut(|scrap| {
-                iovs[0] = whole(scrap.as_mut_ptr(), left.min(scrap.len()));
-                1
+                iovs.push(whole(scrap.as_mut_ptr(), left.min(scrap.len())));
             }),
             Place::Region { region, offsets, range_bytes } => {
-                let (mut idx, mut skip) = (done / *range_bytes, done % *range_bytes);
-                let mut count = 0;
-                while idx < offsets.len() && count < iovs.len() {
-                    let at = offsets[idx] as usize + skip;
-                    let nbytes = *range_bytes - skip;
+                let mut skip = done % *range_bytes;
+                for &offset in &offsets[done / *range_bytes..] {
                     // SAFETY: `TcpLink::place` checked every range against the region.
-                    let address = unsafe { region.as_ptr().add(at) };
-                    match count.checked_sub(1).map(|last| &mut iovs[last]) {
+                    let address = unsafe { region.as_ptr().add(offset as usize + skip) };
+                    let nbytes = *range_bytes - skip;
+                    let full = iovs.len() == max;
+                    match iovs.last_mut() {
                         Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == address => {
                             last.iov_len += nbytes;
                         }
-                        _ => {
-                            iovs[count] = whole(address, nbytes);
-                            count += 1;
-                        }
+                        _ if full => break,
+                        _ => iovs.push(whole(address, nbytes)),
                     }
-                    (idx, skip) = (idx + 1, 0);
+                    skip = 0;
                 }
-                count
             }
         }
     }
 
     /// Takes what is already in the staging buffer.
-    fn take(&mut self, staged: &[u8]) -> usize {
-        let mut iovs = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 64];
+    fn take(&mut self, staged: &[u8], iovs: &mut Vec<libc::iovec>) -> usize {
         let mut taken = 0;
         while taken < staged.len() && self.left() > 0 {
-            let count = self.fill(&mut iovs);
-            for iov in &iovs[..count] {
+            iovs.clear();
+            self.fill(iovs, IOV_MAX);
+            for iov in iovs.iter() {
                 let nbytes = iov.iov_len.min(staged.len() - taken);
                 // SAFETY: `fill` returns memory that is ours to write; `staged` is checked.
                 unsafe { std::ptr::copy_nonoverlapping(staged[taken..].as_ptr(), iov.iov_base.cast(), nbytes) };

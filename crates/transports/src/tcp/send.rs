@@ -162,6 +162,8 @@ struct Batch {
     holds: Vec<Arc<Part>>,
     /// Room for the ranges of the frame being made: source, destination, bytes.
     ranges: Vec<(u64, u64, u64)>,
+    /// Room for one system call's list.
+    iovs: Vec<libc::iovec>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -210,7 +212,7 @@ impl Lane {
         // Whoever holds the lock looks again after giving it back, so that
         // nothing submitted meanwhile stays behind.
         while let Ok(mut send) = self.send.try_lock() {
-            let mut more = true;
+            let (mut more, mut blocked) = (true, false);
             for _ in 0..max_batches {
                 if send.batch.is_sent() {
                     self.assemble(&mut send);
@@ -221,13 +223,16 @@ impl Lane {
                 }
                 match send.batch.send(self.raw()) {
                     Ok(()) => moved = true,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        blocked = true;
+                        break;
+                    }
                     Err(error) => return Err(error),
                 }
             }
             // ORDERING: under the lock; a submitter that comes later sets it again.
             self.pending.store(more, Ordering::Release);
-            self.want_writable(more);
+            self.set_blocked(blocked);
             drop(send);
             if more || lock(&self.submitted).is_empty() {
                 break;
@@ -445,22 +450,21 @@ impl Batch {
     /// The system's; `WouldBlock` when it takes nothing.
     fn send(&mut self, fd: std::os::fd::RawFd) -> io::Result<()> {
         while !self.is_sent() {
-            let mut iovs = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; IOV_MAX];
-            let mut count = 0;
-            for (idx, piece) in self.pieces[self.piece_idx..].iter().take(IOV_MAX).enumerate() {
+            self.iovs.clear();
+            let mut skip = self.piece_done;
+            for piece in self.pieces[self.piece_idx..].iter().take(IOV_MAX) {
                 let (address, nbytes) = match *piece {
                     Piece::Head { start, nbytes } => (self.head[start..].as_ptr(), nbytes),
                     Piece::Memory { address, nbytes } => (address, nbytes),
                 };
-                let skip = if idx == 0 { self.piece_done } else { 0 };
-                iovs[idx] =
-                    libc::iovec { iov_base: address.wrapping_add(skip).cast_mut().cast(), iov_len: nbytes - skip };
-                count = idx + 1;
+                let base = address.wrapping_add(skip).cast_mut().cast();
+                self.iovs.push(libc::iovec { iov_base: base, iov_len: nbytes - skip });
+                skip = 0;
             }
             // SAFETY: an all-zero msghdr is valid.
             let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-            message.msg_iov = iovs.as_mut_ptr();
-            message.msg_iovlen = count as _;
+            message.msg_iov = self.iovs.as_mut_ptr();
+            message.msg_iovlen = self.iovs.len() as _;
             let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
             // SAFETY: every piece lies in `head` or in a source that `holds` keeps alive.
             let sent = check_len(unsafe { libc::sendmsg(fd, &raw const message, flags) })?;
