@@ -71,7 +71,12 @@ impl Bench<'_> {
         println!(
             "{{\"transport\": \"{}\", \"polling\": \"{}\", \"op\": \"{op}\", \"size_bytes\": {nbytes}, \
              \"p50_us\": {:.3}, \"p99_us\": {:.3}, \"max_us\": {:.1}, \"gb_per_s\": {:.2}}}",
-            self.transport, self.polling, at(0.5), at(0.99), at(1.0), total_bytes as f64 / at(0.5) / 1e3
+            self.transport,
+            self.polling,
+            at(0.5),
+            at(0.99),
+            at(1.0),
+            total_bytes as f64 / at(0.5) / 1e3
         );
     }
 

@@ -31,8 +31,11 @@ impl Inner {
 
     /// Calls a peer, or calls again after its control connection broke.
     pub(crate) fn call(&self, driver: &mut Driver, peer: &Arc<Peer>) {
-        let resume =
-            peer.state().session.as_ref().map(|session| Resume { token: session.token, received: peer.tcp.received() });
+        let resume = peer
+            .state()
+            .session
+            .as_ref()
+            .map(|session| Resume { token: session.token, received: peer.base.received() });
         let purpose = Purpose::Session { callee: peer.address.engine, resume };
         if resume.is_none() {
             peer.state().phase = Phase::Calling;
@@ -149,7 +152,7 @@ impl Inner {
         let peer = calling.peer;
         self.poller.remove(meet.stream());
         match (welcome, calling.hello.purpose) {
-            (Welcome::Accepted(_), Purpose::Lane { lane_idx, .. }) => self.add_lane(&peer, meet, lane_idx),
+            (Welcome::Accepted(_), Purpose::Lane { lane_idx, .. }) => self.add_stream(&peer, meet, lane_idx),
             (Welcome::Accepted(accepted), Purpose::Session { resume, .. }) => {
                 let stands = matches!(peer.phase(), Phase::Joining { .. } | Phase::Up);
                 if accepted.address.engine != peer.address.engine || peer.lost().is_some() || stands {
@@ -211,7 +214,7 @@ impl Inner {
                 };
                 if meet.welcome(&welcome).is_ok() {
                     if let Some(peer) = peer.filter(|_| lane_idx > 0) {
-                        self.add_lane(&peer, meet, lane_idx);
+                        self.add_stream(&peer, meet, lane_idx);
                     }
                 }
             }
@@ -273,7 +276,7 @@ impl Inner {
             Purpose::Session { resume, .. } => resume,
             Purpose::Lane { .. } => None,
         };
-        if let Err(error) = meet.welcome(&Welcome::Accepted(Box::new(self.accepted(token, peer.tcp.received())))) {
+        if let Err(error) = meet.welcome(&Welcome::Accepted(Box::new(self.accepted(token, peer.base.received())))) {
             self.log(20, format!("dropped a connection: {error}"));
             return;
         }
@@ -318,10 +321,8 @@ impl Inner {
         resumed: bool,
     ) {
         let now_ns = self.clock.now_ns();
-        let lane = Lane::new(stream, 0, link_token(peer.idx, 0), Arc::clone(&self.poller));
-        match lane {
-            Ok(lane) => peer.tcp.set_lane(Arc::new(lane), received),
-            Err(error) => return self.lose(peer, &format!("its connection cannot be used: {error}")),
+        if let Err(error) = self.add_lane(peer, stream, 0, received) {
+            return self.lose(peer, &format!("its connection cannot be used: {error}"));
         }
         peer.heard(now_ns);
         let is_caller = session.is_caller;
@@ -382,7 +383,7 @@ impl Inner {
         match choice.name {
             Some("shm") => {}
             Some(_) => {
-                peer.use_tcp();
+                peer.use_base();
                 self.set_uses_streams();
             }
             None => {
@@ -412,12 +413,18 @@ impl Inner {
         self.doorbell.notify();
     }
 
-    fn add_lane(&self, peer: &Arc<Peer>, meet: Meet, lane_idx: u8) {
-        let token = link_token(peer.idx, lane_idx);
-        match Lane::new(meet.into_stream(), lane_idx, token, Arc::clone(&self.poller)) {
-            Ok(lane) => peer.tcp.set_lane(Arc::new(lane), 0),
-            Err(error) => self.log(30, format!("{}: stream {lane_idx}: {error}", peer.address)),
+    fn add_stream(&self, peer: &Peer, meet: Meet, lane_idx: u8) {
+        if let Err(error) = self.add_lane(peer, meet.into_stream(), lane_idx, 0) {
+            self.log(30, format!("{}: stream {lane_idx}: {error}", peer.address));
         }
+    }
+
+    fn add_lane(&self, peer: &Peer, stream: TcpStream, lane_idx: u8, confirmed: u64) -> std::io::Result<()> {
+        if let Some(tcp) = peer.base.tcp() {
+            let lane = Lane::new(stream, lane_idx, link_token(peer.idx, lane_idx), Arc::clone(&self.poller))?;
+            tcp.set_lane(Arc::new(lane), confirmed);
+        }
+        Ok(())
     }
 
     pub(crate) fn is_same_host(&self, peer: &Peer) -> bool {
@@ -435,7 +442,7 @@ impl Inner {
             }
             return self.lose(peer, &format!("its Unix socket: {why}"));
         }
-        peer.tcp.drop_lane(channel, why);
+        peer.base.disconnect(channel, why);
         self.log(20, format!("{}: stream {channel} broke: {why}", peer.address));
         if channel > 0 {
             peer.state().retry_lane_ns = self.clock.now_ns() + nanos(self.config.heartbeat) / 16;
@@ -498,16 +505,16 @@ impl Inner {
     }
 
     fn send_due(&self, driver: &mut Driver, peer: &Arc<Peer>, now_ns: u64) {
-        if !peer.tcp.has_control() {
+        if !peer.base.has_control() {
             return;
         }
         for imm in peer.losses.take() {
-            peer.tcp.send_control(Control::CountFailed { imm }.encode());
+            peer.base.send_control(Control::CountFailed { imm }.encode());
         }
         // ORDERING: only the driver looks at it.
         if peer.told_full.load(Ordering::Relaxed) && self.counters.has_room(peer.idx) {
             peer.told_full.store(false, Ordering::Relaxed);
-            peer.tcp.send_control(Control::EarlyArrivalsRoom.encode());
+            peer.base.send_control(Control::EarlyArrivalsRoom.encode());
         }
         let (is_heartbeat_due, missing) = {
             let mut state = peer.state();
@@ -524,11 +531,11 @@ impl Inner {
             (due, calls.filter(|_| retry))
         };
         if is_heartbeat_due {
-            let received = peer.tcp.received();
-            peer.tcp.send_control(Control::Heartbeat { received }.encode());
+            let received = peer.base.received();
+            peer.base.send_control(Control::Heartbeat { received }.encode());
         }
         if let Some(token) = missing {
-            for lane_idx in peer.tcp.missing_lanes() {
+            for lane_idx in peer.base.tcp().map_or_else(Vec::new, |tcp| tcp.missing_lanes()) {
                 self.call_lane(driver, peer, lane_idx, token);
             }
         }
@@ -538,7 +545,7 @@ impl Inner {
 
     pub(crate) fn on_control(&self, driver: &mut Driver, peer: &Arc<Peer>, message: Control) {
         match message {
-            Control::Heartbeat { received } => peer.tcp.confirm(received),
+            Control::Heartbeat { received } => peer.base.confirm(received),
             Control::Revoke { region, revoke } => {
                 driver.releases.push(Release { peer: Arc::clone(peer), region, revoke });
             }
@@ -562,7 +569,7 @@ impl Inner {
         driver.retires.retain(|(peer, imm)| {
             let uses = peer.lost().is_none() && self.uses_imm(peer, *imm);
             if !uses {
-                peer.tcp.send_control(Control::ImmRetired { imm: *imm }.encode());
+                peer.base.send_control(Control::ImmRetired { imm: *imm }.encode());
             }
             uses
         });

@@ -87,7 +87,7 @@ impl Inner {
             if let Some(shm) = peer.shm() {
                 moved |= shm.poll(self);
             }
-            moved |= peer.tcp.poll(self);
+            moved |= peer.base.poll(self);
             if !peer.is_clear() {
                 moved |= peer.dispatch_waiting();
             }
@@ -136,7 +136,7 @@ impl Inner {
         let channel = (event.token & 0xff) as u8;
         match peer.shm() {
             Some(shm) if channel >= LOCAL_CHANNELS => shm.ready(channel, event, self),
-            _ => peer.tcp.ready(channel, event, self),
+            _ => peer.base.ready(channel, event, self),
         }
     }
 
@@ -176,7 +176,7 @@ impl Inner {
                     // ORDERING: only the driver looks at it.
                     if !peer.told_full.swap(true, std::sync::atomic::Ordering::Relaxed) {
                         let limit = crate::counter::MAX_EARLY;
-                        peer.tcp.send_control(Control::EarlyArrivalsFull { limit }.encode());
+                        peer.base.send_control(Control::EarlyArrivalsFull { limit }.encode());
                         let line = format!("{} sends immediates that no counter is open for", peer.address);
                         self.log(30, line);
                     }
@@ -317,7 +317,7 @@ impl Inner {
             // Every link is asked, also after one that is not out yet.
             let out = release.peer.links().fold(true, |out, link| link.release(release.region, refusal) && out);
             if out {
-                release.peer.tcp.send_control(Control::Revoked { revoke: release.revoke }.encode());
+                release.peer.base.send_control(Control::Revoked { revoke: release.revoke }.encode());
             }
             !out
         });

@@ -503,13 +503,13 @@ impl Inner {
             ticket.fail(Failure::Closed);
         }
         for peer in self.peers() {
-            if peer.lost().is_none() && peer.tcp.has_control() {
+            if peer.lost().is_none() && peer.base.has_control() {
                 for imm in peer.losses.take() {
-                    peer.tcp.send_control(Control::CountFailed { imm }.encode());
+                    peer.base.send_control(Control::CountFailed { imm }.encode());
                 }
                 let speaks = peer.state().session.as_ref().is_some_and(|session| session.version >= 2);
                 if speaks {
-                    peer.tcp.send_control(Control::Goodbye.encode());
+                    peer.base.send_control(Control::Goodbye.encode());
                 }
             }
         }

@@ -228,8 +228,7 @@ impl Inner {
             (state.phase, state.reason.clone())
         };
         let nics = peer.link().map_or_else(Vec::new, |link| vec![link.manner()]);
-        let degraded =
-            peer.link().is_some_and(|link| link.transport() == "tcp" && !peer.tcp.missing_lanes().is_empty());
+        let degraded = peer.link().is_some_and(|link| link.is_degraded());
         let state = match phase {
             Phase::Idle => "new",
             Phase::Calling | Phase::Expecting { .. } | Phase::Joining { .. } => "connecting",

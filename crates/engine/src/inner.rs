@@ -16,7 +16,7 @@ use crate::counter::{Counters, MAX_EARLY};
 use crate::driver::{Driver, LISTENER, LOCAL_LISTENER, WAKE};
 use crate::meet::random;
 use crate::messages::{Message, Messages};
-use crate::peer::{Content, Peer, Phase, Submission};
+use crate::peer::{Base, Content, Peer, Phase, Submission};
 use crate::revoke::Revokes;
 use crate::wait::Presence;
 use crate::watcher::Watching;
@@ -217,7 +217,8 @@ impl Inner {
             let idx = by_idx.len() as PeerIdx;
             let (streams, limit) = (self.config.tcp_streams, self.config.max_message_bytes);
             let tcp = TcpLink::new(idx, Arc::clone(&self.regions), limit, streams, self.clock.clone());
-            let peer = Arc::new(Peer::new(idx, address.clone(), tcp, self.clock.now_ns()));
+            let base = Base::Tcp(Arc::new(tcp));
+            let peer = Arc::new(Peer::new(idx, address.clone(), base, self.clock.now_ns()));
             by_idx.push(Arc::clone(&peer));
             peer
         });
@@ -330,8 +331,8 @@ impl Inner {
     pub(crate) fn retire_imm(&self, imm: Imm, sources: Vec<EngineId>) {
         for engine in sources {
             match self.find_peer(engine) {
-                Some(peer) if peer.lost().is_none() && peer.tcp.has_control() => {
-                    peer.tcp.send_control(Control::RetireImm { imm }.encode());
+                Some(peer) if peer.lost().is_none() && peer.base.has_control() => {
+                    peer.base.send_control(Control::RetireImm { imm }.encode());
                 }
                 // Never met or dead: nothing of it can be under way.
                 _ => self.counters.retired(imm, engine),

@@ -1,13 +1,16 @@
 //! A peer: one incarnation of another engine.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyfabric_plan::Extents;
 use anyfabric_transports::shm::ShmLink;
 use anyfabric_transports::tcp::TcpLink;
-use anyfabric_transports::{BindingState, Failure, Link, Losses, Op, Payload, PeerIdx, Region, Ticket};
+use anyfabric_transports::{
+    BindingState, ControlPath, Failure, Link, Losses, Op, Payload, PeerIdx, Region, Sink, Ticket,
+};
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Imm};
 
@@ -15,8 +18,7 @@ use anyfabric_wire::{Address, Imm};
 pub(crate) struct Peer {
     pub(crate) idx: PeerIdx,
     pub(crate) address: Address,
-    /// Its lane 0 is the control connection, whatever carries the data.
-    pub(crate) tcp: Arc<TcpLink>,
+    pub(crate) base: Base,
     pub(crate) losses: Arc<Losses>,
     link: OnceLock<Arc<dyn Link>>,
     shm: OnceLock<Arc<ShmLink>>,
@@ -29,6 +31,50 @@ pub(crate) struct Peer {
     pub(crate) refuses_early: AtomicBool,
     /// We have told the peer so.
     pub(crate) told_full: AtomicBool,
+}
+
+/// The link that every peer has: it carries the control messages, and the data
+/// when nothing faster does.
+pub(crate) enum Base {
+    Tcp(Arc<TcpLink>),
+}
+
+/// What is asked for on the path of every operation is asked without a table.
+impl Base {
+    #[inline]
+    pub(crate) fn poll(&self, sink: &dyn Sink) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.poll(sink),
+        }
+    }
+
+    pub(crate) fn tcp(&self) -> Option<&Arc<TcpLink>> {
+        match self {
+            Self::Tcp(tcp) => Some(tcp),
+        }
+    }
+
+    pub(crate) fn as_link(&self) -> &dyn Link {
+        match self {
+            Self::Tcp(tcp) => &**tcp,
+        }
+    }
+
+    fn to_link(&self) -> Arc<dyn Link> {
+        match self {
+            Self::Tcp(tcp) => Arc::clone(tcp) as Arc<dyn Link>,
+        }
+    }
+}
+
+impl Deref for Base {
+    type Target = dyn ControlPath;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Tcp(tcp) => &**tcp,
+        }
+    }
 }
 
 /// How far a peer is connected.
@@ -107,7 +153,7 @@ pub(crate) enum Content {
 }
 
 impl Peer {
-    pub(crate) fn new(idx: PeerIdx, address: Address, tcp: TcpLink, now_ns: u64) -> Self {
+    pub(crate) fn new(idx: PeerIdx, address: Address, base: Base, now_ns: u64) -> Self {
         let state = PeerState {
             phase: Phase::Idle,
             session: None,
@@ -119,7 +165,7 @@ impl Peer {
         Self {
             idx,
             address,
-            tcp: Arc::new(tcp),
+            base,
             losses: Arc::default(),
             link: OnceLock::new(),
             shm: OnceLock::new(),
@@ -155,14 +201,14 @@ impl Peer {
         let _ = self.link.set(shm);
     }
 
-    pub(crate) fn use_tcp(&self) {
-        let _ = self.link.set(Arc::clone(&self.tcp) as Arc<dyn Link>);
+    pub(crate) fn use_base(&self) {
+        let _ = self.link.set(self.base.to_link());
     }
 
-    /// Every link that exists: tcp, and shm where there is one.
+    /// Every link that exists: the base, and shm where there is one.
     pub(crate) fn links(&self) -> impl Iterator<Item = &dyn Link> {
         let shm = self.shm.get().map(|shm| &**shm as &dyn Link);
-        std::iter::once(&*self.tcp as &dyn Link).chain(shm)
+        std::iter::once(self.base.as_link()).chain(shm)
     }
 
     /// Why the peer is lost, if it is.
@@ -229,10 +275,10 @@ impl Peer {
         let link: &dyn Link = match self.link() {
             None => return Some(submission),
             // The receiver checks the checksum of framed bytes, on every path.
-            Some(_) if submission.verify => &*self.tcp,
+            Some(_) if submission.verify => self.base.as_link(),
             Some(link) => &**link,
         };
-        if link.transport() == "tcp" && !self.tcp.has_control() {
+        if link.transport() == "tcp" && !self.base.has_control() {
             return Some(submission);
         }
         let payload = match submission.content {

@@ -87,13 +87,13 @@ impl Inner {
                 if peer.links().all(Link::is_quiet) {
                     region.released_by(peer.idx);
                 }
-            } else if peer.tcp.has_control() {
+            } else if peer.base.has_control() {
                 // ORDERING: a number of its own, no more.
                 let revoke = self.revokes.next.fetch_add(1, Ordering::Relaxed);
                 if !fenced {
                     lock(&self.revokes.asked).insert(revoke, (peer.idx, Arc::clone(region)));
                 }
-                peer.tcp.send_control(Control::Revoke { region: region.id, revoke }.encode());
+                peer.base.send_control(Control::Revoke { region: region.id, revoke }.encode());
             }
         }
         let is_out = || {

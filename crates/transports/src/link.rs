@@ -119,6 +119,11 @@ pub trait Link: Send + Sync {
     /// How the bytes move, for people: "mapped memory", "2 streams".
     fn manner(&self) -> String;
 
+    /// Whether it makes do with fewer NICs than it has.
+    fn is_degraded(&self) -> bool {
+        false
+    }
+
     /// Prepares a peer's region. The binding may be pending at first;
     /// operations may be posted to it only when it is ready.
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding>;
@@ -160,6 +165,26 @@ pub trait Link: Send + Sync {
 
     /// What went over it.
     fn stats(&self) -> &PeerStats;
+}
+
+/// A link that also carries what the two engines tell each other: reliable and
+/// in order for the session's life, over one control connection after another.
+pub trait ControlPath: Link {
+    /// Whether the control connection stands.
+    fn has_control(&self) -> bool;
+
+    /// Sends a control message, now or over the next control connection.
+    fn send_control(&self, bytes: Vec<u8>);
+
+    /// The peer has every control message up to `sequence`.
+    fn confirm(&self, sequence: u64);
+
+    /// Last control message that arrived without a gap.
+    fn received(&self) -> u64;
+
+    /// Takes a broken connection out, the control connection when `channel` is
+    /// 0; what it carried has failed.
+    fn disconnect(&self, channel: u8, why: &str);
 }
 
 /// Where a link reports what arrives.

@@ -1,1 +1,1 @@
-
+//! A seeded simulation inside one process.

@@ -14,7 +14,8 @@ use super::send::{acknowledged, Content, Part, Shared};
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
-    Binding, Clock, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region, RegionTable, Sink, Target,
+    Binding, Clock, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region, RegionTable, Sink,
+    Target,
 };
 
 /// One engine's way to another over TCP. Every peer has one, for its lane 0 is
@@ -101,58 +102,10 @@ impl TcpLink {
         }
     }
 
-    /// Takes a broken lane out; what it carried has failed.
-    pub fn drop_lane(&self, idx: u8, why: &str) {
-        let lane = {
-            let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
-            lanes.get_mut(usize::from(idx)).and_then(Option::take)
-        };
-        if let Some(lane) = lane {
-            lane.stop(&Failure::ConnectionBroken(why.to_owned()));
-        }
-    }
-
     /// Streams that are missing.
     pub fn missing_lanes(&self) -> Vec<u8> {
         let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
         (1..=self.num_streams).filter(|&idx| lanes[idx].is_none()).map(|idx| idx as u8).collect()
-    }
-
-    /// Whether the control connection stands.
-    pub fn has_control(&self) -> bool {
-        self.lane(0).is_some()
-    }
-
-    /// Sends a control message: reliable and in order for the session's life.
-    pub fn send_control(&self, bytes: Vec<u8>) {
-        let sequence = {
-            let mut controls = lock(&self.controls);
-            controls.last_sent += 1;
-            let sequence = controls.last_sent;
-            controls.unconfirmed.push_back((sequence, bytes.clone()));
-            if let Some(lane) = self.lane(0) {
-                // Under the lock, so that the order on the lane is that of the numbers.
-                lock(&lane.submitted).controls.push_back((sequence, bytes));
-            }
-            sequence
-        };
-        log::trace!("peer {}: control message {sequence}", self.peer);
-        if let Some(lane) = self.lane(0) {
-            self.push(&lane);
-        }
-    }
-
-    /// The peer has everything up to `sequence`.
-    pub fn confirm(&self, sequence: u64) {
-        let mut controls = lock(&self.controls);
-        while controls.unconfirmed.front().is_some_and(|(sent, _)| *sent <= sequence) {
-            controls.unconfirmed.pop_front();
-        }
-    }
-
-    /// Last control message that arrived without a gap.
-    pub fn received(&self) -> u64 {
-        lock(&self.controls).received
     }
 
     fn lane(&self, idx: usize) -> Option<Arc<Lane>> {
@@ -416,6 +369,10 @@ impl Link for TcpLink {
         }
     }
 
+    fn is_degraded(&self) -> bool {
+        !self.missing_lanes().is_empty()
+    }
+
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
         let mut bindings = lock(&self.bindings);
         match bindings.get(&region) {
@@ -506,6 +463,51 @@ impl Link for TcpLink {
 
     fn stats(&self) -> &PeerStats {
         &self.stats
+    }
+}
+
+impl ControlPath for TcpLink {
+    fn has_control(&self) -> bool {
+        self.lane(0).is_some()
+    }
+
+    fn send_control(&self, bytes: Vec<u8>) {
+        let sequence = {
+            let mut controls = lock(&self.controls);
+            controls.last_sent += 1;
+            let sequence = controls.last_sent;
+            controls.unconfirmed.push_back((sequence, bytes.clone()));
+            if let Some(lane) = self.lane(0) {
+                // Under the lock, so that the order on the lane is that of the numbers.
+                lock(&lane.submitted).controls.push_back((sequence, bytes));
+            }
+            sequence
+        };
+        log::trace!("peer {}: control message {sequence}", self.peer);
+        if let Some(lane) = self.lane(0) {
+            self.push(&lane);
+        }
+    }
+
+    fn confirm(&self, sequence: u64) {
+        let mut controls = lock(&self.controls);
+        while controls.unconfirmed.front().is_some_and(|(sent, _)| *sent <= sequence) {
+            controls.unconfirmed.pop_front();
+        }
+    }
+
+    fn received(&self) -> u64 {
+        lock(&self.controls).received
+    }
+
+    fn disconnect(&self, channel: u8, why: &str) {
+        let lane = {
+            let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
+            lanes.get_mut(usize::from(channel)).and_then(Option::take)
+        };
+        if let Some(lane) = lane {
+            lane.stop(&Failure::ConnectionBroken(why.to_owned()));
+        }
     }
 }
 

@@ -53,7 +53,14 @@ enum Place {
 
 impl Default for Receive {
     fn default() -> Self {
-        Self { staging: vec![0; STAGING].into_boxed_slice(), start: 0, end: 0, body: None, refused: HashMap::new(), iovs: Vec::new() }
+        Self {
+            staging: vec![0; STAGING].into_boxed_slice(),
+            start: 0,
+            end: 0,
+            body: None,
+            refused: HashMap::new(),
+            iovs: Vec::new(),
+        }
     }
 }
 

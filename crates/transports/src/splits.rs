@@ -1,0 +1,75 @@
+//! Which counted writes may be split over NICs.
+//!
+//! A receiver that is told quarters, and not of which write, may add up the
+//! quarters of two writes that both failed halfway, and count one that never
+//! came whole. So at most one split write of an imm is under way to a peer, and
+//! after one has failed none of that imm is split any more: the others go whole,
+//! over one NIC. The receiver keeps the quarters of different peers apart.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyfabric_wire::Imm;
+
+/// The imms of split writes of one link.
+#[derive(Debug, Default)]
+pub struct Splits {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Operation that is split, by imm.
+    under_way: HashMap<Imm, u64>,
+    /// A part of such a write is lost; the receiver may keep the rest.
+    spoiled: HashSet<Imm>,
+}
+
+impl Splits {
+    /// Whether operation `op` may be split; then [`Splits::end`] must follow.
+    pub fn begin(&self, imm: Imm, op: u64) -> bool {
+        let mut state = self.lock();
+        if state.under_way.contains_key(&imm) || state.spoiled.contains(&imm) || state.spoiled.len() >= MAX_SPOILED {
+            return false;
+        }
+        state.under_way.insert(imm, op);
+        true
+    }
+
+    /// Operation `op` has ended, in whole or not.
+    pub fn end(&self, imm: Imm, op: u64, whole: bool) {
+        let mut state = self.lock();
+        if state.under_way.get(&imm) == Some(&op) {
+            state.under_way.remove(&imm);
+            if !whole {
+                state.spoiled.insert(imm);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Beyond this many imms with a lost part no counted write is split.
+const MAX_SPOILED: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_split_write_of_an_imm_at_a_time_and_none_after_a_loss() {
+        let (splits, imm, other) = (Splits::default(), Imm::new(7).unwrap(), Imm::new(8).unwrap());
+        assert!(splits.begin(imm, 1));
+        assert!(!splits.begin(imm, 2));
+        assert!(splits.begin(other, 3));
+        splits.end(imm, 2, false);
+        assert!(!splits.begin(imm, 4), "operation 2 was never split");
+        splits.end(imm, 1, true);
+        assert!(splits.begin(imm, 5));
+        splits.end(imm, 5, false);
+        assert!(!splits.begin(imm, 6));
+    }
+}
