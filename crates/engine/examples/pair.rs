@@ -10,18 +10,28 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyfabric_engine::{Address, Config, Engine, PageList, Polling, Region, Remote, RemoteSlice, Slice, WriteOptions};
+use anyfabric_engine::transports::shm::ring::{Consumer, Entry, Producer, BYTES as RING_BYTES};
+use anyfabric_engine::transports::sys::{memfd, Mapping};
+use anyfabric_engine::{
+    Address, Config, Engine, PageList, Polling, Region, Remote, RemoteSlice, Slice, WireImm, WriteOptions,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let transport = args.next().unwrap_or_else(|| "shm".into());
     let polling = args.next().unwrap_or_else(|| "busy".into());
     let is_peer = args.next().is_some();
+    if is_peer && transport == "ring" {
+        return ring_peer(&read_line(&mut std::io::stdin().lock())?);
+    }
     let config = Config {
         transports: vec![transport.clone()],
         polling: if polling == "busy" { Polling::Busy } else { Polling::Adaptive },
         ..Config::default()
     };
+    if transport == "ring" {
+        return ring();
+    }
     let engine = Engine::new(config)?;
     let region = engine.allocate(BYTES)?;
     let hello = hex(&region.descriptor()?.encode());
@@ -133,6 +143,84 @@ impl Bench<'_> {
     fn done(&self) -> Result<(), Box<dyn Error>> {
         self.engine.send(self.remote.address(), b"done".to_vec(), None)?.wait(None)?;
         Ok(())
+    }
+}
+
+/// The least that two processes can do: 8 bytes into shared memory, and an entry of a polled ring.
+fn ring() -> Result<(), Box<dyn Error>> {
+    let fd = memfd(c"ring-baseline", 2 * RING_BYTES + 4096)?;
+    let memory = Arc::new(Mapping::shared(&fd, 2 * RING_BYTES + 4096, true)?);
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["ring", "busy", "peer"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&fd));
+    writeln!(child.stdin.as_mut().ok_or("no stdin")?, "{path}")?;
+    let mut output = BufReader::new(child.stdout.take().ok_or("no stdout")?);
+    read_line(&mut output)?;
+    let mut words = RingEnds::new(&fd, &memory, 0)?;
+    let mut samples = Vec::new();
+    for round in 0..ROUNDS {
+        let started = Instant::now();
+        words.send(round);
+        words.receive();
+        samples.push(started.elapsed().as_nanos() as f64 / 2e3);
+    }
+    child.wait()?;
+    samples.sort_by(f64::total_cmp);
+    println!(
+        "{{\"transport\": \"bare ring\", \"op\": \"write\", \"size_bytes\": 8, \"p50_us\": {:.3}}}",
+        samples[samples.len() / 2]
+    );
+    Ok(())
+}
+
+fn ring_peer(path: &str) -> Result<(), Box<dyn Error>> {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let memory = Arc::new(Mapping::shared(&file, 2 * RING_BYTES + 4096, true)?);
+    let mut words = RingEnds::new(&file, &memory, 1)?;
+    println!("ready");
+    for round in 0..ROUNDS {
+        words.receive();
+        words.send(round);
+    }
+    Ok(())
+}
+
+/// One side's rings and its eight bytes.
+struct RingEnds {
+    producer: Producer,
+    consumer: Consumer,
+    memory: Arc<Mapping>,
+    side: usize,
+}
+
+impl RingEnds {
+    fn new(fd: &impl std::os::fd::AsRawFd, memory: &Arc<Mapping>, side: usize) -> Result<Self, Box<dyn Error>> {
+        // Two rings in one mapping: each end maps the whole and takes its part.
+        let at = |idx: usize| -> Result<Arc<Mapping>, Box<dyn Error>> {
+            Ok(Arc::new(Mapping::shared_at(fd, idx * RING_BYTES, RING_BYTES)?))
+        };
+        Ok(Self {
+            producer: Producer::new(at(side)?),
+            consumer: Consumer::new(at(1 - side)?),
+            memory: Arc::clone(memory),
+            side,
+        })
+    }
+
+    fn send(&mut self, value: u64) {
+        // SAFETY: the last page of the mapping holds both sides' words, 64 bytes apart.
+        unsafe { self.memory.as_ptr().add(2 * RING_BYTES + self.side * 64).cast::<u64>().write_volatile(value) };
+        self.producer.push(&Entry::Arrival { imm: WireImm::decode(1), count: 1 });
+    }
+
+    fn receive(&mut self) {
+        while self.consumer.pop().is_none() {
+            std::hint::spin_loop();
+        }
+        self.consumer.publish_head(false);
     }
 }
 

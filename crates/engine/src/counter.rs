@@ -96,6 +96,7 @@ pub(crate) struct State {
     quarters: AtomicU64,
     closed: AtomicBool,
     settled_early: AtomicBool,
+    has_waiters: AtomicBool,
     rest: Mutex<Rest>,
 }
 
@@ -108,8 +109,9 @@ struct Rest {
 
 impl State {
     fn value(&self) -> u64 {
-        // ORDERING: acquire the bytes; partner: the release in `Counters::add`.
-        self.quarters.load(Ordering::Acquire) / 4
+        // ORDERING: acquire the bytes; partner: `Counters::add`. Sequentially consistent because a sleeper looks here
+        // after it has announced itself at the doorbell.
+        self.quarters.load(Ordering::SeqCst) / 4
     }
 
     fn is_settled(&self, n: u64) -> bool {
@@ -127,11 +129,15 @@ impl State {
 
     fn on_settled(&self, n: u64, on_settled: Box<dyn FnOnce() + Send>) {
         let mut rest = self.lock();
+        rest.waiters.push((n, on_settled));
+        // ORDERING: announced before the look below; partner: `Counters::add`.
+        self.has_waiters.store(true, Ordering::SeqCst);
         if self.is_settled(n) {
+            let own = rest.waiters.pop();
             drop(rest);
-            on_settled();
-        } else {
-            rest.waiters.push((n, on_settled));
+            if let Some((_, run)) = own {
+                run();
+            }
         }
     }
 
@@ -152,7 +158,10 @@ impl State {
         let value = self.value();
         let due: Vec<_> = {
             let mut rest = self.lock();
-            let (due, kept) = std::mem::take(&mut rest.waiters).into_iter().partition(|(n, _)| *n <= value);
+            let (due, kept): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut rest.waiters).into_iter().partition(|(n, _)| *n <= value);
+            // ORDERING: under the lock.
+            self.has_waiters.store(!kept.is_empty(), Ordering::SeqCst);
             rest.waiters = kept;
             due
         };
@@ -218,6 +227,7 @@ impl Counters {
             quarters: AtomicU64::new(quarters),
             closed: AtomicBool::new(false),
             settled_early: AtomicBool::new(failed.is_some()),
+            has_waiters: AtomicBool::new(false),
             rest: Mutex::new(Rest { failure: failed, sources, waiters: Vec::new() }),
         });
         table.by_imm.insert(imm.value(), Entry::Open(Arc::clone(&state)));
@@ -230,14 +240,15 @@ impl Counters {
         let mut table = self.lock();
         match table.by_imm.get_mut(&imm.value()) {
             Some(Entry::Open(state)) => {
-                let state = Arc::clone(state);
-                drop(table);
-                // ORDERING: release the bytes, which the transport has made visible to this thread.
-                state.quarters.fetch_add(quarters, Ordering::Release);
-                if !state.lock().waiters.is_empty() {
+                // ORDERING: release the bytes, which the transport has made visible to this thread; and the fence
+                // before the looks for waiters and sleepers.
+                state.quarters.fetch_add(quarters, Ordering::SeqCst);
+                if state.has_waiters.load(Ordering::SeqCst) {
+                    let state = Arc::clone(state);
+                    drop(table);
                     state.run_waiters();
                 }
-                self.doorbell.notify();
+                self.doorbell.notify_after_swap();
                 Ok(())
             }
             Some(Entry::Early { quarters: early, .. }) => {

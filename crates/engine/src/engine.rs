@@ -14,7 +14,7 @@ use crate::inner::{lock, Inner};
 use crate::peer::{Content, Peer};
 use crate::region::Slice;
 use crate::remote::{Remote, RemoteSlice};
-use crate::transfer::{About, Transfer};
+use crate::transfer::{About, Transfer, TIMED_BYTES};
 use crate::watcher::Watcher;
 use crate::{Code, Config, Error, Message, Region, Result};
 
@@ -208,7 +208,7 @@ impl Engine {
         let nbytes = targets.iter().map(|target| target.nbytes).sum();
         let about = About { operation: OPERATION, peer: None, region: Some(src.id()), nbytes };
         if targets.is_empty() {
-            return Ok(self.done(about));
+            return Ok(Transfer::done(0, None));
         }
         let ticket = self.inner.ticket(targets.len() as u32, nbytes, options.timeout)?;
         ticket.hold(Arc::clone(&src.memory));
@@ -234,7 +234,7 @@ impl Engine {
         let peers: Vec<_> = others.map(|address| self.peer(address, OPERATION, imm)).collect::<Result<_>>()?;
         let about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
         if peers.is_empty() {
-            return Ok(self.done(about));
+            return Ok(Transfer::done(0, None));
         }
         let ticket = self.inner.ticket(peers.len() as u32, 0, timeout)?;
         self.inner.track(&ticket, imm, peers.clone());
@@ -345,20 +345,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::connect`]; `InvalidArgument` for duplicates.
     pub fn peer_group(&self, addresses: &[Address]) -> Result<PeerGroup> {
-        self.inner.check_open()?;
-        for (idx, address) in addresses.iter().enumerate() {
-            if addresses[..idx].contains(address) {
-                return Err(Error::invalid(format!("{address} is listed twice")).during("peer_group"));
-            }
-            if *address != self.inner.address {
-                let peer = self.peer(address, "peer_group", None)?;
-                self.inner.prepare(&peer);
-            }
-        }
-        for address in addresses.iter().filter(|address| **address != self.inner.address) {
-            self.connect(address, None)?;
-        }
-        Ok(PeerGroup { addresses: addresses.into() })
+        let (group, transfers) = self.start_peer_group(addresses)?;
+        transfers.iter().try_for_each(|transfer| transfer.wait(None))?;
+        Ok(group)
     }
 
     /// Makes the path to a peer now; otherwise the first use does.
@@ -367,14 +356,7 @@ impl Engine {
     /// `PeerLost`, `ConnectionBroken`, `Unsupported` when there is no path;
     /// `TransferTimeout`.
     pub fn connect(&self, address: &Address, timeout: Option<Duration>) -> Result<()> {
-        const OPERATION: &str = "connect";
-        self.inner.check_open()?;
-        let peer = self.peer(address, OPERATION, None)?;
-        let ticket = self.inner.ticket(1, 0, timeout)?;
-        self.inner.track(&ticket, None, vec![Arc::clone(&peer)]);
-        self.inner.submit(&peer, Content::Probe, None, false, &ticket);
-        let about = About { operation: OPERATION, peer: Some(peer), region: None, nbytes: 0 };
-        Transfer::pending(Arc::clone(&self.inner), about, ticket).wait(None)
+        self.start_connect(address, timeout)?.wait(None)
     }
 
     /// Stops taking work, waits for what is under way until the timeout, fails
@@ -394,6 +376,70 @@ impl Engine {
                 let _ = worker.join();
             }
         }
+    }
+
+    // ---- for callers that look up while they wait ------------------------------------------------
+
+    /// Whether this process made the engine, and it is open.
+    ///
+    /// # Errors
+    /// `EngineForked`, `Closed`.
+    #[inline]
+    pub fn check_open(&self) -> Result<()> {
+        self.inner.check_open()
+    }
+
+    /// Whether this process made the engine.
+    ///
+    /// # Errors
+    /// `EngineForked`.
+    #[inline]
+    pub fn check_fork(&self) -> Result<()> {
+        self.inner.check_fork()
+    }
+
+    /// Whether a submission would find room in the queue now.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.inner.has_room()
+    }
+
+    /// Waits for room in the queue; true when there is some, or the engine is
+    /// closed.
+    pub fn wait_for_room(&self, timeout: Duration) -> bool {
+        self.inner.wait(Some(timeout), || self.inner.has_room() || self.inner.is_closed())
+    }
+
+    /// Begins to connect; the transfer is done when the path is there.
+    ///
+    /// # Errors
+    /// As [`Engine::connect`].
+    pub fn start_connect(&self, address: &Address, timeout: Option<Duration>) -> Result<Transfer> {
+        const OPERATION: &str = "connect";
+        self.inner.check_open()?;
+        let peer = self.peer(address, OPERATION, None)?;
+        let ticket = self.inner.ticket(1, 0, timeout)?;
+        self.inner.track(&ticket, None, vec![Arc::clone(&peer)]);
+        self.inner.submit(&peer, Content::Probe, None, false, &ticket);
+        let about = About { operation: OPERATION, peer: Some(peer), region: None, nbytes: 0 };
+        Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
+    }
+
+    /// Begins to connect to every address; the group is prepared when the
+    /// transfers are done.
+    ///
+    /// # Errors
+    /// As [`Engine::peer_group`].
+    pub fn start_peer_group(&self, addresses: &[Address]) -> Result<(PeerGroup, Vec<Transfer>)> {
+        self.inner.check_open()?;
+        for (idx, address) in addresses.iter().enumerate() {
+            if addresses[..idx].contains(address) {
+                return Err(Error::invalid(format!("{address} is listed twice")).during("peer_group"));
+            }
+        }
+        let others = addresses.iter().filter(|address| **address != self.inner.address);
+        let transfers = others.map(|address| self.start_connect(address, None)).collect::<Result<_>>()?;
+        Ok((PeerGroup { addresses: addresses.into() }, transfers))
     }
 
     // ---- inside --------------------------------------------------------------------------------
@@ -426,23 +472,26 @@ impl Engine {
         let imm = check_imm(options.imm, operation)?;
         let nbytes = extents.nbytes();
         if extents.num_extents() == 0 {
-            return Ok(self.done(About { operation, peer: None, region: Some(src.memory.id), nbytes: 0 }));
+            return Ok(Transfer::done(0, None));
         }
         if let (Some(route), false) = (dst.shared.route(inner), options.verify) {
             if route.peer.lost().is_none() {
                 if imm.is_some() {
                     inner.check_counted(&route.peer)?;
                 }
-                let began_ns = inner.clock.now_ns();
+                let began_ns = (nbytes >= TIMED_BYTES).then(|| inner.clock.now_ns());
                 let imm = imm.map(|imm| (imm, count));
                 let write = Inline { source: &src.memory, binding: &route.binding, extents: &extents, imm };
                 if let Some(result) = route.link.try_inline(&write) {
-                    if let (Err(_), Some((imm, _))) = (&result, imm) {
-                        route.peer.losses.note(imm);
-                    }
-                    let peer = Some(Arc::clone(&route.peer));
-                    let about = About { operation, peer, region: Some(src.memory.id), nbytes };
-                    return Ok(Transfer::ended(Arc::clone(inner), about, result, began_ns));
+                    return Ok(match result {
+                        Ok(()) => Transfer::done(nbytes, began_ns.map(|began_ns| (began_ns, inner.clock.now_ns()))),
+                        Err(failure) => {
+                            imm.iter().for_each(|(imm, _)| route.peer.losses.note(*imm));
+                            let peer = Some(Arc::clone(&route.peer));
+                            let about = About { operation, peer, region: Some(src.memory.id), nbytes };
+                            Transfer::failed(nbytes, about.error(inner, &failure))
+                        }
+                    });
                 }
             }
         }
@@ -470,10 +519,6 @@ impl Engine {
             self.inner.check_counted(&peer)?;
         }
         Ok(peer)
-    }
-
-    fn done(&self, about: About) -> Transfer {
-        Transfer::ended(Arc::clone(&self.inner), about, Ok(()), self.inner.clock.now_ns())
     }
 }
 

@@ -46,6 +46,7 @@ pub(crate) struct Inner {
     pub(crate) num_under_way: AtomicUsize,
     generation: u32,
     peers: RwLock<Peers>,
+    num_peers: AtomicUsize,
     events: Mutex<VecDeque<Event>>,
     has_events: AtomicBool,
     log: Mutex<EventLog>,
@@ -124,6 +125,7 @@ impl Inner {
             num_under_way: AtomicUsize::new(0),
             generation: fork_generation(),
             peers: RwLock::default(),
+            num_peers: AtomicUsize::new(0),
             events: Mutex::default(),
             has_events: AtomicBool::new(false),
             log: Mutex::default(),
@@ -194,8 +196,10 @@ impl Inner {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).by_idx.clone()
     }
 
+    #[inline]
     pub(crate) fn num_peers(&self) -> usize {
-        self.peers.read().unwrap_or_else(PoisonError::into_inner).by_idx.len()
+        // ORDERING: grows under the lock that guards the list; who sees it late looks again.
+        self.num_peers.load(Ordering::Acquire)
     }
 
     pub(crate) fn peer(&self, idx: PeerIdx) -> Option<Arc<Peer>> {
@@ -220,6 +224,8 @@ impl Inner {
             let base = Base::Tcp(Arc::new(tcp));
             let peer = Arc::new(Peer::new(idx, address.clone(), base, self.clock.now_ns()));
             by_idx.push(Arc::clone(&peer));
+            // ORDERING: see `num_peers`.
+            self.num_peers.store(by_idx.len(), Ordering::Release);
             peer
         });
         Arc::clone(peer)
@@ -239,24 +245,27 @@ impl Inner {
     pub(crate) fn ticket(&self, num_parts: u32, nbytes: u64, timeout: Option<Duration>) -> Result<Arc<Ticket>> {
         let timeout = timeout.unwrap_or(self.config.timeout);
         let deadline_ns = self.clock.now_ns().saturating_add(nanos(timeout));
-        let depth = self.config.queue_depth;
-        // ORDERING: a bound for people; off by one now and then.
-        if self.num_under_way.load(Ordering::Relaxed) >= depth {
-            self.sweep();
-            let has_room = || {
-                self.num_under_way.load(Ordering::Relaxed) < depth || {
-                    self.sweep();
-                    self.num_under_way.load(Ordering::Relaxed) < depth || self.is_closed()
-                }
-            };
+        if !self.has_room() {
             let waits = self.config.queue_full == QueueFull::Block;
-            if !has_room() && !(waits && self.wait(Some(timeout), has_room)) {
+            if !(waits && self.wait(Some(timeout), || self.has_room() || self.is_closed())) {
+                let depth = self.config.queue_depth;
                 let message = format!("{depth} operations are under way, as many as `queue_depth` allows");
                 return Err(Error::new(Code::QueueFull, message));
             }
         }
         let (doorbell, clock) = (Arc::clone(&self.doorbell), self.clock.clone());
         Ok(Arc::new(Ticket::new(doorbell, clock, num_parts, nbytes, deadline_ns)))
+    }
+
+    /// Whether fewer operations are under way than `queue_depth` allows.
+    #[inline]
+    pub(crate) fn has_room(&self) -> bool {
+        // ORDERING: a bound for people; off by one now and then.
+        let has_room = || self.num_under_way.load(Ordering::Relaxed) < self.config.queue_depth;
+        has_room() || {
+            self.sweep();
+            has_room()
+        }
     }
 
     /// Watches a ticket's deadline from now on.

@@ -40,7 +40,7 @@ mod watcher;
 
 pub use anyfabric_plan::PageList;
 pub use anyfabric_transports as transports;
-pub use anyfabric_wire::{Address, EngineId, Imm, VERSION as WIRE_VERSION};
+pub use anyfabric_wire::{Address, EngineId, Imm, WireImm, VERSION as WIRE_VERSION};
 pub use config::{Config, Polling, QueueFull};
 pub use counter::Counter;
 pub use engine::{Engine, PeerGroup, ScatterTarget, WriteOptions};

@@ -147,6 +147,17 @@ impl Region {
         }
     }
 
+    /// Waits, after a [`revoke`](Self::revoke) or [`close`](Self::close) that
+    /// was late, until no writer, or not that one, can touch the region.
+    pub fn wait_fenced(&self, peer: Option<&Address>, timeout: Duration) -> bool {
+        let peer = peer.and_then(|address| self.inner.find_peer(address.engine)).map(|peer| peer.idx);
+        let is_out = || {
+            let granted = self.memory.granted_to();
+            peer.map_or(granted.is_empty(), |peer| !granted.contains(&peer))
+        };
+        self.inner.check_fork().is_ok() && self.inner.wait(Some(timeout), is_out)
+    }
+
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.memory.is_closed() {
             let mut error = Error::new(Code::Closed, format!("region {} is closed", self.id()));

@@ -13,8 +13,6 @@ use crate::{Code, Error, Result};
 /// Dropping it does not cancel it.
 #[derive(Clone)]
 pub struct Transfer {
-    inner: Arc<Inner>,
-    about: About,
     state: State,
 }
 
@@ -30,70 +28,71 @@ pub(crate) struct About {
 #[derive(Clone)]
 enum State {
     /// Carried out in the caller's thread, from when to when.
-    Ended(Option<Failure>, u64, u64),
-    Ticket(Arc<Ticket>),
+    Done { nbytes: u64, interval_ns: Option<(u64, u64)> },
+    /// Failed in the caller's thread.
+    Failed { nbytes: u64, error: Error },
+    /// Somebody carries it out.
+    Pending { inner: Arc<Inner>, about: About, ticket: Arc<Ticket> },
 }
 
 impl Transfer {
-    pub(crate) fn ended(
-        inner: Arc<Inner>,
-        about: About,
-        result: std::result::Result<(), Failure>,
-        began_ns: u64,
-    ) -> Self {
-        let ended_ns = if about.nbytes >= TIMED_BYTES { inner.clock.now_ns() } else { began_ns };
-        Self { inner, about, state: State::Ended(result.err(), began_ns, ended_ns) }
+    pub(crate) fn done(nbytes: u64, interval_ns: Option<(u64, u64)>) -> Self {
+        Self { state: State::Done { nbytes, interval_ns } }
+    }
+
+    pub(crate) fn failed(nbytes: u64, error: Error) -> Self {
+        Self { state: State::Failed { nbytes, error } }
     }
 
     pub(crate) fn pending(inner: Arc<Inner>, about: About, ticket: Arc<Ticket>) -> Self {
-        Self { inner, about, state: State::Ticket(ticket) }
+        Self { state: State::Pending { inner, about, ticket } }
     }
 
     /// Whether the outcome is known.
     pub fn is_done(&self) -> bool {
-        match &self.state {
-            State::Ended(..) => true,
-            State::Ticket(ticket) => {
-                if !ticket.has_ended() {
-                    self.inner.glance();
-                }
-                ticket.has_ended()
-            }
+        let State::Pending { inner, ticket, .. } = &self.state else { return true };
+        if !ticket.has_ended() {
+            inner.glance();
         }
+        ticket.has_ended()
     }
 
     /// Whether no byte of it can move any more.
     pub fn is_quiesced(&self) -> bool {
         match &self.state {
-            State::Ended(..) => true,
-            State::Ticket(ticket) => ticket.has_quiesced(),
+            State::Pending { ticket, .. } => ticket.has_quiesced(),
+            State::Done { .. } | State::Failed { .. } => true,
         }
     }
 
     /// The error, once failed.
     pub fn error(&self) -> Option<Error> {
-        let failure = match &self.state {
-            State::Ended(failure, ..) => failure.clone()?,
-            State::Ticket(ticket) => match ticket.state() {
-                TicketState::Failed(failure) => failure,
-                TicketState::Pending | TicketState::Done => return None,
+        match &self.state {
+            State::Done { .. } => None,
+            State::Failed { error, .. } => Some(error.clone()),
+            State::Pending { inner, about, ticket } => match ticket.state() {
+                TicketState::Failed(failure) => Some(about.error(inner, &failure)),
+                TicketState::Pending | TicketState::Done => None,
             },
-        };
-        let About { operation, peer, region, nbytes } = &self.about;
-        Some(Error::from_failure(&failure, self.inner.context(operation, peer.as_deref(), *region, *nbytes)))
+        }
     }
 
     /// Bytes of the operation.
     pub fn nbytes(&self) -> u64 {
-        self.about.nbytes
+        match &self.state {
+            State::Done { nbytes, .. } | State::Failed { nbytes, .. } => *nbytes,
+            State::Pending { about, .. } => about.nbytes,
+        }
     }
 
-    /// When it began and ended, in nanoseconds of CLOCK_MONOTONIC; writes
-    /// below 4 KiB that the caller's thread carried out have no length.
+    /// When it began and ended, in nanoseconds of CLOCK_MONOTONIC. `None` while
+    /// it is pending, and for writes below [`TIMED_BYTES`] that the caller's
+    /// thread carried out.
     pub fn interval_ns(&self) -> Option<(u64, u64)> {
         match &self.state {
-            State::Ended(_, began_ns, ended_ns) => Some((*began_ns, *ended_ns)),
-            State::Ticket(ticket) => ticket.interval_ns(),
+            State::Done { interval_ns, .. } => *interval_ns,
+            State::Failed { .. } => None,
+            State::Pending { ticket, .. } => ticket.interval_ns(),
         }
     }
 
@@ -101,15 +100,20 @@ impl Transfer {
     ///
     /// # Errors
     /// The transfer's error; `WaitTimeout` while it is pending.
+    #[inline]
     pub fn wait(&self, timeout: Option<Duration>) -> Result<()> {
-        self.inner.check_fork()?;
-        if let State::Ticket(ticket) = &self.state {
-            if !self.inner.wait(timeout, || ticket.has_ended()) {
-                let message = format!("the {} is still pending after {timeout:?}", self.about.operation);
-                return Err(Error::new(Code::WaitTimeout, message).during(self.about.operation));
+        match &self.state {
+            State::Done { .. } => Ok(()),
+            State::Failed { error, .. } => Err(error.clone()),
+            State::Pending { inner, about, ticket } => {
+                inner.check_fork()?;
+                if inner.wait(timeout, || ticket.has_ended()) {
+                    return self.error().map_or(Ok(()), Err);
+                }
+                let message = format!("the {} is still pending after {timeout:?}", about.operation);
+                Err(Error::new(Code::WaitTimeout, message).during(about.operation))
             }
         }
-        self.error().map_or(Ok(()), Err)
     }
 
     /// Waits until no byte can move any more; after a failure too.
@@ -117,22 +121,22 @@ impl Transfer {
     /// # Errors
     /// `WaitTimeout`.
     pub fn wait_quiesced(&self, timeout: Option<Duration>) -> Result<()> {
-        self.inner.check_fork()?;
-        let State::Ticket(ticket) = &self.state else { return Ok(()) };
-        if self.inner.wait(timeout, || ticket.has_quiesced()) {
+        let State::Pending { inner, about, ticket } = &self.state else { return Ok(()) };
+        inner.check_fork()?;
+        if inner.wait(timeout, || ticket.has_quiesced()) {
             return Ok(());
         }
-        let message = format!("the {} has not quiesced within {timeout:?}", self.about.operation);
-        Err(Error::new(Code::WaitTimeout, message).during(self.about.operation))
+        let message = format!("the {} has not quiesced within {timeout:?}", about.operation);
+        Err(Error::new(Code::WaitTimeout, message).during(about.operation))
     }
 
     /// Asks for it not to happen: if it is still pending it fails with
     /// `Cancelled`. Never blocks.
     pub fn cancel(&self) {
-        if let State::Ticket(ticket) = &self.state {
+        if let State::Pending { inner, ticket, .. } = &self.state {
             ticket.cancel();
             ticket.fail(Failure::Cancelled);
-            self.inner.wake();
+            inner.wake();
         }
     }
 
@@ -140,21 +144,27 @@ impl Transfer {
     /// not block and not call the engine.
     pub fn on_end(&self, on_end: Box<dyn FnOnce() + Send>) {
         match &self.state {
-            State::Ended(..) => on_end(),
-            State::Ticket(ticket) => ticket.on_end(on_end),
+            State::Done { .. } | State::Failed { .. } => on_end(),
+            State::Pending { ticket, .. } => ticket.on_end(on_end),
         }
+    }
+}
+
+impl About {
+    pub(crate) fn error(&self, inner: &Inner, failure: &Failure) -> Error {
+        let Self { operation, peer, region, nbytes } = self;
+        Error::from_failure(failure, inner.context(operation, peer.as_deref(), *region, *nbytes))
     }
 }
 
 impl std::fmt::Debug for Transfer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Transfer")
-            .field("operation", &self.about.operation)
-            .field("nbytes", &self.about.nbytes)
+            .field("nbytes", &self.nbytes())
             .field("quiesced", &self.is_quiesced())
             .finish_non_exhaustive()
     }
 }
 
 /// Below this length reading the clock twice would cost more than it tells.
-const TIMED_BYTES: u64 = 4096;
+pub(crate) const TIMED_BYTES: u64 = 4096;

@@ -63,11 +63,12 @@ impl Inner {
         let until_ns = timeout.map_or(u64::MAX, |timeout| now_ns.saturating_add(nanos(timeout)));
         let busy = self.config.polling == Polling::Busy;
         let mut spin_until_ns = now_ns + SPIN_NS;
+        let mut now_ns = now_ns;
         loop {
-            let now_ns = match self.try_driver() {
+            now_ns = match self.try_driver() {
                 Some(mut driver) => {
                     let spin_end = if busy { until_ns } else { spin_until_ns.min(until_ns) };
-                    match self.drive(&mut driver, spin_end, &done) {
+                    match self.drive(&mut driver, now_ns, spin_end, &done) {
                         Driven::Done => return true,
                         Driven::SpinOver(now_ns) if now_ns >= until_ns => return done(),
                         Driven::SpinOver(now_ns) => self.block_in_epoll(driver, until_ns, now_ns, &done),
@@ -171,12 +172,10 @@ impl Inner {
         }
     }
 
-    fn drive(&self, driver: &mut Driver, spin_end_ns: u64, done: &impl Fn() -> bool) -> Driven {
+    fn drive(&self, driver: &mut Driver, now_ns: u64, spin_end_ns: u64, done: &impl Fn() -> bool) -> Driven {
         // While we poll nobody needs to kick.
         self.doorbell.set_worker_blocked(false);
-        let driven = self.spin(driver, spin_end_ns, done);
-        // ORDERING: a hint for the worker.
-        self.presence.driven_ns.store(self.clock.now_ns(), Ordering::Relaxed);
+        let driven = self.spin(driver, now_ns, spin_end_ns, done);
         // ORDERING: the worker in epoll must be kicked again from now on; then look once more for what came between.
         if self.presence.worker_blocked.load(Ordering::SeqCst) {
             self.doorbell.set_worker_blocked(true);
@@ -185,8 +184,10 @@ impl Inner {
         driven
     }
 
-    fn spin(&self, driver: &mut Driver, spin_end_ns: u64, done: &impl Fn() -> bool) -> Driven {
+    fn spin(&self, driver: &mut Driver, mut now_ns: u64, spin_end_ns: u64, done: &impl Fn() -> bool) -> Driven {
         loop {
+            // ORDERING: a hint for the worker.
+            self.presence.driven_ns.store(now_ns, Ordering::Relaxed);
             // Streams bring their news through descriptors only.
             let turns = if self.uses_streams() { 1 } else { TURNS };
             for _ in 0..turns {
@@ -199,7 +200,7 @@ impl Inner {
                 }
             }
             self.poll_descriptors(driver, Duration::ZERO);
-            let now_ns = self.clock.now_ns();
+            now_ns = self.clock.now_ns();
             self.tick(driver, now_ns);
             if done() {
                 return Driven::Done;

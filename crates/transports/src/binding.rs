@@ -94,6 +94,20 @@ impl Binding {
         self.target.get()
     }
 
+    /// Whether an operation may be carried out at once, under a lock that
+    /// whoever waits for this binding to be idle takes too.
+    ///
+    /// # Errors
+    /// The state, when it is not ready.
+    #[inline]
+    pub fn check(&self) -> Result<(), BindingState> {
+        // ORDERING: the lock orders it with `refuse`.
+        match self.state.load(Ordering::Acquire) {
+            READY => Ok(()),
+            state => Err(Self::decode(state)),
+        }
+    }
+
     /// Counts an operation as under way.
     ///
     /// # Errors

@@ -54,19 +54,28 @@ impl Doorbell {
         }
     }
 
+    /// As [`Doorbell::notify`], right after a sequentially consistent
+    /// read-modify-write that published the news.
+    #[inline]
+    pub fn notify_after_swap(&self) {
+        // ORDERING: the swap before is the fence; partner: `sleep`.
+        if self.word(SLEEPERS).load(Ordering::SeqCst) > 0 {
+            self.ring();
+        }
+    }
+
     /// Wakes whoever of the owner's threads should look at its rings; returns
     /// true when that is the worker, which only a kick through its socket wakes.
+    /// Called right after the swap that published an entry.
     #[inline]
     pub fn notify_remote(&self) -> bool {
-        // ORDERING: the Dekker fence described above; partners: `sleep`, `set_worker_blocked`.
-        fence(Ordering::SeqCst);
-        if self.word(SLEEPERS).load(Ordering::Relaxed) > 0 {
+        // ORDERING: the swap before is the fence; partners: `sleep`, `set_worker_blocked`.
+        if self.word(SLEEPERS).load(Ordering::SeqCst) > 0 {
             self.ring();
             return false;
         }
         let worker = self.word(WORKER);
-        worker.load(Ordering::Relaxed) == 1
-            && worker.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        worker.load(Ordering::SeqCst) == 1 && worker.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Blocks until the bell rings, `news` finds some, or `timeout` passes.
@@ -83,10 +92,13 @@ impl Doorbell {
     }
 
     /// Says whether the worker blocks in epoll and so needs a kick.
+    #[inline]
     pub fn set_worker_blocked(&self, blocked: bool) {
-        // ORDERING: the Dekker fence described above; partner: `notify_remote`.
-        self.word(WORKER).store(u32::from(blocked), Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        let worker = self.word(WORKER);
+        // ORDERING: a swap is a full fence, as described above; partner: `notify_remote`.
+        if blocked || worker.load(Ordering::Relaxed) != 0 {
+            worker.swap(u32::from(blocked), Ordering::SeqCst);
+        }
     }
 
     #[cold]

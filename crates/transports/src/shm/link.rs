@@ -72,10 +72,15 @@ struct Outgoing {
     answers: VecDeque<Entry>,
     /// Sent through the bounce area; the peer will answer.
     awaiting: HashMap<u64, Op>,
+    /// Inline writes since the statistics were last read.
+    inline_bytes: u64,
+    inline_operations: u64,
 }
 
 struct Incoming {
     consumer: Consumer,
+    /// Turns that brought something; every so many the peer counts as heard.
+    turns: u32,
     /// Bounced operations of which a part was refused.
     refused: HashMap<u64, Refusal>,
 }
@@ -121,10 +126,16 @@ impl ShmLink {
                 backlog: VecDeque::new(),
                 answers: VecDeque::new(),
                 awaiting: HashMap::new(),
+                inline_bytes: 0,
+                inline_operations: 0,
             }),
             queue: Mutex::default(),
             busy: AtomicBool::new(false),
-            incoming: Mutex::new(Incoming { consumer: Consumer::new(options.incoming), refused: HashMap::new() }),
+            incoming: Mutex::new(Incoming {
+                consumer: Consumer::new(options.incoming),
+                turns: 0,
+                refused: HashMap::new(),
+            }),
             bindings: Mutex::default(),
             closed: AtomicBool::new(false),
             exited: AtomicBool::new(false),
@@ -247,7 +258,10 @@ impl ShmLink {
             }
             incoming.consumer.publish_head(false);
         }
-        sink.heard(self.peer);
+        incoming.turns = incoming.turns.wrapping_add(1);
+        if incoming.turns % HEARD_TURNS == 1 {
+            sink.heard(self.peer);
+        }
         true
     }
 
@@ -586,8 +600,9 @@ impl Link for ShmLink {
             Target::Owner => return None,
             target => target,
         };
+        let early = Mutant::CountBeforeCopy.is_on();
+        let mut outgoing = lock(&self.outgoing);
         if write.imm.is_some() {
-            let mut outgoing = lock(&self.outgoing);
             if outgoing.producer.is_fenced() {
                 return Some(Err(Failure::PeerLost("it has given this process up".into())));
             }
@@ -595,29 +610,34 @@ impl Link for ShmLink {
                 return None;
             }
         }
-        if let Err(state) = write.binding.enter() {
+        // Short copies keep the lock, which `release` takes to be sure that none is under way.
+        let is_short = nbytes <= SHORT_BYTES;
+        let admitted = if is_short { write.binding.check() } else { write.binding.enter() };
+        if let Err(state) = admitted {
             return match state {
                 BindingState::Refused(refusal) => Some(Err(Failure::Refused(refusal))),
                 _ => None,
             };
         }
-        let place = || {
-            let (mut extent_idx, mut done) = (0, 0);
-            let chunk = Chunk { extents: write.extents, extent_idx: &mut extent_idx, done: &mut done, left: u64::MAX };
-            self.place(write.source, target, chunk)
+        let mut pushed = !early || self.push_arrival(&mut outgoing, write.imm);
+        let placed = if is_short {
+            self.place_all(write, target)
+        } else {
+            drop(outgoing);
+            let placed = self.place_all(write, target);
+            write.binding.leave();
+            outgoing = lock(&self.outgoing);
+            placed
         };
-        let early = Mutant::CountBeforeCopy.is_on();
-        let mut pushed = !early || self.push_arrival(write.imm);
-        let placed = place();
         if !early && placed.is_ok() {
-            pushed = self.push_arrival(write.imm);
+            pushed = self.push_arrival(&mut outgoing, write.imm);
         }
-        write.binding.leave();
         match placed {
             Err(error) => Some(Err(self.system_failure(&error))),
             Ok(()) if !pushed => None,
             Ok(()) => {
-                self.stats.nic(0).sent(nbytes);
+                outgoing.inline_bytes += nbytes;
+                outgoing.inline_operations += 1;
                 Some(Ok(()))
             }
         }
@@ -726,6 +746,8 @@ impl Link for ShmLink {
     fn release(&self, region: u64, refusal: Refusal) -> bool {
         let Some(binding) = lock(&self.bindings).by_region.get(&region).cloned() else { return true };
         binding.refuse(refusal);
+        // Short writes check and copy under this lock.
+        drop(lock(&self.outgoing));
         if !binding.is_idle() && !Mutant::SkipFence.is_on() {
             return false;
         }
@@ -758,15 +780,30 @@ impl Link for ShmLink {
     }
 
     fn stats(&self) -> &PeerStats {
+        let mut outgoing = lock(&self.outgoing);
+        let (bytes, operations) = (outgoing.inline_bytes, outgoing.inline_operations);
+        (outgoing.inline_bytes, outgoing.inline_operations) = (0, 0);
+        drop(outgoing);
+        let nic = self.stats.nic(0);
+        // ORDERING: statistics.
+        nic.bytes.fetch_add(bytes, Ordering::Relaxed);
+        nic.operations.fetch_add(operations, Ordering::Relaxed);
         &self.stats
     }
 }
 
 impl ShmLink {
     #[inline]
-    fn push_arrival(&self, imm: Option<(Imm, u32)>) -> bool {
+    fn place_all(&self, write: &Inline<'_>, target: &Target) -> std::io::Result<()> {
+        let (mut extent_idx, mut done) = (0, 0);
+        let chunk = Chunk { extents: write.extents, extent_idx: &mut extent_idx, done: &mut done, left: u64::MAX };
+        self.place(write.source, target, chunk)
+    }
+
+    #[inline]
+    fn push_arrival(&self, outgoing: &mut Outgoing, imm: Option<(Imm, u32)>) -> bool {
         let Some((imm, count)) = imm else { return true };
-        let pushed = lock(&self.outgoing).producer.push(&arrival(imm, count));
+        let pushed = outgoing.producer.push(&arrival(imm, count));
         if pushed {
             self.notify();
         }
@@ -857,6 +894,10 @@ thread_local! {
 /// MEASURED: below it a hand-over to the worker costs more than the copy;
 /// benchmarks/records, perf write rows.
 const INLINE_BYTES: u64 = 128 << 10;
+/// Writes up to this length keep the ring's lock while they copy.
+const SHORT_BYTES: u64 = 4096;
+/// Turns with news between two notes that the peer lives.
+const HEARD_TURNS: u32 = 256;
 /// Bytes of a large operation copied in one turn: bounds how long arrivals and
 /// other operations wait for the copying thread.
 const CHUNK: u64 = 1 << 20;

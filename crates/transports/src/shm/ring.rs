@@ -119,6 +119,7 @@ impl Producer {
     }
 
     /// Whether the consumer has given us up: nothing we publish is read.
+    #[inline]
     pub fn is_fenced(&self) -> bool {
         // ORDERING: a late look costs an entry nobody reads.
         word(&self.memory, FENCED).load(Ordering::Relaxed) != 0
@@ -145,14 +146,17 @@ impl Producer {
         }
         let at = entry_at(&self.memory, self.tail);
         let words = encode(entry);
+        // Most entries are arrivals, and those have three words.
+        let used = if words[1] == ARRIVAL { 4 } else { words.len() };
         // SAFETY: the entry lies inside the mapping; the consumer reads it only after the stamp.
         unsafe {
-            for (idx, &value) in words.iter().enumerate().skip(1) {
+            for (idx, &value) in words[..used].iter().enumerate().skip(1) {
                 at.add(idx).write_volatile(value);
             }
         }
-        // ORDERING: release the entry and all copied bytes; partner: the acquire in `Consumer::pop`.
-        stamp(&self.memory, self.tail).store(self.tail.wrapping_add(1), Ordering::Release);
+        // ORDERING: release the entry and all copied bytes; partner: the acquire in `Consumer::pop`. A swap and not a
+        // store, for it is also the full fence between this news and the look for sleepers in `Doorbell`.
+        stamp(&self.memory, self.tail).swap(self.tail.wrapping_add(1), Ordering::SeqCst);
         self.tail = self.tail.wrapping_add(1);
         true
     }
@@ -235,14 +239,20 @@ impl Consumer {
             return None;
         }
         let at = entry_at(&self.memory, self.head);
+        self.head = self.head.wrapping_add(1);
         let mut words = [0; ENTRY / 4];
         // SAFETY: inside the mapping. The producer may change it meanwhile; we look only at our copy.
         unsafe {
-            for (idx, value) in words.iter_mut().enumerate().skip(1) {
+            for (idx, value) in words[..4].iter_mut().enumerate().skip(1) {
+                *value = at.add(idx).read_volatile();
+            }
+            if words[1] == ARRIVAL {
+                return Some(Ok(Entry::Arrival { imm: WireImm::decode(words[2]), count: words[3] }));
+            }
+            for (idx, value) in words.iter_mut().enumerate().skip(4) {
                 *value = at.add(idx).read_volatile();
             }
         }
-        self.head = self.head.wrapping_add(1);
         Some(decode(&words))
     }
 

@@ -29,7 +29,7 @@ impl Mapping {
     /// The system's, when there is no memory.
     pub fn anonymous(len: usize) -> io::Result<Self> {
         // SAFETY: a fresh mapping at an address of the kernel's choice.
-        unsafe { Self::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1) }
+        unsafe { Self::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) }
     }
 
     /// The first `len` bytes of a memfd, shared. With `populate` its pages are
@@ -41,10 +41,20 @@ impl Mapping {
         let flags = libc::MAP_SHARED | if populate { libc::MAP_POPULATE } else { 0 };
         // SAFETY: a fresh mapping at an address of the kernel's choice. The memfd is sealed against shrinking, which
         // whoever received it checks, so no access can fault.
-        let this = unsafe { Self::map(len, flags, fd.as_raw_fd()) }?;
+        let this = unsafe { Self::map(len, flags, fd.as_raw_fd(), 0) }?;
         // SAFETY: our own mapping; only advice, and it may be refused.
         unsafe { libc::madvise(this.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
         Ok(this)
+    }
+
+    /// `len` bytes of a memfd from `offset` on, which is a multiple of 4096.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn shared_at(fd: &impl AsRawFd, offset: usize, len: usize) -> io::Result<Self> {
+        let offset = libc::off_t::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        unsafe { Self::map(len, libc::MAP_SHARED | libc::MAP_POPULATE, fd.as_raw_fd(), offset) }
     }
 
     /// First byte.
@@ -76,14 +86,14 @@ impl Mapping {
 
     /// # Safety
     /// `flags` do not contain MAP_FIXED.
-    unsafe fn map(len: usize, flags: libc::c_int, fd: libc::c_int) -> io::Result<Self> {
+    unsafe fn map(len: usize, flags: libc::c_int, fd: libc::c_int, offset: libc::off_t) -> io::Result<Self> {
         let generation = fork_generation();
         if len == 0 {
             return Ok(Self { address: NonNull::dangling(), len, unmapped: AtomicBool::new(true), generation });
         }
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: no MAP_FIXED, so nothing existing is replaced.
-        let address = unsafe { libc::mmap(null_mut(), len, protection, flags, fd, 0) };
+        let address = unsafe { libc::mmap(null_mut(), len, protection, flags, fd, offset) };
         match NonNull::new(address.cast::<u8>()) {
             Some(address) if address.as_ptr().cast::<libc::c_void>() != libc::MAP_FAILED => {
                 Ok(Self { address, len, unmapped: AtomicBool::new(false), generation })
