@@ -1,0 +1,58 @@
+//! `Address`.
+
+use anyfabric_engine as native;
+use anyfabric_wire::WireError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyType};
+
+use crate::error::invalid;
+
+/// Where an engine is reached, and which life of it.
+#[pyclass(frozen, eq, hash, module = "anyfabric._core")]
+#[derive(PartialEq, Eq, Hash)]
+pub(crate) struct Address {
+    pub(crate) native: native::Address,
+}
+
+#[pymethods]
+impl Address {
+    #[classmethod]
+    fn parse(cls: &Bound<'_, PyType>, text: &str) -> PyResult<Self> {
+        let native = text.parse();
+        native.map(|native| Self { native }).map_err(|error: WireError| invalid(cls.py(), error.to_string()))
+    }
+
+    #[classmethod]
+    fn from_bytes(cls: &Bound<'_, PyType>, data: &[u8]) -> PyResult<Self> {
+        let text = std::str::from_utf8(data).map_err(|error| invalid(cls.py(), format!("no address: {error}")))?;
+        Self::parse(cls, text)
+    }
+
+    /// The text: it says all there is, and every version reads it.
+    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.native.to_string().as_bytes())
+    }
+
+    #[getter]
+    fn incarnation(&self) -> String {
+        self.native.engine.to_string()
+    }
+
+    #[getter]
+    fn sockets(&self) -> Vec<String> {
+        self.native.sockets.iter().map(ToString::to_string).collect()
+    }
+
+    fn __str__(&self) -> String {
+        self.native.to_string()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Address({})", self.native)
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
+        let from_bytes = slf.get_type().getattr(pyo3::intern!(slf.py(), "from_bytes"))?;
+        Ok((from_bytes, (slf.get().to_bytes(slf.py()),)))
+    }
+}

@@ -1,0 +1,18 @@
+//! Calls into `anyfabric._hooks`, which is imported on first use: the package
+//! is not there yet while this module is imported.
+
+use pyo3::call::PyCallArgs;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyString;
+
+/// Calls a hook.
+pub(crate) fn call<'py>(
+    py: Python<'py>,
+    name: &Bound<'py, PyString>,
+    arguments: impl PyCallArgs<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    static HOOKS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let hooks = HOOKS.get_or_try_init(py, || py.import("anyfabric._hooks").map(Bound::unbind))?;
+    hooks.bind(py).getattr(name)?.call1(arguments)
+}

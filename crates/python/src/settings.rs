@@ -1,0 +1,66 @@
+//! The native configuration, as `anyfabric.config.native_config` makes it.
+
+use anyfabric_engine as native;
+use native::{Config, Polling, QueueFull};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::arguments::Seconds;
+use crate::error::exception;
+
+/// Reads the dictionary: flat, complete, already parsed. What is unknown or
+/// missing is a mistake of the package.
+pub(crate) fn config(given: &Bound<'_, PyDict>) -> PyResult<Config> {
+    let py = given.py();
+    let mut config = Config::default();
+    let mut num_known = 0;
+    for (name, value) in given {
+        let name: String = name.extract()?;
+        set(&mut config, &name, &value)
+            .and_then(|known| if known { Ok(()) } else { Err(internal(py, format!("unknown setting {name:?}"))) })?;
+        num_known += 1;
+    }
+    if num_known == NUM_SETTINGS {
+        return Ok(config);
+    }
+    Err(internal(py, format!("{num_known} settings of {NUM_SETTINGS}: {}", given.keys())))
+}
+
+fn set(config: &mut Config, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = value.py();
+    match name {
+        "transports" => config.transports = value.extract()?,
+        "require" => config.require = value.extract()?,
+        "secret" => config.secret = value.extract()?,
+        "listen" => config.listen = value.extract()?,
+        "tcp_streams" => config.tcp_streams = value.extract()?,
+        "polling" => {
+            config.polling = match value.extract()? {
+                "adaptive" => Polling::Adaptive,
+                "busy" => Polling::Busy,
+                other => return Err(internal(py, format!("unknown polling {other:?}"))),
+            }
+        }
+        "isolate" => config.isolate = value.extract()?,
+        "heartbeat_s" => config.heartbeat = value.extract::<Seconds>()?.0,
+        "heartbeats_lost" => config.heartbeats_lost = value.extract()?,
+        "timeout_s" => config.timeout = value.extract::<Seconds>()?.0,
+        "queue_depth" => config.queue_depth = value.extract()?,
+        "queue_full" => {
+            config.queue_full = match value.extract()? {
+                "block" => QueueFull::Block,
+                "raise" => QueueFull::Raise,
+                other => return Err(internal(py, format!("unknown queue_full {other:?}"))),
+            }
+        }
+        "max_message_bytes" => config.max_message_bytes = value.extract()?,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn internal(py: Python<'_>, message: String) -> PyErr {
+    exception(py, &native::Error::new(native::Code::Internal, message).during("start"))
+}
+
+const NUM_SETTINGS: usize = 13;
