@@ -559,7 +559,7 @@ impl Inner {
             // ORDERING: notices.
             Control::EarlyArrivalsFull { .. } => peer.refuses_early.store(true, Ordering::Relaxed),
             Control::EarlyArrivalsRoom => peer.refuses_early.store(false, Ordering::Relaxed),
-            Control::Goodbye => self.lose(peer, "it has closed its engine"),
+            Control::Goodbye => self.part_from(peer, "it has closed its engine", 20),
             Control::Verify { .. } | Control::Verified { .. } => {}
         }
     }

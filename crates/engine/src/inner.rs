@@ -404,6 +404,11 @@ impl Inner {
 
     /// Gives a peer up, for good.
     pub(crate) fn lose(&self, peer: &Arc<Peer>, why: &str) {
+        self.part_from(peer, why, 30);
+    }
+
+    /// As [`Inner::lose`], for an end that is nobody's fault.
+    pub(crate) fn part_from(&self, peer: &Arc<Peer>, why: &str, level: u8) {
         let failure = Failure::PeerLost(why.to_owned());
         if !peer.set_lost(failure.clone()) {
             return;
@@ -415,7 +420,7 @@ impl Inner {
         peer.fail_waiting(&failure);
         self.revokes.peer_lost(self, peer);
         self.counters.peer_lost(peer.address.engine, &peer.address.to_string(), &failure);
-        self.log(30, format!("lost {}: {why}", peer.address));
+        self.log(level, format!("lost {}: {why}", peer.address));
     }
 
     /// The peer's process has exited: nothing of it touches our memory.
