@@ -12,7 +12,7 @@ use anyfabric_transports::{
     BindingState, ControlPath, Failure, Link, Losses, Op, Payload, PeerIdx, Region, Sink, Ticket,
 };
 use anyfabric_wire::handshake::Host;
-use anyfabric_wire::{Address, Imm};
+use anyfabric_wire::{Address, Imm, Refusal};
 
 /// One incarnation of another engine, and the way to it.
 pub(crate) struct Peer {
@@ -287,6 +287,10 @@ impl Peer {
                 return None;
             }
             Content::Signal => Payload::Signal,
+            Content::Message(ref bytes) if self.takes_at_most() < bytes.len() => {
+                submission.end(Failure::Refused(Refusal::TooLarge), &self.losses);
+                return None;
+            }
             Content::Message(bytes) => Payload::Message(bytes),
             Content::Write { ref source, region, key, nbytes, ref extents } => {
                 let binding = link.bind(region, key, nbytes);
@@ -303,6 +307,11 @@ impl Peer {
         let Submission { id, imm, verify, ticket, .. } = submission;
         link.post(Op { id, payload, imm, verify, ticket, losses: Arc::clone(&self.losses) });
         None
+    }
+
+    /// Longest message that the peer takes.
+    fn takes_at_most(&self) -> usize {
+        self.state().session.as_ref().map_or(usize::MAX, |session| session.max_message_bytes as usize)
     }
 
     /// Ends everything that waits.

@@ -26,6 +26,27 @@ pub unsafe fn copy(src: *const u8, dst: *mut u8, nbytes: usize) {
     }
 }
 
+/// Brings the beginnings of a copy that comes soon into the cache: pages at
+/// random places miss there, and in the table of pages.
+#[inline]
+pub fn prefetch(src: *const u8, dst: *const u8, nbytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+        let mut at = 0;
+        while at < nbytes.min(PREFETCH_BYTES) {
+            // SAFETY: a prefetch reads nothing and faults nowhere.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(src.wrapping_add(at).cast());
+                _mm_prefetch::<_MM_HINT_T0>(dst.wrapping_add(at).cast());
+            }
+            at += 64;
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (src, dst, nbytes);
+}
+
 /// Copies without pulling the destination into the cache, whatever the length.
 ///
 /// # Safety
@@ -113,3 +134,8 @@ mod x86 {
         }
     }
 }
+
+/// How much of a page that comes soon is asked for.
+///
+/// MEASURED: crates/engine/examples/pair.rs, pages among 64 MiB.
+const PREFETCH_BYTES: usize = 1024;

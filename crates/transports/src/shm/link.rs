@@ -10,6 +10,7 @@ use anyfabric_wire::{Access, Imm, Local, Refusal, WireImm};
 
 use super::local::LocalChannel;
 use super::ring::{Consumer, Entry, Producer, AREA};
+use crate::copy::prefetch;
 use crate::mutant::Mutant;
 use crate::sys::{self, Fd, Foreign, ForeignWrite, Mapping, Ready};
 use crate::{
@@ -189,7 +190,12 @@ impl ShmLink {
         match target {
             Target::Mapped(mapping) => {
                 let (src, dst) = (source.as_ptr().cast_const(), mapping.as_ptr());
-                for range in ranges {
+                let mut ranges = Ahead::new(ranges);
+                while let Some((range, soon)) = ranges.next() {
+                    if let Some(soon) = soon {
+                        let (src, dst) = (src.wrapping_add(soon.src as usize), dst.wrapping_add(soon.dst as usize));
+                        prefetch(src, dst, soon.nbytes as usize);
+                    }
                     // SAFETY: the engine checked the ranges against both regions; the binding is entered, so the
                     // mapping stays; the ticket holds the source.
                     unsafe { copy(src.add(range.src as usize), dst.add(range.dst as usize), range.nbytes as usize) };
@@ -870,6 +876,27 @@ impl Iterator for Chunk<'_> {
     #[inline]
     fn next(&mut self) -> Option<Range> {
         self.next_at_most(u64::MAX)
+    }
+}
+
+/// Ranges, each with the one that comes two later.
+struct Ahead<I> {
+    ranges: I,
+    window: [Option<Range>; 2],
+}
+
+impl<I: Iterator<Item = Range>> Ahead<I> {
+    fn new(mut ranges: I) -> Self {
+        let window = [ranges.next(), ranges.next()];
+        Self { ranges, window }
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<(Range, Option<Range>)> {
+        let now = self.window[0]?;
+        let soon = if self.window[1].is_some() { self.ranges.next() } else { None };
+        self.window = [self.window[1], soon];
+        Some((now, soon))
     }
 }
 
