@@ -27,6 +27,8 @@ pub(crate) struct Driver {
     pub(crate) releases: Vec<Release>,
     /// Immediates that peers want back, to be answered once none is under way.
     pub(crate) retires: Vec<(Arc<Peer>, Imm)>,
+    /// The listener is not watched: descriptors had run out.
+    listener_rests: bool,
     next_id: u32,
     ready: Vec<Ready>,
     peers: Vec<Arc<Peer>>,
@@ -49,6 +51,7 @@ impl Driver {
             joins: HashMap::new(),
             releases: Vec::new(),
             retires: Vec::new(),
+            listener_rests: false,
             next_id: 0,
             ready: Vec::new(),
             peers: Vec::new(),
@@ -196,9 +199,7 @@ impl Inner {
             if accepted < 0 {
                 let error = std::io::Error::last_os_error();
                 if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-                    self.log(40, format!("cannot accept a peer: {error}; raise the limit (ulimit -n)"));
-                    // Still ready: do not spin on it.
-                    std::thread::sleep(Duration::from_millis(1));
+                    self.rest_listener(driver, &error);
                 }
                 return;
             }
@@ -221,6 +222,16 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// No descriptor is left for a caller: looks away until the next tick,
+    /// instead of being woken for it again and again.
+    fn rest_listener(&self, driver: &mut Driver, error: &std::io::Error) {
+        self.poller.remove(&driver.listener);
+        if !driver.listener_rests {
+            self.log(40, format!("cannot accept a peer: {error}; raise the limit (ulimit -n)"));
+        }
+        driver.listener_rests = true;
     }
 
     fn accept_joins(&self, driver: &mut Driver) {
@@ -248,6 +259,9 @@ impl Inner {
         let was_stopped = driver.next_tick_ns > 0 && late_ns > nanos(self.config.heartbeat);
         if was_stopped {
             self.poll_descriptors(driver, Duration::ZERO);
+        }
+        if driver.listener_rests && self.poller.add(&driver.listener, LISTENER, Interest::Read).is_ok() {
+            driver.listener_rests = false;
         }
         self.tick_meets(driver, now_ns);
         for peer in self.peers() {
