@@ -29,7 +29,7 @@ pub unsafe fn copy(src: *const u8, dst: *mut u8, nbytes: usize) {
 /// Brings the beginnings of a copy that comes soon into the cache: pages at
 /// random places miss there, and in the table of pages.
 #[inline]
-pub fn prefetch(src: *const u8, dst: *const u8, nbytes: usize) {
+pub(crate) fn prefetch(src: *const u8, dst: *const u8, nbytes: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
