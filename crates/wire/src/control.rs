@@ -187,6 +187,8 @@ pub enum Access {
     Foreign {
         /// Where the region begins in its owner's memory.
         address: u64,
+        /// Length of the region: a descriptor that claims another is refused.
+        nbytes: u64,
     },
     /// Through the bounce ring: the owner copies.
     Bounce,

@@ -520,7 +520,11 @@ impl ShmLink {
                     Err(refusal) => binding.refuse(refusal),
                     Ok(Access::Bounce) => binding.accept(Target::Owner),
                     Ok(Access::Foreign { .. }) if self.isolate => binding.accept(Target::Owner),
-                    Ok(Access::Foreign { address }) => binding.accept(Target::Foreign(address)),
+                    // Nobody but us checks where process_vm_writev ends.
+                    Ok(Access::Foreign { nbytes, .. }) if nbytes != binding.nbytes => {
+                        binding.refuse(Refusal::OutOfBounds);
+                    }
+                    Ok(Access::Foreign { address, .. }) => binding.accept(Target::Foreign(address)),
                     Ok(Access::Mapped { nbytes }) if nbytes == binding.nbytes && fds.len() == 1 => {
                         let (fd, len) = (fds.remove(0), nbytes as usize);
                         sys::check_memfd(&fd, len)?;
@@ -553,7 +557,7 @@ impl ShmLink {
                     return Ok((Access::Bounce, None));
                 }
                 region.grant(self.peer, key)?;
-                Ok((Access::Foreign { address: *address as u64 }, None))
+                Ok((Access::Foreign { address: *address as u64, nbytes: region.nbytes() }, None))
             }
         }
     }

@@ -87,7 +87,7 @@ pub(crate) fn any_control() -> impl Strategy<Value = Control> {
 pub(crate) fn any_local() -> impl Strategy<Value = Local> {
     let access = prop_oneof![
         any::<u64>().prop_map(|nbytes| Access::Mapped { nbytes }),
-        any::<u64>().prop_map(|address| Access::Foreign { address }),
+        (any::<u64>(), any::<u64>()).prop_map(|(address, nbytes)| Access::Foreign { address, nbytes }),
         Just(Access::Bounce),
     ];
     prop_oneof![

@@ -75,7 +75,7 @@ pub(crate) fn locals() -> Vec<Local> {
         Local::Probed { foreign: false },
         Local::Import { request: 1, region: 3, key: 0x0123_4567_89ab_cdef },
         Local::Imported { request: 1, result: Ok(Access::Mapped { nbytes: 1 << 32 }) },
-        Local::Imported { request: 2, result: Ok(Access::Foreign { address: 0x7fff_0000_0000 }) },
+        Local::Imported { request: 2, result: Ok(Access::Foreign { address: 0x7fff_0000_0000, nbytes: 1 << 20 }) },
         Local::Imported { request: 3, result: Ok(Access::Bounce) },
         Local::Imported { request: 4, result: Err(Refusal::Closing) },
         Local::Kick,
