@@ -402,9 +402,9 @@ impl ShmLink {
                     lock(&self.outgoing).answers.push_back(Entry::BounceEnd { op: id, imm });
                 }
             }
-            Ok(Step::More) => lock(&self.queue).push_front(job),
+            Ok(Step::More) => enqueue(&mut lock(&self.queue), job, true),
             Ok(Step::Blocked) => {
-                lock(&self.queue).push_front(job);
+                enqueue(&mut lock(&self.queue), job, true);
                 return false;
             }
             Err(error) => self.end(job.op, Err(self.system_failure(&error))),
@@ -663,14 +663,7 @@ impl Link for ShmLink {
             return false;
         }
         let mut queue = lock(&self.queue);
-        // Small operations are not stuck behind large ones.
-        let job = Job { op, extent_idx: 0, done: 0 };
-        if job.op.nbytes() <= INLINE_BYTES {
-            let at = queue.iter().take_while(|job| job.op.nbytes() <= INLINE_BYTES).count();
-            queue.insert(at, job);
-        } else {
-            queue.push_back(job);
-        }
+        enqueue(&mut queue, Job { op, extent_idx: 0, done: 0 }, false);
         // ORDERING: a hint for `poll`; the queue's lock orders the rest.
         self.busy.store(true, Ordering::Release);
         true
@@ -825,6 +818,19 @@ impl std::fmt::Debug for ShmLink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ShmLink").field("peer", &self.peer).field("pid", &self.pid).finish_non_exhaustive()
     }
+}
+
+/// Small operations are not stuck behind large ones, not even behind one whose
+/// turn has just ended.
+fn enqueue(queue: &mut VecDeque<Job>, job: Job, has_begun: bool) {
+    let is_small = |job: &Job| job.op.nbytes() <= INLINE_BYTES;
+    let num_small = queue.iter().take_while(|job| is_small(job)).count();
+    let at = match (is_small(&job), has_begun) {
+        (true, true) => 0,
+        (true, false) | (false, true) => num_small,
+        (false, false) => queue.len(),
+    };
+    queue.insert(at, job);
 }
 
 /// What one turn of a large operation came to.
