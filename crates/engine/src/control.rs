@@ -10,7 +10,7 @@
 //! Crossed calls: the call of the engine with the smaller id wins; the other
 //! side's listener rejects, its caller waits for the call that won.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -23,8 +23,15 @@ use anyfabric_wire::{Control, EngineId, Imm};
 
 use crate::driver::{link_token, meet_token, Driver, Release, HANDSHAKE};
 use crate::inner::{lock, nanos, Inner};
-use crate::meet::{random, Calling, Meet, MeetError, Progress};
-use crate::peer::{Peer, Phase, Session};
+use crate::meet::{Calling, Meet, MeetError, Progress};
+use crate::peer::{Base, Peer, Phase, Session};
+
+/// What a handshake is held over, and what the control connection becomes.
+pub(crate) enum Way {
+    Stream(Box<Meet>),
+    /// A call inside a simulation, by its number.
+    Call(u64),
+}
 
 impl Inner {
     // ---- calling -------------------------------------------------------------------------------
@@ -49,6 +56,9 @@ impl Inner {
 
     fn start_call(&self, driver: &mut Driver, peer: &Arc<Peer>, purpose: Purpose, mut sockets: Vec<SocketAddr>) {
         let hello = self.hello(purpose);
+        if let Some(endpoint) = &self.simulated {
+            return self.call_simulated(driver, peer, hello, endpoint);
+        }
         if sockets.is_empty() {
             self.call_failed(driver, peer, &hello.purpose, &MeetError::Secret("the address names no socket"));
             return;
@@ -72,8 +82,15 @@ impl Inner {
             address: self.address.clone(),
             purpose,
             host: self.host.clone(),
-            transports: self.config.transports.clone(),
+            transports: self.transports(),
             max_message_bytes: self.config.max_message_bytes,
+        }
+    }
+
+    fn transports(&self) -> Vec<String> {
+        match &self.simulated {
+            Some(_) => vec!["loopback".into()],
+            None => self.config.transports.clone(),
         }
     }
 
@@ -87,8 +104,16 @@ impl Inner {
                 }
                 driver.meets.insert(id, meet);
             }
-            Ok(Progress::Introduced(hello, version)) => self.introduced(driver, meet, hello, version),
-            Ok(Progress::Welcomed(welcome, version)) => self.welcomed(driver, meet, welcome, version),
+            Ok(Progress::Introduced(hello, version)) => {
+                self.poller.remove(meet.stream());
+                self.introduced(driver, Way::Stream(Box::new(meet)), hello, version);
+            }
+            Ok(Progress::Welcomed(welcome, version)) => {
+                self.poller.remove(meet.stream());
+                if let Some(calling) = meet.call.take() {
+                    self.welcomed(driver, calling, Way::Stream(Box::new(meet)), welcome, version);
+                }
+            }
             Err(error) => self.meet_failed(driver, meet, &error),
         }
     }
@@ -110,7 +135,7 @@ impl Inner {
         }
     }
 
-    fn call_failed(&self, driver: &mut Driver, peer: &Arc<Peer>, purpose: &Purpose, error: &MeetError) {
+    pub(crate) fn call_failed(&self, driver: &mut Driver, peer: &Arc<Peer>, purpose: &Purpose, error: &MeetError) {
         let _ = driver;
         if peer.lost().is_some() {
             return;
@@ -147,18 +172,16 @@ impl Inner {
         }
     }
 
-    fn welcomed(&self, driver: &mut Driver, mut meet: Meet, welcome: Welcome, version: u16) {
-        let Some(calling) = meet.call.take() else { return };
+    pub(crate) fn welcomed(&self, driver: &mut Driver, calling: Calling, way: Way, welcome: Welcome, version: u16) {
         let peer = calling.peer;
-        self.poller.remove(meet.stream());
         match (welcome, calling.hello.purpose) {
-            (Welcome::Accepted(_), Purpose::Lane { lane_idx, .. }) => self.add_stream(&peer, meet, lane_idx),
+            (Welcome::Accepted(_), Purpose::Lane { lane_idx, .. }) => self.add_stream(&peer, way, lane_idx),
             (Welcome::Accepted(accepted), Purpose::Session { resume, .. }) => {
                 let stands = matches!(peer.phase(), Phase::Joining { .. } | Phase::Up);
                 if accepted.address.engine != peer.address.engine || peer.lost().is_some() || stands {
                     return;
                 }
-                self.session_accepted(driver, &peer, meet, (*accepted, version), resume.is_some());
+                self.session_accepted(driver, &peer, way, (*accepted, version), resume.is_some());
             }
             (Welcome::Rejected(rejection), purpose) => self.rejected(driver, &peer, &purpose, rejection),
         }
@@ -168,7 +191,7 @@ impl Inner {
         &self,
         driver: &mut Driver,
         peer: &Arc<Peer>,
-        meet: Meet,
+        way: Way,
         (accepted, version): (Accepted, u16),
         resumed: bool,
     ) {
@@ -180,7 +203,7 @@ impl Inner {
             max_message_bytes: accepted.max_message_bytes,
             version,
         };
-        self.establish(driver, peer, meet.into_stream(), session, accepted.received, resumed);
+        self.establish(driver, peer, way, session, accepted.received, resumed);
     }
 
     fn rejected(&self, driver: &mut Driver, peer: &Arc<Peer>, purpose: &Purpose, rejection: Rejection) {
@@ -201,8 +224,7 @@ impl Inner {
 
     // ---- being called --------------------------------------------------------------------------
 
-    fn introduced(&self, driver: &mut Driver, mut meet: Meet, hello: Hello, version: u16) {
-        self.poller.remove(meet.stream());
+    pub(crate) fn introduced(&self, driver: &mut Driver, mut way: Way, hello: Hello, version: u16) {
         match hello.purpose {
             Purpose::Lane { token, lane_idx } => {
                 let peer = self.find_peer(hello.address.engine).filter(|peer| {
@@ -212,15 +234,15 @@ impl Inner {
                     Some(_) => Welcome::Accepted(Box::new(self.accepted(token, 0))),
                     None => Welcome::Rejected(Rejection::NoSession),
                 };
-                if meet.welcome(&welcome).is_ok() {
+                if self.welcome(&mut way, &hello, &welcome).is_ok() {
                     if let Some(peer) = peer.filter(|_| lane_idx > 0) {
-                        self.add_stream(&peer, meet, lane_idx);
+                        self.add_stream(&peer, way, lane_idx);
                     }
                 }
             }
             Purpose::Session { callee, resume } => {
                 let verdict = self.judge(&hello, callee, resume);
-                self.answer_session(driver, meet, hello, version, verdict);
+                self.answer_session(driver, way, hello, version, verdict);
             }
         }
     }
@@ -253,13 +275,13 @@ impl Inner {
         } else if self.num_peers() >= MAX_PEERS {
             return Err(Rejection::Busy);
         }
-        random().map_err(|_| Rejection::Busy)
+        self.random().map_err(|_| Rejection::Busy)
     }
 
     fn answer_session(
         &self,
         driver: &mut Driver,
-        mut meet: Meet,
+        mut way: Way,
         hello: Hello,
         version: u16,
         verdict: Result<[u8; 16], Rejection>,
@@ -267,7 +289,7 @@ impl Inner {
         let token = match verdict {
             Ok(token) => token,
             Err(rejection) => {
-                let _ = meet.welcome(&Welcome::Rejected(rejection));
+                let _ = self.welcome(&mut way, &hello, &Welcome::Rejected(rejection));
                 return;
             }
         };
@@ -276,16 +298,17 @@ impl Inner {
             Purpose::Session { resume, .. } => resume,
             Purpose::Lane { .. } => None,
         };
-        if let Err(error) = meet.welcome(&Welcome::Accepted(Box::new(self.accepted(token, peer.base.received())))) {
+        let welcome = Welcome::Accepted(Box::new(self.accepted(token, peer.base.received())));
+        if let Err(error) = self.welcome(&mut way, &hello, &welcome) {
             self.log(20, format!("dropped a connection: {error}"));
             return;
         }
         // Our own call, if there is one, has lost.
-        driver.meets.retain(|_, other| {
-            !other.call.as_ref().is_some_and(|calling| {
-                calling.peer.idx == peer.idx && matches!(calling.hello.purpose, Purpose::Session { .. })
-            })
-        });
+        let is_ours = |calling: &Calling| {
+            calling.peer.idx == peer.idx && matches!(calling.hello.purpose, Purpose::Session { .. })
+        };
+        driver.meets.retain(|_, other| !other.call.as_ref().is_some_and(is_ours));
+        driver.calls.retain(|_, (calling, _)| !is_ours(calling));
         let session = Session {
             is_caller: false,
             token,
@@ -295,14 +318,14 @@ impl Inner {
             version,
         };
         let received = resume.map_or(0, |resume| resume.received);
-        self.establish(driver, &peer, meet.into_stream(), session, received, resume.is_some());
+        self.establish(driver, &peer, way, session, received, resume.is_some());
     }
 
     fn accepted(&self, token: [u8; 16], received: u64) -> Accepted {
         Accepted {
             address: self.address.clone(),
             host: self.host.clone(),
-            transports: self.config.transports.clone(),
+            transports: self.transports(),
             max_message_bytes: self.config.max_message_bytes,
             token,
             received,
@@ -315,13 +338,13 @@ impl Inner {
         &self,
         driver: &mut Driver,
         peer: &Arc<Peer>,
-        stream: TcpStream,
+        way: Way,
         session: Session,
         received: u64,
         resumed: bool,
     ) {
         let now_ns = self.clock.now_ns();
-        if let Err(error) = self.add_lane(peer, stream, 0, received) {
+        if let Err(error) = self.connect(peer, way, 0, received) {
             return self.lose(peer, &format!("its connection cannot be used: {error}"));
         }
         peer.heard(now_ns);
@@ -352,6 +375,9 @@ impl Inner {
 
     /// Why shm cannot serve a session, if so.
     fn shm_obstacle(&self, session: &Session) -> Option<String> {
+        if self.simulated.is_some() {
+            return Some("simulated".into());
+        }
         let has = |transports: &[String]| transports.iter().any(|name| name == "shm");
         if !has(&self.config.transports) {
             return Some("not enabled here".into());
@@ -377,9 +403,15 @@ impl Inner {
             (_, false) => Some("not enabled at the peer".to_owned()),
             _ => None,
         };
-        let candidates =
-            [Candidate { name: "shm", obstacle: shm_obstacle }, Candidate { name: "tcp", obstacle: tcp_obstacle }];
-        let choice = choose(&candidates, self.config.require.as_deref());
+        let candidates = match &self.simulated {
+            Some(_) => vec![Candidate { name: "loopback", obstacle: None }],
+            None => vec![
+                Candidate { name: "shm", obstacle: shm_obstacle },
+                Candidate { name: "tcp", obstacle: tcp_obstacle },
+            ],
+        };
+        let require = self.config.require.as_deref().filter(|_| self.simulated.is_none());
+        let choice = choose(&candidates, require);
         match choice.name {
             Some("shm") => {}
             Some(_) => {
@@ -413,18 +445,37 @@ impl Inner {
         self.doorbell.notify();
     }
 
-    fn add_stream(&self, peer: &Peer, meet: Meet, lane_idx: u8) {
-        if let Err(error) = self.add_lane(peer, meet.into_stream(), lane_idx, 0) {
+    fn add_stream(&self, peer: &Peer, way: Way, lane_idx: u8) {
+        if let Err(error) = self.connect(peer, way, lane_idx, 0) {
             self.log(30, format!("{}: stream {lane_idx}: {error}", peer.address));
         }
     }
 
-    fn add_lane(&self, peer: &Peer, stream: TcpStream, lane_idx: u8, confirmed: u64) -> std::io::Result<()> {
-        if let Some(tcp) = peer.base.tcp() {
-            let lane = Lane::new(stream, lane_idx, link_token(peer.idx, lane_idx), Arc::clone(&self.poller))?;
-            tcp.set_lane(Arc::new(lane), confirmed);
+    /// What a handshake was held over carries the control connection, or a
+    /// stream beside it.
+    fn connect(&self, peer: &Peer, way: Way, lane_idx: u8, confirmed: u64) -> std::io::Result<()> {
+        match (&peer.base, way) {
+            (Base::Tcp(tcp), Way::Stream(meet)) => {
+                let token = link_token(peer.idx, lane_idx);
+                let lane = Lane::new(meet.into_stream(), lane_idx, token, Arc::clone(&self.poller))?;
+                tcp.set_lane(Arc::new(lane), confirmed);
+            }
+            (Base::Simulated(link), Way::Call(call)) => link.connect(call, confirmed),
+            _ => {}
         }
         Ok(())
+    }
+
+    /// Answers a caller.
+    fn welcome(&self, way: &mut Way, hello: &Hello, welcome: &Welcome) -> Result<(), MeetError> {
+        match (way, &self.simulated) {
+            (Way::Stream(meet), _) => meet.welcome(welcome),
+            (Way::Call(call), Some(endpoint)) => {
+                endpoint.answer(hello.address.engine, *call, welcome.clone());
+                Ok(())
+            }
+            (Way::Call(_), None) => Ok(()),
+        }
     }
 
     pub(crate) fn is_same_host(&self, peer: &Peer) -> bool {

@@ -1,7 +1,8 @@
 //! Counting arrivals.
 //!
 //! A counter's number is its total of arrived quarters, divided by four; it
-//! only grows. Arrivals that nobody has opened a counter for are kept, up to a
+//! only grows. Quarters of different peers are kept apart until they make a
+//! whole: two writes that both fail halfway are not one that came. Arrivals that nobody has opened a counter for are kept, up to a
 //! bound per peer. Immediates of the engine's own (2^29 and up) are handed out
 //! in one sequence; a late arrival for one whose counter is closed is dropped,
 //! and it is not handed out again before every source has said that nothing
@@ -186,6 +187,9 @@ struct Table {
     by_imm: HashMap<u32, Entry, BuildHasherDefault<ImmHasher>>,
     /// Distinct early imms by peer.
     early: HashMap<PeerIdx, u32>,
+    /// Quarters that do not make a whole yet, by imm and peer. Only of imms that
+    /// have an entry.
+    fractions: HashMap<u32, Vec<(PeerIdx, u8)>, BuildHasherDefault<ImmHasher>>,
     /// Imms of ours that may still be under way somewhere.
     retiring: HashMap<u32, HashSet<EngineId>>,
     next: u32,
@@ -237,28 +241,31 @@ impl Counters {
     /// Counts an arrival.
     #[inline]
     pub(crate) fn add(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> std::result::Result<(), Refusal> {
-        let mut table = self.lock();
+        let mut guard = self.lock();
+        let table = &mut *guard;
         match table.by_imm.get_mut(&imm.value()) {
             Some(Entry::Open(state)) => {
+                let quarters = whole(&mut table.fractions, peer, imm, quarters);
                 // ORDERING: release the bytes, which the transport has made visible to this thread; and the fence
                 // before the looks for waiters and sleepers.
                 state.quarters.fetch_add(quarters, Ordering::SeqCst);
                 if state.has_waiters.load(Ordering::SeqCst) {
                     let state = Arc::clone(state);
-                    drop(table);
+                    drop(guard);
                     state.run_waiters();
                 }
                 self.doorbell.notify_after_swap();
                 Ok(())
             }
             Some(Entry::Early { quarters: early, .. }) => {
-                *early += quarters;
+                *early += whole(&mut table.fractions, peer, imm, quarters);
                 Ok(())
             }
             // Nobody opens an imm of ours but by asking for a fresh one: this is a late arrival.
             None if imm.is_of_engine() => Ok(()),
             None => {
                 table.count_early(peer)?;
+                let quarters = whole(&mut table.fractions, peer, imm, quarters);
                 table.by_imm.insert(imm.value(), Entry::Early { quarters, peer, failed: None });
                 Ok(())
             }
@@ -331,6 +338,7 @@ impl Counters {
         {
             let mut table = self.lock();
             table.by_imm.remove(&state.imm.value());
+            table.fractions.remove(&state.imm.value());
             if state.imm.is_of_engine() && !sources.is_empty() {
                 table.retiring.insert(state.imm.value(), sources.iter().copied().collect());
             }
@@ -393,6 +401,27 @@ impl Table {
             })
             .collect()
     }
+}
+
+/// What of `quarters` and those kept makes whole counts; keeps the rest.
+#[inline]
+fn whole(
+    fractions: &mut HashMap<u32, Vec<(PeerIdx, u8)>, BuildHasherDefault<ImmHasher>>,
+    peer: PeerIdx,
+    imm: Imm,
+    quarters: u64,
+) -> u64 {
+    if quarters.is_multiple_of(4) {
+        return quarters;
+    }
+    let kept = fractions.entry(imm.value()).or_default();
+    let idx = kept.iter().position(|(other, _)| *other == peer).unwrap_or_else(|| {
+        kept.push((peer, 0));
+        kept.len() - 1
+    });
+    let total = u64::from(kept[idx].1) + quarters;
+    kept[idx].1 = (total % 4) as u8;
+    total - total % 4
 }
 
 /// Immediates are small numbers that users choose; multiplying spreads them.

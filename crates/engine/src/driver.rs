@@ -2,7 +2,7 @@
 //!
 //! Whoever holds the [`Driver`] takes turns: see `wait` for who that is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -14,14 +14,16 @@ use anyfabric_wire::{Control, Imm};
 
 use crate::inner::{lock, nanos, Event, Inner};
 use crate::join::Join;
-use crate::meet::Meet;
+use crate::meet::{Calling, Meet};
 use crate::peer::{Peer, Phase};
 
 /// What only one thread at a time may touch.
 pub(crate) struct Driver {
-    pub(crate) listener: Fd,
-    pub(crate) local_listener: Fd,
+    /// None in a simulation.
+    pub(crate) listeners: Option<Listeners>,
     pub(crate) meets: HashMap<u32, Meet>,
+    /// Calls inside a simulation, with their deadlines.
+    pub(crate) calls: BTreeMap<u64, (Calling, u64)>,
     pub(crate) joins: HashMap<u32, Join>,
     /// Regions that peers took back, to be answered once we are out.
     pub(crate) releases: Vec<Release>,
@@ -35,6 +37,12 @@ pub(crate) struct Driver {
     next_tick_ns: u64,
 }
 
+/// Where an engine is reached.
+pub(crate) struct Listeners {
+    pub(crate) control: Fd,
+    pub(crate) local: Fd,
+}
+
 /// A peer's revocation that we have not answered yet.
 pub(crate) struct Release {
     pub(crate) peer: Arc<Peer>,
@@ -43,11 +51,11 @@ pub(crate) struct Release {
 }
 
 impl Driver {
-    pub(crate) fn new(listener: Fd, local_listener: Fd) -> Self {
+    pub(crate) fn new(listeners: Option<Listeners>) -> Self {
         Self {
-            listener,
-            local_listener,
+            listeners,
             meets: HashMap::new(),
+            calls: BTreeMap::new(),
             joins: HashMap::new(),
             releases: Vec::new(),
             retires: Vec::new(),
@@ -62,6 +70,10 @@ impl Driver {
     pub(crate) fn next_id(&mut self) -> u32 {
         self.next_id = self.next_id.wrapping_add(1);
         self.next_id
+    }
+
+    pub(crate) const fn next_tick_ns(&self) -> u64 {
+        self.next_tick_ns
     }
 
     pub(crate) fn until_tick(&self, now_ns: u64) -> Duration {
@@ -189,12 +201,13 @@ impl Inner {
     }
 
     fn accept_calls(&self, driver: &mut Driver) {
+        let Some(listener) = driver.listeners.as_ref().map(|listeners| listeners.control.as_raw_fd()) else { return };
         for _ in 0..ACCEPTS {
             // SAFETY: no address is asked for; the call returns a new descriptor, which is then ours alone.
             let accepted = unsafe {
                 let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
                 let none = std::ptr::null_mut();
-                libc::accept4(driver.listener.as_raw_fd(), none, none.cast(), flags)
+                libc::accept4(listener, none, none.cast(), flags)
             };
             if accepted < 0 {
                 let error = std::io::Error::last_os_error();
@@ -227,7 +240,9 @@ impl Inner {
     /// No descriptor is left for a caller: looks away until the next tick,
     /// instead of being woken for it again and again.
     fn rest_listener(&self, driver: &mut Driver, error: &std::io::Error) {
-        self.poller.remove(&driver.listener);
+        if let Some(listeners) = &driver.listeners {
+            self.poller.remove(&listeners.control);
+        }
         if !driver.listener_rests {
             self.log(40, format!("cannot accept a peer: {error}; raise the limit (ulimit -n)"));
         }
@@ -235,7 +250,7 @@ impl Inner {
     }
 
     fn accept_joins(&self, driver: &mut Driver) {
-        while let Ok(socket) = sys::accept_local(&driver.local_listener) {
+        while let Some(Ok(socket)) = driver.listeners.as_ref().map(|listeners| sys::accept_local(&listeners.local)) {
             if driver.joins.len() < MAX_MEETS {
                 self.accept_join(driver, socket);
             }
@@ -260,8 +275,10 @@ impl Inner {
         if was_stopped {
             self.poll_descriptors(driver, Duration::ZERO);
         }
-        if driver.listener_rests && self.poller.add(&driver.listener, LISTENER, Interest::Read).is_ok() {
-            driver.listener_rests = false;
+        if let (true, Some(listeners)) = (driver.listener_rests, &driver.listeners) {
+            if self.poller.add(&listeners.control, LISTENER, Interest::Read).is_ok() {
+                driver.listener_rests = false;
+            }
         }
         self.tick_meets(driver, now_ns);
         for peer in self.peers() {
@@ -290,6 +307,7 @@ impl Inner {
         for id in joins {
             self.join_failed(driver, id, "no answer on the Unix socket");
         }
+        self.expire_calls(driver, now_ns);
     }
 
     /// Fails what is over its deadline; true when operations are under way.
@@ -329,7 +347,7 @@ impl Inner {
             }
             let refusal = anyfabric_wire::Refusal::Revoked;
             // Every link is asked, also after one that is not out yet.
-            let out = release.peer.links().fold(true, |out, link| link.release(release.region, refusal) && out);
+            let out = release.peer.links().fold(true, |out, link| link.release(release.region, refusal) & out);
             if out {
                 release.peer.base.send_control(Control::Revoked { revoke: release.revoke }.encode());
             }

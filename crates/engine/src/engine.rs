@@ -10,7 +10,7 @@ use anyfabric_transports::{Failure, Inline, Ticket};
 use anyfabric_wire::{Address, Control, Imm};
 
 use crate::counter::Counter;
-use crate::inner::{lock, Inner};
+use crate::inner::{lock, nanos, Inner};
 use crate::peer::{Content, Peer};
 use crate::region::Slice;
 use crate::remote::{Remote, RemoteSlice};
@@ -76,7 +76,7 @@ impl Engine {
     /// `InvalidArgument` for a setting, `ResourceExhausted` when no descriptor,
     /// memory or thread is left.
     pub fn new(config: Config) -> Result<Self> {
-        let inner = Arc::new(Inner::new(config)?);
+        let inner = Arc::new(Inner::new(config, None)?);
         let name = "anyfabric".to_owned();
         let shared = Arc::clone(&inner);
         let worker = std::thread::Builder::new()
@@ -85,6 +85,10 @@ impl Engine {
             .map_err(|error| Error::system("the worker thread", &error).during("start"))?;
         inner.presence.set_worker(worker.thread().clone());
         Ok(Self { inner, worker: Mutex::new(Some(worker)) })
+    }
+
+    pub(crate) const fn without_worker(inner: Arc<Inner>) -> Self {
+        Self { inner, worker: Mutex::new(None) }
     }
 
     /// Where this engine is reached.
@@ -271,13 +275,14 @@ impl Engine {
     /// `WaitTimeout`, `Closed`.
     pub fn receive(&self, timeout: Option<Duration>) -> Result<Message> {
         self.inner.check_open()?;
-        let until = timeout.map(|timeout| std::time::Instant::now() + timeout);
+        let clock = &self.inner.clock;
+        let until_ns = timeout.map(|timeout| clock.now_ns().saturating_add(nanos(timeout)));
         loop {
             if let Some(message) = self.inner.messages.take() {
                 return Ok(message);
             }
             self.inner.check_open().map_err(|error| error.during("receive"))?;
-            let left = until.map(|until| until.saturating_duration_since(std::time::Instant::now()));
+            let left = until_ns.map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(clock.now_ns())));
             if !self.inner.wait(left, || self.inner.messages.is_ready()) {
                 let message = format!("no message within {timeout:?}");
                 return Err(Error::new(Code::WaitTimeout, message).during("receive"));
@@ -575,6 +580,9 @@ impl Inner {
         self.counters.close_all();
         self.messages.close();
         self.doorbell.notify();
+        if let Some(endpoint) = &self.simulated {
+            endpoint.leave();
+        }
     }
 }
 

@@ -403,6 +403,7 @@ fn peer_use(peer: &Peer) -> Option<PeerUse> {
     let stats = link.stats().nics();
     let name = |idx: usize| match (link.transport(), idx) {
         ("shm", _) => "memory".to_owned(),
+        ("loopback", idx) => format!("nic{idx}"),
         (_, 0) => "control".to_owned(),
         (_, idx) => format!("stream{idx}"),
     };

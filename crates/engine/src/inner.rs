@@ -1,23 +1,25 @@
 //! What the handles of an engine share.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use anyfabric_transports::loopback::Endpoint;
 use anyfabric_transports::sys::{self, fork_generation, EventFd, Fd, Interest, Mapping, Poller};
 use anyfabric_transports::tcp::TcpLink;
-use anyfabric_transports::{Clock, Doorbell, Failure, PeerIdx, Region, RegionTable, Sink, Ticket};
+use anyfabric_transports::{Clock, Doorbell, Failure, Link, PeerIdx, Region, RegionTable, Sink, Ticket};
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Control, EngineId, Imm, Refusal};
 
 use crate::counter::{Counters, MAX_EARLY};
-use crate::driver::{Driver, LISTENER, LOCAL_LISTENER, WAKE};
+use crate::driver::{Driver, Listeners, LISTENER, LOCAL_LISTENER, WAKE};
 use crate::meet::random;
 use crate::messages::{Message, Messages};
 use crate::peer::{Base, Content, Peer, Phase, Submission};
 use crate::revoke::Revokes;
+use crate::simulated::simulated_host;
 use crate::wait::Presence;
 use crate::watcher::Watching;
 use crate::{Code, Config, Context, Error, QueueFull, Result};
@@ -29,6 +31,8 @@ pub(crate) struct Inner {
     pub(crate) clock: Clock,
     pub(crate) address: Address,
     pub(crate) host: Host,
+    /// Our place in the simulation that we live in, if so.
+    pub(crate) simulated: Option<Endpoint>,
     pub(crate) doorbell: Arc<Doorbell>,
     pub(crate) doorbell_fd: Arc<Fd>,
     pub(crate) poller: Arc<Poller>,
@@ -85,30 +89,30 @@ struct EventLog {
 }
 
 impl Inner {
-    pub(crate) fn new(config: Config) -> Result<Self> {
+    pub(crate) fn new(config: Config, simulated: Option<Endpoint>) -> Result<Self> {
         validate(&config)?;
         let system = |what: &'static str| move |error: std::io::Error| Error::system(what, &error).during("start");
-        let id = EngineId(random().map_err(system("random numbers"))?);
-        let listener = TcpListener::bind(&config.listen)
-            .map_err(|error| Error::system(&format!("cannot listen on {}", config.listen), &error).during("start"))?;
-        listener.set_nonblocking(true).map_err(system("the listener"))?;
-        let bound = listener.local_addr().map_err(system("the listener"))?;
-        let local_listener = sys::abstract_listener(&local_name(id)).map_err(system("the Unix socket"))?;
         let poller = Arc::new(Poller::new().map_err(system("epoll"))?);
         let wake_fd = EventFd::new().map_err(system("an eventfd"))?;
-        let listener = Fd::new(listener);
         poller.add(&wake_fd, WAKE, Interest::Read).map_err(system("epoll"))?;
-        poller.add(&listener, LISTENER, Interest::Read).map_err(system("epoll"))?;
-        poller.add(&local_listener, LOCAL_LISTENER, Interest::Read).map_err(system("epoll"))?;
+        let (id, sockets, listeners) = match &simulated {
+            Some(endpoint) => (endpoint.id(), Vec::new(), None),
+            None => {
+                let id = EngineId(random().map_err(system("random numbers"))?);
+                let (bound, listeners) = listen(&config.listen, id, &poller)?;
+                (id, crate::info::reachable(bound), Some(listeners))
+            }
+        };
         let doorbell_fd = sys::memfd(c"anyfabric-doorbell", Doorbell::BYTES).map_err(system("the doorbell"))?;
         let mapping = Mapping::shared(&doorbell_fd, Doorbell::BYTES, true).map_err(system("the doorbell"))?;
         let doorbell = Arc::new(Doorbell::new(mapping));
         let probe = u64::from_le_bytes(random().map_err(system("random numbers"))?);
         Ok(Self {
             secret: config.secret.clone().unwrap_or_default().into(),
-            clock: Clock::Real,
-            address: Address { engine: id, sockets: crate::info::reachable(bound) },
-            host: crate::info::this_host(),
+            clock: simulated.as_ref().map_or(Clock::Real, Endpoint::clock),
+            address: Address { engine: id, sockets },
+            host: simulated.as_ref().map_or_else(crate::info::this_host, simulated_host),
+            simulated,
             counters: Counters::new(Arc::clone(&doorbell)),
             doorbell,
             doorbell_fd: Arc::new(doorbell_fd),
@@ -118,7 +122,7 @@ impl Inner {
             regions: Arc::default(),
             messages: Messages::default(),
             presence: Presence::default(),
-            driver: Mutex::new(Driver::new(listener, local_listener)),
+            driver: Mutex::new(Driver::new(listeners)),
             revokes: Revokes::default(),
             watching: Watching::default(),
             under_way: Mutex::default(),
@@ -180,6 +184,11 @@ impl Inner {
         !self.closed.swap(true, Ordering::AcqRel)
     }
 
+    /// Random bytes: the system's, or the simulation's.
+    pub(crate) fn random<const N: usize>(&self) -> std::io::Result<[u8; N]> {
+        self.simulated.as_ref().map_or_else(random, |endpoint| Ok(endpoint.random()))
+    }
+
     pub(crate) fn next_region_id(&self) -> u64 {
         // ORDERING: a number of its own, no more.
         self.next_region.fetch_add(1, Ordering::Relaxed)
@@ -220,8 +229,11 @@ impl Inner {
         let peer = by_engine.entry(address.engine).or_insert_with(|| {
             let idx = by_idx.len() as PeerIdx;
             let (streams, limit) = (self.config.tcp_streams, self.config.max_message_bytes);
-            let tcp = TcpLink::new(idx, Arc::clone(&self.regions), limit, streams, self.clock.clone());
-            let base = Base::Tcp(Arc::new(tcp));
+            let regions = Arc::clone(&self.regions);
+            let base = match &self.simulated {
+                Some(endpoint) => Base::Simulated(endpoint.link(idx, address.engine, regions)),
+                None => Base::Tcp(Arc::new(TcpLink::new(idx, regions, limit, streams, self.clock.clone()))),
+            };
             let peer = Arc::new(Peer::new(idx, address.clone(), base, self.clock.now_ns()));
             by_idx.push(Arc::clone(&peer));
             // ORDERING: see `num_peers`.
@@ -340,7 +352,7 @@ impl Inner {
     pub(crate) fn retire_imm(&self, imm: Imm, sources: Vec<EngineId>) {
         for engine in sources {
             match self.find_peer(engine) {
-                Some(peer) if peer.lost().is_none() && peer.base.has_control() => {
+                Some(peer) if peer.lost().is_none() && peer.has_session() => {
                     peer.base.send_control(Control::RetireImm { imm }.encode());
                 }
                 // Never met or dead: nothing of it can be under way.
@@ -419,11 +431,15 @@ impl Inner {
         }
         peer.fail_waiting(&failure);
         self.revokes.peer_lost(self, peer);
+        if peer.links().all(Link::is_quiet) {
+            self.gone(peer);
+        }
         self.counters.peer_lost(peer.address.engine, &peer.address.to_string(), &failure);
         self.log(level, format!("lost {}: {why}", peer.address));
     }
 
-    /// The peer's process has exited: nothing of it touches our memory.
+    /// The peer's process has exited, or its links let nothing pass any more:
+    /// nothing of it touches our memory.
     pub(crate) fn gone(&self, peer: &Peer) {
         for region in self.regions.all().iter().chain(&self.revokes.quarantined()) {
             region.released_by(peer.idx);
@@ -485,6 +501,20 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Binds the control listener and the Unix socket.
+fn listen(to: &str, id: EngineId, poller: &Poller) -> Result<(SocketAddr, Listeners)> {
+    let system = |what: &'static str| move |error: std::io::Error| Error::system(what, &error).during("start");
+    let listener = TcpListener::bind(to)
+        .map_err(|error| Error::system(&format!("cannot listen on {to}"), &error).during("start"))?;
+    listener.set_nonblocking(true).map_err(system("the listener"))?;
+    let bound = listener.local_addr().map_err(system("the listener"))?;
+    let local = sys::abstract_listener(&local_name(id)).map_err(system("the Unix socket"))?;
+    let control = Fd::new(listener);
+    poller.add(&control, LISTENER, Interest::Read).map_err(system("epoll"))?;
+    poller.add(&local, LOCAL_LISTENER, Interest::Read).map_err(system("epoll"))?;
+    Ok((bound, Listeners { control, local }))
 }
 
 fn validate(config: &Config) -> Result<()> {

@@ -34,6 +34,7 @@ mod peer;
 mod region;
 mod remote;
 mod revoke;
+mod simulated;
 mod transfer;
 mod wait;
 mod watcher;

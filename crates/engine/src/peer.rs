@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyfabric_plan::Extents;
+use anyfabric_transports::loopback::SimLink;
 use anyfabric_transports::shm::ShmLink;
 use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::{
@@ -37,6 +38,7 @@ pub(crate) struct Peer {
 /// when nothing faster does.
 pub(crate) enum Base {
     Tcp(Arc<TcpLink>),
+    Simulated(Arc<SimLink>),
 }
 
 /// What is asked for on the path of every operation is asked without a table.
@@ -45,24 +47,28 @@ impl Base {
     pub(crate) fn poll(&self, sink: &dyn Sink) -> bool {
         match self {
             Self::Tcp(tcp) => tcp.poll(sink),
+            Self::Simulated(link) => link.poll(sink),
         }
     }
 
     pub(crate) fn tcp(&self) -> Option<&Arc<TcpLink>> {
         match self {
             Self::Tcp(tcp) => Some(tcp),
+            Self::Simulated(_) => None,
         }
     }
 
     pub(crate) fn as_link(&self) -> &dyn Link {
         match self {
             Self::Tcp(tcp) => &**tcp,
+            Self::Simulated(link) => &**link,
         }
     }
 
     fn to_link(&self) -> Arc<dyn Link> {
         match self {
             Self::Tcp(tcp) => Arc::clone(tcp) as Arc<dyn Link>,
+            Self::Simulated(link) => Arc::clone(link) as Arc<dyn Link>,
         }
     }
 }
@@ -73,6 +79,7 @@ impl Deref for Base {
     fn deref(&self) -> &Self::Target {
         match self {
             Self::Tcp(tcp) => &**tcp,
+            Self::Simulated(link) => &**link,
         }
     }
 }
@@ -185,6 +192,11 @@ impl Peer {
 
     pub(crate) fn phase(&self) -> Phase {
         self.state().phase
+    }
+
+    /// Whether the two have met, be the control connection up or being restored.
+    pub(crate) fn has_session(&self) -> bool {
+        self.state().session.is_some()
     }
 
     /// The link that carries the data, once chosen.

@@ -10,7 +10,6 @@ use anyfabric_transports::{Backing, Region as Memory};
 use anyfabric_wire::{Address, Descriptor, Device};
 
 use crate::inner::Inner;
-use crate::meet::random;
 use crate::{Code, Error, Result};
 
 /// Memory registered with an engine. Closed on drop.
@@ -45,7 +44,7 @@ impl Region {
     }
 
     fn new(inner: &Arc<Inner>, nbytes: u64, writable: bool, backing: Backing) -> Result<Self> {
-        let key = random_key()?;
+        let key = random_key(inner)?;
         let memory = Arc::new(Memory::new(inner.next_region_id(), key, nbytes, writable, backing));
         inner.regions.insert(Arc::clone(&memory));
         Ok(Self { inner: Arc::clone(inner), memory })
@@ -100,7 +99,7 @@ impl Region {
         }
         let mut failed = None;
         let key = self.memory.key(|| {
-            random_key().unwrap_or_else(|error| {
+            random_key(&self.inner).unwrap_or_else(|error| {
                 failed = Some(error);
                 0
             })
@@ -239,6 +238,6 @@ pub(crate) fn check_range(range: &Range<u64>, nbytes: u64, what: &str, id: u64) 
     Err(error)
 }
 
-fn random_key() -> Result<u64> {
-    random().map(u64::from_le_bytes).map_err(|error| Error::system("random numbers", &error))
+fn random_key(inner: &Inner) -> Result<u64> {
+    inner.random().map(u64::from_le_bytes).map_err(|error| Error::system("random numbers", &error))
 }

@@ -82,12 +82,12 @@ impl Inner {
         for peer in &peers {
             region.revoke(peer.idx);
             // Every link is told, also after one that depends on the peer's word.
-            let fenced = peer.links().fold(true, |fenced, link| link.withhold(region) && fenced);
+            let fenced = peer.links().fold(true, |fenced, link| link.withhold(region) & fenced);
             if peer.lost().is_some() {
                 if peer.links().all(Link::is_quiet) {
                     region.released_by(peer.idx);
                 }
-            } else if peer.base.has_control() {
+            } else if peer.has_session() {
                 // ORDERING: a number of its own, no more.
                 let revoke = self.revokes.next.fetch_add(1, Ordering::Relaxed);
                 if !fenced {

@@ -40,7 +40,7 @@ impl Presence {
         self.stop.store(true, Ordering::SeqCst);
     }
 
-    fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }
 
@@ -61,6 +61,9 @@ impl Inner {
         }
         let now_ns = self.clock.now_ns();
         let until_ns = timeout.map_or(u64::MAX, |timeout| now_ns.saturating_add(nanos(timeout)));
+        if let Some(endpoint) = &self.simulated {
+            return endpoint.wait(until_ns, &done);
+        }
         let busy = self.config.polling == Polling::Busy;
         let mut spin_until_ns = now_ns + SPIN_NS;
         let mut now_ns = now_ns;

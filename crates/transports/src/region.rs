@@ -87,6 +87,14 @@ impl Region {
         }
     }
 
+    /// Flips a bit: what a faulty wire does in a simulation.
+    pub(crate) fn flip_bit(&self, offset: u64) {
+        if offset < self.nbytes {
+            // SAFETY: inside the region, as was just checked.
+            unsafe { *self.as_ptr().add(offset as usize) ^= 1 };
+        }
+    }
+
     /// Who owns the memory.
     pub const fn backing(&self) -> &Backing {
         &self.backing

@@ -1,0 +1,12 @@
+//! The semantics of the engine, in a simulation: every order, split and fault
+//! that a fabric may produce, from a seed.
+//!
+//! Every test runs over many seeds and prints the one that fails.
+//! `ANYFABRIC_SEED` runs that one alone and tells its story, `ANYFABRIC_CASES`
+//! sets how many there are.
+
+#[path = "simulation/world.rs"]
+mod world;
+
+#[path = "simulation/basics.rs"]
+mod basics;

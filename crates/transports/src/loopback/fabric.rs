@@ -1,0 +1,137 @@
+//! What is on its way: parts of operations, and the segments they go in.
+
+use std::sync::Arc;
+
+use anyfabric_plan::Extent;
+use anyfabric_wire::{Refusal, WireImm};
+
+use super::random::Random;
+use crate::{Failure, Region};
+
+/// How a simulated fabric behaves. Times are in nanoseconds.
+#[derive(Debug, Clone)]
+pub struct Fabric {
+    /// A NIC's share of a split write is at least this long.
+    pub shard_bytes: u64,
+    /// Longest message of a NIC: what is longer goes in segments.
+    pub segment_bytes: u64,
+    /// Shortest and longest time on the way. One part in sixteen takes up to
+    /// twenty times as long, so that every order happens.
+    pub latency_ns: (u64, u64),
+    /// The same for control messages, which stay in order.
+    pub control_ns: (u64, u64),
+    /// Whether the target's NIC knows which peer may write where, as a stream's
+    /// reader does; otherwise a peer that was granted a region must be asked to
+    /// let go of it.
+    pub checks_rights: bool,
+}
+
+impl Default for Fabric {
+    fn default() -> Self {
+        Self {
+            shard_bytes: 16 << 10,
+            segment_bytes: 16 << 10,
+            latency_ns: (2_000, 30_000),
+            control_ns: (20_000, 200_000),
+            checks_rights: false,
+        }
+    }
+}
+
+impl Fabric {
+    /// One of the many that a seed may stand for.
+    pub fn random(random: &mut Random) -> Self {
+        let first = *random.pick(&[500, 2_000, 20_000]);
+        Self {
+            shard_bytes: *random.pick(&[1, 4096, 16 << 10]),
+            segment_bytes: *random.pick(&[1000, 4096, 64 << 10]),
+            latency_ns: (first, first * *random.pick(&[1, 4, 50])),
+            control_ns: (20_000, *random.pick(&[20_000, 1_000_000, 50_000_000])),
+            checks_rights: random.one_in(2),
+        }
+    }
+
+    pub(super) fn latency(&self, random: &mut Random) -> u64 {
+        let (first, last) = self.latency_ns;
+        let latency = random.between(first, last);
+        if random.one_in(16) {
+            latency * random.between(2, 20)
+        } else {
+            latency
+        }
+    }
+}
+
+/// What a NIC was told to carry: the piece of an operation that is counted,
+/// acknowledged and lost as one.
+pub(super) struct Part {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) nics: (usize, usize),
+    pub(super) op: u64,
+    pub(super) content: Content,
+    /// What the receiver counts when the part is placed whole, and how often.
+    pub(super) imm: Option<(WireImm, u32)>,
+    /// CRC-32 over the bytes, if the receiver checks it.
+    pub(super) crc: Option<u32>,
+    pub(super) segments_left: usize,
+}
+
+pub(super) enum Content {
+    Write { source: Arc<Region>, region: u64, key: u64, extent: Extent },
+    Signal,
+    Message(Vec<u8>),
+}
+
+impl Content {
+    fn nbytes(&self) -> u64 {
+        match self {
+            Self::Write { extent, .. } => extent.nbytes,
+            Self::Signal | Self::Message(_) => 0,
+        }
+    }
+
+    /// The segments that it goes in, at least one.
+    pub(super) fn segments(&self, segment_bytes: u64) -> Vec<(u64, u64)> {
+        let (nbytes, longest) = (self.nbytes(), segment_bytes.max(1));
+        let count = nbytes.div_ceil(longest).max(1);
+        (0..count).map(|idx| (idx * longest, longest.min(nbytes - idx * longest))).collect()
+    }
+}
+
+/// Copies bytes of a part to where they belong, as the target's NIC does:
+/// checked against its own table, and without asking anybody.
+pub(super) fn place(
+    source: &Region,
+    target: &Region,
+    extent: &Extent,
+    (start, nbytes): (u64, u64),
+) -> Result<(), Refusal> {
+    let fits = |offset: u64, region: &Region| {
+        offset.checked_add(extent.nbytes).is_some_and(|end| end <= region.nbytes() && start + nbytes <= extent.nbytes)
+    };
+    if !fits(extent.dst, target) || !fits(extent.src, source) {
+        return Err(Refusal::OutOfBounds);
+    }
+    // SAFETY: both ranges were just checked, both regions are held by the caller; source and target may be one region
+    // of an engine that writes to itself through a peer, hence `copy`.
+    unsafe {
+        let from = source.as_ptr().add((extent.src + start) as usize);
+        let to = target.as_ptr().add((extent.dst + start) as usize);
+        std::ptr::copy(from, to, nbytes as usize);
+    }
+    Ok(())
+}
+
+/// CRC-32 over bytes of a region.
+pub(super) fn crc(region: &Region, offset: u64, nbytes: u64) -> Result<u32, Refusal> {
+    if offset.checked_add(nbytes).is_none_or(|end| end > region.nbytes()) {
+        return Err(Refusal::OutOfBounds);
+    }
+    // SAFETY: inside the region, as was just checked; nobody else runs while a simulation does.
+    Ok(crc32fast::hash(unsafe { std::slice::from_raw_parts(region.as_ptr().add(offset as usize), nbytes as usize) }))
+}
+
+pub(super) fn nic_down() -> Failure {
+    Failure::ConnectionBroken("a NIC on the way went down".into())
+}

@@ -1,0 +1,523 @@
+//! One engine's way to another in a simulation.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use anyfabric_plan::{shard_bytes, shard_pages, Extents, Shard};
+use anyfabric_wire::{Control, Imm, Refusal, WireImm};
+
+use super::fabric::{crc, nic_down, Content, Part};
+use super::simulation::Simulation;
+use crate::mutant::Mutant;
+use crate::sys::Ready;
+use crate::{
+    Binding, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region, RegionTable, Sink, Splits,
+    Target,
+};
+
+/// One engine's way to another in a simulation: what a queue pair on every NIC,
+/// a memory region table and a control connection are in reality.
+pub struct SimLink {
+    simulation: Simulation,
+    /// Our own place; the peer's, if there is an engine.
+    ends: (usize, Option<usize>),
+    peer: PeerIdx,
+    regions: Arc<RegionTable>,
+    /// What has come and waits for the engine's turn.
+    inbox: Mutex<VecDeque<News>>,
+    /// Operations of ours that the fabric carries.
+    flights: Mutex<BTreeMap<u64, Flight>>,
+    splits: Splits,
+    bindings: Mutex<Bindings>,
+    /// Regions of ours that the peer was granted, with their keys: what our NICs
+    /// let it write to.
+    granted: Mutex<HashMap<u64, (u64, Weak<Region>)>>,
+    controls: Mutex<Controls>,
+    turn: AtomicUsize,
+    closed: AtomicBool,
+    stats: PeerStats,
+}
+
+/// What comes to a link.
+#[derive(Debug)]
+pub(super) enum News {
+    /// To be counted: its bytes are placed.
+    Arrived { imm: WireImm, count: u32 },
+    /// A message; the engine answers.
+    Message { op: u64, bytes: Hidden },
+    /// The end of one part of an operation of ours.
+    Completed { op: u64, nic_idx: usize, by_engine: bool, result: Result<(), Failure> },
+    /// "May I write into this region?"
+    Import { request: u64, region: u64, key: u64 },
+    /// The answer.
+    Imported { request: u64, result: Result<(), Refusal> },
+    /// A control message.
+    Control { connection: u64, sequence: u64, bytes: Hidden },
+    /// The control connection broke.
+    Broken { connection: u64 },
+}
+
+/// Bytes that a story need not spell out.
+pub(super) struct Hidden(pub(super) Vec<u8>);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match Control::decode(&self.0) {
+            Ok(control) => control.fmt(f),
+            Err(_) => write!(f, "{} bytes, crc {:08x}", self.0.len(), crc32fast::hash(&self.0)),
+        }
+    }
+}
+
+struct Flight {
+    op: Op,
+    parts_left: usize,
+    failure: Option<Failure>,
+    /// Its count is split over NICs.
+    split: Option<Imm>,
+    told_loss: bool,
+    posted_ns: u64,
+}
+
+#[derive(Default)]
+struct Bindings {
+    by_region: HashMap<u64, Arc<Binding>>,
+    asked: HashMap<u64, Arc<Binding>>,
+}
+
+/// Control messages survive the connection: those that the peer has not
+/// confirmed are sent again over the next.
+#[derive(Default)]
+struct Controls {
+    connection: Option<u64>,
+    last_sent: u64,
+    unconfirmed: VecDeque<(u64, Vec<u8>)>,
+    received: u64,
+}
+
+impl SimLink {
+    pub(super) fn new(
+        simulation: Simulation,
+        ends: (usize, Option<usize>),
+        peer: PeerIdx,
+        regions: Arc<RegionTable>,
+    ) -> Self {
+        let num_nics = simulation.state().stands[ends.0].nics.len();
+        Self {
+            simulation,
+            ends,
+            peer,
+            regions,
+            inbox: Mutex::default(),
+            flights: Mutex::default(),
+            splits: Splits::default(),
+            bindings: Mutex::default(),
+            granted: Mutex::default(),
+            controls: Mutex::default(),
+            turn: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            stats: PeerStats::new(num_nics),
+        }
+    }
+
+    /// The call became the control connection; the peer has every control
+    /// message up to `confirmed`.
+    pub fn connect(&self, connection: u64, confirmed: u64) {
+        self.confirm(confirmed);
+        let mut controls = lock(&self.controls);
+        controls.connection = Some(connection);
+        for (sequence, bytes) in controls.unconfirmed.clone() {
+            let bytes = Hidden(bytes);
+            self.push_control(connection, News::Control { connection, sequence, bytes });
+        }
+    }
+
+    pub(super) fn connection(&self) -> Option<u64> {
+        lock(&self.controls).connection
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        // ORDERING: a simulation runs in one thread.
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn tell(&self, news: News) {
+        lock(&self.inbox).push_back(news);
+    }
+
+    /// Where a part of the peer's may be placed, as our NICs know it.
+    pub(super) fn admit(&self, region: u64, key: u64, checks_rights: bool) -> Result<Arc<Region>, Refusal> {
+        if checks_rights {
+            return self.regions.admit(self.peer, region, key);
+        }
+        let granted = lock(&self.granted);
+        let (known, memory) = granted.get(&region).ok_or(Refusal::NoRegion)?;
+        if *known != key && !Mutant::IgnoreKey.is_on() {
+            return Err(Refusal::BadKey);
+        }
+        memory.upgrade().ok_or(Refusal::NoRegion)
+    }
+
+    // ---- sending -------------------------------------------------------------------------------
+
+    fn push_news(&self, news: News) {
+        if let (from, Some(to)) = self.ends {
+            self.simulation.state().push_news(from, to, news);
+        }
+    }
+
+    fn push_control(&self, connection: u64, news: News) {
+        if let (from, Some(to)) = self.ends {
+            self.simulation.state().push_control(from, to, connection, news);
+        }
+    }
+
+    /// The parts of a write, each with its NIC, and whether its count is split.
+    fn shards(&self, op: &Op, extents: &Extents, turn: usize) -> (Vec<Shard>, bool) {
+        let (speeds, least) = {
+            let state = self.simulation.state();
+            (state.speeds(self.ends.0), state.fabric.shard_bytes)
+        };
+        match extents {
+            Extents::Pages { src, .. } => {
+                (shard_pages(extents.num_extents(), src.page_bytes(), &speeds, least, turn), false)
+            }
+            Extents::One(extent) => {
+                let shards = shard_bytes(extent.nbytes, &speeds, least, turn);
+                match op.imm {
+                    Some(_) if shards.len() < 2 => (shards, false),
+                    Some((imm, _)) if self.splits.begin(imm, op.id) => (shards, true),
+                    Some(_) => (shard_bytes(extent.nbytes, &speeds, u64::MAX, turn), false),
+                    None => (shards, false),
+                }
+            }
+        }
+    }
+
+    fn parts(&self, op: &mut Op, turn: usize) -> (Vec<Part>, Option<Imm>) {
+        let (from, to) = (self.ends.0, self.ends.1.unwrap_or(self.ends.0));
+        let whole = |imm: Option<(Imm, u32)>| imm.map(|(imm, count)| (WireImm { imm, quarters: 4 }, count));
+        let part = |nic_idx: usize, content: Content, imm: Option<(WireImm, u32)>| Part {
+            from,
+            to,
+            nics: (nic_idx, 0),
+            op: op.id,
+            crc: None,
+            content,
+            imm,
+            segments_left: 0,
+        };
+        let (source, binding, extents) = match &mut op.payload {
+            Payload::Signal | Payload::Message(_) => {
+                let speeds = self.simulation.state().speeds(from);
+                let Some(nic) = shard_bytes(0, &speeds, 1, turn).first().copied() else { return (Vec::new(), None) };
+                let content = match &mut op.payload {
+                    Payload::Message(bytes) => Content::Message(std::mem::take(bytes)),
+                    _ => Content::Signal,
+                };
+                return (vec![part(nic.nic_idx, content, whole(op.imm))], None);
+            }
+            Payload::Write { source, binding, extents } => (Arc::clone(source), Arc::clone(binding), extents.clone()),
+        };
+        let (shards, is_split) = self.shards(op, &extents, turn);
+        let mut parts = Vec::new();
+        for (shard_idx, shard) in shards.iter().enumerate() {
+            let slice = extents.slice(shard.start, shard.len);
+            for extent in (0..slice.num_extents()).map(|idx| slice.nth(idx)) {
+                let mut imm = match (&extents, op.imm) {
+                    (Extents::One(_), Some((imm, count))) => Some((WireImm { imm, quarters: shard.quarters }, count)),
+                    (Extents::Pages { .. }, Some((imm, _))) => Some((WireImm { imm, quarters: 4 }, 1)),
+                    (_, None) => None,
+                };
+                if Mutant::DropQuarter.is_on() && is_split && shard_idx == 0 {
+                    imm = imm.filter(|(imm, _)| imm.quarters > 1);
+                    imm.iter_mut().for_each(|(imm, _)| imm.quarters -= 1);
+                }
+                let content =
+                    Content::Write { source: Arc::clone(&source), region: binding.region, key: binding.key, extent };
+                let crc = op.verify.then(|| crc(&source, extent.src, extent.nbytes).unwrap_or_default());
+                parts.push(Part { crc, ..part(shard.nic_idx, content, imm) });
+            }
+        }
+        (parts, op.imm.filter(|_| is_split).map(|(imm, _)| imm))
+    }
+
+    // ---- receiving -----------------------------------------------------------------------------
+
+    fn take(&self, news: News, sink: &dyn Sink) {
+        match news {
+            News::Arrived { imm, count } => {
+                // A full table is told to the sender by the engine itself.
+                let _ = sink.arrived(self.peer, imm.imm, u64::from(imm.quarters) * u64::from(count));
+                sink.heard(self.peer);
+            }
+            News::Message { op, bytes } => {
+                let result = sink.message(self.peer, bytes.0).map_err(Failure::Refused);
+                self.push_news(News::Completed { op, nic_idx: 0, by_engine: true, result });
+                sink.heard(self.peer);
+            }
+            News::Completed { op, nic_idx, by_engine, result } => {
+                self.completed(op, nic_idx, result);
+                // What its NIC says proves nothing of the engine.
+                if by_engine {
+                    sink.heard(self.peer);
+                }
+            }
+            News::Import { request, region, key } => {
+                let result = self.export(region, key);
+                self.push_news(News::Imported { request, result });
+                sink.heard(self.peer);
+            }
+            News::Imported { request, result } => {
+                let asked = lock(&self.bindings).asked.remove(&request);
+                match (asked, result) {
+                    (Some(binding), Ok(())) => binding.accept(Target::Owner),
+                    (Some(binding), Err(refusal)) => binding.refuse(refusal),
+                    (None, _) => {}
+                }
+                sink.heard(self.peer);
+            }
+            News::Control { connection, sequence, bytes } => {
+                {
+                    let mut controls = lock(&self.controls);
+                    if controls.connection != Some(connection) || sequence <= controls.received {
+                        return;
+                    }
+                    if sequence != controls.received + 1 {
+                        let why = format!("control message {sequence} after {}", controls.received);
+                        drop(controls);
+                        return sink.broken(self.peer, 0, &why);
+                    }
+                    controls.received = sequence;
+                }
+                sink.heard(self.peer);
+                sink.control(self.peer, sequence, &bytes.0);
+            }
+            News::Broken { connection } => {
+                if self.connection() == Some(connection) {
+                    sink.broken(self.peer, 0, "the connection was reset");
+                }
+            }
+        }
+    }
+
+    fn export(&self, region: u64, key: u64) -> Result<(), Refusal> {
+        let memory = self.regions.admit(self.peer, region, key)?;
+        memory.grant(self.peer, key)?;
+        lock(&self.granted).insert(region, (key, Arc::downgrade(&memory)));
+        Ok(())
+    }
+
+    fn completed(&self, op: u64, nic_idx: usize, result: Result<(), Failure>) {
+        let ended = {
+            let mut flights = lock(&self.flights);
+            let Some(flight) = flights.get_mut(&op) else { return };
+            let nic = self.stats.nic(nic_idx);
+            let now_ns = self.simulation.now_ns();
+            nic.latency.record(now_ns.saturating_sub(flight.posted_ns));
+            if let Err(failure) = result {
+                // ORDERING: statistics.
+                nic.errors.fetch_add(1, Ordering::Relaxed);
+                // The owner learns of the first failure at once; the rest only quiesces.
+                flight.op.ticket.fail(failure.clone());
+                flight.failure.get_or_insert(failure);
+            }
+            flight.parts_left -= 1;
+            if flight.parts_left > 0 {
+                return;
+            }
+            flights.remove(&op)
+        };
+        if let Some(flight) = ended {
+            self.end(flight);
+        }
+    }
+
+    fn end(&self, flight: Flight) {
+        if let Some(imm) = flight.split {
+            self.splits.end(imm, flight.op.id, flight.failure.is_none());
+        }
+        flight.op.end(flight.failure.map_or(Ok(()), Err));
+    }
+}
+
+impl Link for SimLink {
+    fn transport(&self) -> &'static str {
+        "loopback"
+    }
+
+    fn num_nics(&self) -> usize {
+        self.stats.nics().len()
+    }
+
+    fn manner(&self) -> String {
+        let speeds = self.simulation.state().speeds(self.ends.0);
+        let up = speeds.iter().filter(|speed| **speed > 0).count();
+        format!("simulated, {up} of {} NICs", speeds.len())
+    }
+
+    fn is_degraded(&self) -> bool {
+        self.simulation.state().speeds(self.ends.0).contains(&0)
+    }
+
+    fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
+        let mut bindings = lock(&self.bindings);
+        match bindings.by_region.get(&region) {
+            Some(binding) if (binding.key, binding.nbytes) == (key, nbytes) => return Arc::clone(binding),
+            _ => {}
+        }
+        if self.simulation.state().fabric.checks_rights {
+            let binding = Arc::new(Binding::ready(region, key, nbytes, Target::Owner));
+            bindings.by_region.insert(region, Arc::clone(&binding));
+            return binding;
+        }
+        let binding = Arc::new(Binding::pending(region, key, nbytes));
+        let request = self.simulation.state().next_id();
+        bindings.asked.insert(request, Arc::clone(&binding));
+        bindings.by_region.insert(region, Arc::clone(&binding));
+        drop(bindings);
+        self.push_news(News::Import { request, region, key });
+        binding
+    }
+
+    fn try_inline(&self, _write: &Inline<'_>) -> Option<Result<(), Failure>> {
+        // Done means acknowledged, and that takes a round trip.
+        None
+    }
+
+    fn post(&self, mut op: Op) -> bool {
+        if self.is_closed() {
+            op.end(Err(Failure::PeerLost("it was given up".into())));
+            return false;
+        }
+        // ORDERING: a number, no more.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let nbytes = op.nbytes();
+        let (parts, split) = self.parts(&mut op, turn);
+        if parts.is_empty() {
+            op.end(Err(nic_down()));
+            return false;
+        }
+        for part in &parts {
+            self.stats.nic(part.nics.0).sent(nbytes / parts.len() as u64);
+        }
+        let (id, posted_ns) = (op.id, self.simulation.now_ns());
+        let flight = Flight { op, parts_left: parts.len(), failure: None, split, told_loss: false, posted_ns };
+        lock(&self.flights).insert(id, flight);
+        let mut state = self.simulation.state();
+        for part in parts {
+            state.launch(part, turn);
+        }
+        true
+    }
+
+    fn poll(&self, sink: &dyn Sink) -> bool {
+        let mut moved = false;
+        loop {
+            let Some(news) = lock(&self.inbox).pop_front() else { return moved };
+            if !self.is_closed() {
+                self.take(news, sink);
+            }
+            moved = true;
+        }
+    }
+
+    fn ready(&self, _channel: u8, _ready: Ready, _sink: &dyn Sink) {}
+
+    fn reap(&self) {
+        // What a NIC has been told cannot be taken back; it may yet arrive.
+        for flight in lock(&self.flights).values_mut() {
+            if let (false, Some(_), Some((imm, _))) = (flight.told_loss, flight.op.ticket.given_up(), flight.op.imm) {
+                flight.told_loss = true;
+                flight.op.losses.note(imm);
+            }
+        }
+    }
+
+    fn release(&self, region: u64, refusal: Refusal) -> bool {
+        let Some(binding) = lock(&self.bindings).by_region.get(&region).cloned() else { return true };
+        binding.refuse(refusal);
+        if !binding.is_idle() && !Mutant::SkipFence.is_on() {
+            return false;
+        }
+        lock(&self.bindings).by_region.remove(&region);
+        true
+    }
+
+    fn withhold(&self, region: &Region) -> bool {
+        self.simulation.state().fabric.checks_rights || !region.granted_to().contains(&self.peer)
+    }
+
+    fn close(&self, why: &Failure) {
+        // ORDERING: a simulation runs in one thread.
+        self.closed.store(true, Ordering::Relaxed);
+        if let (from, Some(to)) = self.ends {
+            self.simulation.state().flush(from, to);
+        }
+        if let Some(connection) = lock(&self.controls).connection.take() {
+            self.push_control(connection, News::Broken { connection });
+        }
+        lock(&self.granted).clear();
+        let mut bindings = std::mem::take(&mut *lock(&self.bindings));
+        for binding in bindings.by_region.drain().map(|(_, binding)| binding) {
+            binding.refuse(Refusal::Closing);
+        }
+        let flights = std::mem::take(&mut *lock(&self.flights));
+        for mut flight in flights.into_values() {
+            flight.failure.get_or_insert_with(|| why.clone());
+            self.end(flight);
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        // Its queue pairs are gone: our NICs take nothing of the peer's any more.
+        self.is_closed()
+    }
+
+    fn stats(&self) -> &PeerStats {
+        &self.stats
+    }
+}
+
+impl ControlPath for SimLink {
+    fn has_control(&self) -> bool {
+        self.connection().is_some()
+    }
+
+    fn send_control(&self, bytes: Vec<u8>) {
+        let mut controls = lock(&self.controls);
+        controls.last_sent += 1;
+        let sequence = controls.last_sent;
+        controls.unconfirmed.push_back((sequence, bytes.clone()));
+        if let Some(connection) = controls.connection {
+            let bytes = Hidden(bytes);
+            self.push_control(connection, News::Control { connection, sequence, bytes });
+        }
+    }
+
+    fn confirm(&self, sequence: u64) {
+        let mut controls = lock(&self.controls);
+        while controls.unconfirmed.front().is_some_and(|(sent, _)| *sent <= sequence) {
+            controls.unconfirmed.pop_front();
+        }
+    }
+
+    fn received(&self) -> u64 {
+        lock(&self.controls).received
+    }
+
+    fn disconnect(&self, _channel: u8, _why: &str) {
+        lock(&self.controls).connection = None;
+    }
+}
+
+impl std::fmt::Debug for SimLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimLink").field("ends", &self.ends).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
