@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from anyfabric.errors import InvalidArgument, Unsupported
+from anyfabric.errors import Closed, InvalidArgument, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,12 @@ def region_numpy(region: Region, dtype: npt.DTypeLike, shape: int | Sequence[int
         raise InvalidArgument(msg, operation="numpy", region=region.id)
     dimensions = _dimensions(region, shape, element.itemsize)
     nbytes = math.prod(dimensions) * element.itemsize
-    data: Any = np.asarray(_Exporter(region, region._address, region.nbytes, region.writable))
+    address = region._address
+    if not address and region.nbytes:
+        msg = f"region {region.id} is closed"
+        raise Closed(msg, operation="view", region=region.id)
+    # A view outlives the registration: it holds what was registered beside the region, which lets go at its close.
+    data: Any = np.asarray(_Exporter((region, region._owner), address, region.nbytes, region.writable))
     return data[:nbytes].view(element).reshape(dimensions)
 
 

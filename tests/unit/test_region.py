@@ -191,4 +191,23 @@ def test_reprs_inform(engine):
     assert "48" in repr(region)
     assert "48" in repr(region.descriptor())
     assert str(engine.address) in repr(engine.address)
-    assert "16" in repr(region[8:24])
+    assert "8..24" in repr(region[8:24])
+
+
+def test_views_hold_their_bytes_past_the_close(engine):
+    array = np.arange(100, dtype=np.uint8)
+    alive = weakref.ref(array)
+    registered, allocated = engine.register(array), engine.allocate(100)
+    views = registered.numpy(), allocated.numpy()
+    del array
+    registered.close()
+    allocated.close()
+    gc.collect()
+    assert views[0].tolist() == list(range(100))
+    assert not views[1].any()
+    del views
+    gc.collect()
+    assert alive() is None
+    for closed in (registered, allocated):
+        with pytest.raises(af.Closed):
+            closed.numpy()

@@ -94,6 +94,10 @@ impl Inner {
 
     /// Looks for news once, without waiting.
     pub(crate) fn glance(&self) {
+        // In a forked child the rings still are the parent's: what we took from them it would miss.
+        if self.check_fork().is_err() {
+            return;
+        }
         if let Some(mut driver) = self.try_driver() {
             self.poll_links(&mut driver);
         }

@@ -49,8 +49,7 @@ impl Counter {
         if self.native.value() >= n {
             return Ok(());
         }
-        let late =
-            |after: &str| format!("imm {}: {} of {n} arrivals after {after}", self.imm(), self.native.value());
+        let late = |after: &str| format!("imm {}: {} of {n} arrivals after {after}", self.imm(), self.native.value());
         wait(py, duration(timeout_s), |slice| self.native.wait(n, Some(slice)), late)
     }
 
@@ -80,12 +79,7 @@ impl Counter {
     }
 
     #[pyo3(signature = (exc_type, exc_value, traceback, /))]
-    fn __exit__(
-        &self,
-        exc_type: &Bound<'_, PyAny>,
-        exc_value: &Bound<'_, PyAny>,
-        traceback: &Bound<'_, PyAny>,
-    ) {
+    fn __exit__(&self, exc_type: &Bound<'_, PyAny>, exc_value: &Bound<'_, PyAny>, traceback: &Bound<'_, PyAny>) {
         let _ = (exc_type, exc_value, traceback);
         self.close();
     }

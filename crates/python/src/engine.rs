@@ -242,11 +242,7 @@ impl Engine {
     }
 
     #[pyo3(signature = (*, imm=None, sources=Vec::new()), text_signature = "($self, *, imm=None, sources=())")]
-    fn counter(
-        slf: &Bound<'_, Self>,
-        imm: Option<Imm>,
-        sources: Vec<Bound<'_, Address>>,
-    ) -> PyResult<Counter> {
+    fn counter(slf: &Bound<'_, Self>, imm: Option<Imm>, sources: Vec<Bound<'_, Address>>) -> PyResult<Counter> {
         let sources = native_addresses(&sources);
         let counter = slf.get().native.counter(imm.map(|Imm(imm)| imm), &sources).or_raise(slf.py())?;
         Ok(Counter::new(counter, slf))

@@ -18,13 +18,14 @@ pub(crate) fn wait<T: Send>(
     late: impl FnOnce(&str) -> String,
 ) -> PyResult<T> {
     let result = wait_outcome(py, timeout, step)?;
-    result.map_err(|mut error| {
-        if error.code == native::Code::WaitTimeout {
-            error.message = late(&format!("{} s", timeout.unwrap_or_default().as_secs_f64()));
-        }
-        error
-    })
-    .or_raise(py)
+    result
+        .map_err(|mut error| {
+            if error.code == native::Code::WaitTimeout {
+                error.message = late(&format!("{} s", timeout.unwrap_or_default().as_secs_f64()));
+            }
+            error
+        })
+        .or_raise(py)
 }
 
 /// As [`wait`]; leaves it to the caller what to raise. Fails by itself only

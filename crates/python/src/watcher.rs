@@ -26,13 +26,7 @@ impl Watcher {
         Self { native, engine: engine.clone().unbind() }
     }
 
-    fn arm(
-        &self,
-        py: Python<'_>,
-        value: Number,
-        operation: Operation,
-        imm: Option<Imm>,
-    ) -> PyResult<Transfer> {
+    fn arm(&self, py: Python<'_>, value: Number, operation: Operation, imm: Option<Imm>) -> PyResult<Transfer> {
         let imm = imm.map(|Imm(imm)| imm);
         let transfer = py.detach(|| self.native.at(value.0, operation, imm)).or_raise(py)?;
         Ok(Transfer::new(transfer, self.engine.bind(py)))

@@ -113,15 +113,18 @@ fn run(
             let Ok(times) = times;
             failed.map_or(Ok(times), Err)
         };
-        let Some(((first_fd, first_share), others)) = fds.iter().zip(&shares).collect::<Vec<_>>().split_first().map(
-            |(first, others)| (*first, others.to_vec()),
-        ) else {
+        let Some(((first_fd, first_share), others)) =
+            fds.iter().zip(&shares).collect::<Vec<_>>().split_first().map(|(first, others)| (*first, others.to_vec()))
+        else {
             return Ok(Vec::new());
         };
         std::thread::scope(|scope| {
             let work = &work;
-            let threads: Vec<_> =
-                others.iter().map(|(fd, share)| (**fd, *share)).map(|(fd, share)| scope.spawn(move || work(fd, share))).collect();
+            let threads: Vec<_> = others
+                .iter()
+                .map(|(fd, share)| (**fd, *share))
+                .map(|(fd, share)| scope.spawn(move || work(fd, share)))
+                .collect();
             let times = work(*first_fd, first_share);
             let panicked = || Err(io::Error::other("a thread of the baseline panicked"));
             threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| panicked()).map(drop))?;
