@@ -19,7 +19,10 @@ Conventions, said once and valid for every entry below:
   `Region.numpy`, `.torch`, `.revoke_async`, `Transfer.on_done`, `.__await__`, `Counter.reached`,
   `Watcher.numpy`, `.at`.
 - Every method of an engine, and of what an engine made, raises `Closed` after its close and
-  `EngineForked` in a forked child, unless it says otherwise. Properties and `repr` never raise.
+  `EngineForked` in a forked child, unless it says otherwise. `close` raises neither: in a child it does
+  nothing. Properties and `repr` never raise.
+- Whatever an engine made keeps the engine; a view of memory (`numpy`, `torch`) keeps the memory, also
+  past the close of its region.
 - `imm`: an immediate in `[0, 2**29)`, or one that `Engine.counter()` handed out. `None`: no count.
 - No operation is ordered after another one. An immediate is counted only after the bytes of its own
   operation are visible to the receiver.
@@ -32,7 +35,7 @@ from types import TracebackType
 from typing import Any, final
 
 import numpy.typing as npt
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
 
 from anyfabric.errors import AnyFabricError
 from anyfabric.pages import Write, WritePages
@@ -41,6 +44,7 @@ from anyfabric.watcher import Trigger
 __version__: str
 """Version of the crate; equal to the version of the package."""
 
+@disjoint_base
 class Engine:
     """Moves bytes between processes; `anyfabric.Engine` is the public subclass.
 
@@ -252,21 +256,23 @@ class Engine:
         """Counters since the start, as JSON; cheap enough to call every second.
 
         `{"peers": {ADDRESS: {"transport": str, "bytes": int, "operations": int, "errors": int,
-        "retries": int, "received_bytes": int, "received_imms": int, "nics": {NAME: {"bytes": int,
-        "operations": int}}, "latency_us": {"p50": float, "p99": float, "p999": float, "max": float,
-        "buckets": [[float, int]]}}}, "messages": {"queued": int, "dropped": int}}`. A bucket is an
-        upper bound in microseconds and its count.
+        "retries": int, "nics": {NAME: {"bytes": int, "operations": int, "errors": int, "retries": int,
+        "latency_us": LATENCY}}, "latency_us": LATENCY}}, "messages": {"queued": int, "dropped": int}}`,
+        what was sent; LATENCY is `{"count": int, "p50": float, "p99": float, "p999": float, "max":
+        float}`, from submission to end, the quantiles being upper bounds of histogram buckets. Writes
+        that the caller's thread carries out in `write` itself have no latency and are not in it.
         """
     def _info_json(self) -> str:
         """What this engine has, as JSON.
 
         `{"address": str, "incarnation": str, "devices": [{"name": str, "nics": [str]}],
         "transports": [{"name": str, "available": bool, "reason": str | null, "nics": [{"name": str,
-        "state": "up" | "down", "gbps": float | null}], "abilities": {str: scalar}}],
+        "state": "up" | "down", "gbps": float | null}], "abilities": {str: str}}],
         "peers": [{"address": str, "transport": str, "state": str, "reason": str, "foreign_memory":
         "process_vm_writev" | "bounce" | null}], "regions": [{"id": int, "nbytes": int, "kind":
-        "allocated" | "registered", "transfers": int}], "quarantine": [{"region": int, "offset": int,
-        "nbytes": int, "peer": str}], "limits": {str: int}}`. Transports are listed best first.
+        "allocated" | "registered", "granted": int}], "quarantine": [{"region": int, "offset": int,
+        "nbytes": int, "peer": str}], "limits": {str: int}}`. Transports are listed best first; `granted`
+        is the number of peers that can write into a region without asking its owner.
         """
     def _notify_events(self, notifier: Notifier, token: int) -> None:
         """Deliver `token` whenever `_take_events` has something new; stays until the close."""
@@ -275,7 +281,8 @@ class Engine:
     def _close(self, timeout_s: float) -> None:
         """Stop taking work, drain until the timeout, fail the rest with `Closed`, free everything.
 
-        Idempotent, from any thread; a second caller waits for the first. Never raises.
+        Idempotent, from any thread; a second caller waits for the first. Never raises: it alone does
+        not look for signals.
 
         Args:
             timeout_s: Longest time for transfers in flight.
@@ -332,7 +339,7 @@ class Region:
         """First byte; 0 when closed."""
     @property
     def _owner(self) -> object:
-        """What `_register` was given; `None` for allocated memory."""
+        """What `_register` was given; `None` for allocated memory, and when closed."""
     def __len__(self) -> int: ...
     def __getitem__(self, key: slice, /) -> Slice:
         """Slice like `bytes`, but a bound outside the region is `InvalidArgument`; step 1 only."""
