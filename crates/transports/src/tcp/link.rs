@@ -411,6 +411,12 @@ impl Link for TcpLink {
     fn ready(&self, channel: u8, ready: Ready, sink: &dyn Sink) {
         if let Some(lane) = self.lane(channel.into()) {
             self.pump_lane(&lane, ready, sink);
+            // Small operations are not stuck behind large ones: after every turn of another lane, lane 0 gets one.
+            if channel > 0 {
+                if let Some(first) = self.lane(0) {
+                    self.pump_lane(&first, Ready { readable: true, writable: first.can_flush(), ..ready }, sink);
+                }
+            }
         }
     }
 
@@ -533,5 +539,5 @@ const SMALL_BYTES: u64 = 16 << 10;
 /// A stream's share of a write is at least this long.
 const SHARD_BYTES: u64 = 256 << 10;
 /// Batches sent on one lane before the others get their turn.
-const TURN_BATCHES: usize = 4;
+const TURN_BATCHES: usize = 1;
 const MAX_JOINS: usize = 4096;

@@ -345,6 +345,6 @@ thread_local! {
 /// Room for the largest header and page table, and some small frames.
 const STAGING: usize = 16 << 10;
 /// Bytes read from one lane before the others get their turn.
-const TURN_BYTES: usize = 1 << 20;
+const TURN_BYTES: usize = 128 << 10;
 const IOV_MAX: usize = 1024;
 const MAX_REFUSED: usize = 1024;

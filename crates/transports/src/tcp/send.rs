@@ -498,7 +498,7 @@ pub(super) fn acknowledged(lane: &Lane, op: u64, result: Result<(), Refusal>) ->
 /// that other lanes get their turn.
 ///
 /// MEASURED: benchmarks/records, perf tcp rows.
-const FRAME_BYTES: u64 = 256 << 10;
+const FRAME_BYTES: u64 = 128 << 10;
 /// Small operations join a batch up to this many bytes.
 const BATCH_BYTES: usize = 128 << 10;
 const MAX_FRAME_PAGES: u64 = 512;
