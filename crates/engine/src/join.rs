@@ -64,10 +64,8 @@ impl Inner {
             Ok(Some((message, fds))) => {
                 let Some(join) = driver.joins.remove(&id) else { return };
                 self.poller.remove(join.channel.socket());
-                if let Err((peer, why)) = self.joined(join, message, fds) {
-                    if let Some(peer) = peer {
-                        self.settle_path(&peer, Some(why));
-                    }
+                if let Err((Some(peer), why)) = self.joined(join, message, fds) {
+                    self.settle_path(&peer, Some(why));
                 }
             }
             Err(error) => self.join_failed(driver, id, &format!("its Unix socket: {error}")),

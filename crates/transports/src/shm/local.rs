@@ -21,8 +21,11 @@ pub const RING_MEMFD_BYTES: usize = ring::BYTES;
 #[derive(Debug)]
 pub struct LocalChannel {
     socket: Fd,
-    waiting: Mutex<VecDeque<(Vec<u8>, Option<Arc<Fd>>)>>,
+    waiting: Mutex<Waiting>,
 }
+
+/// Encoded messages and the descriptors that go with them.
+type Waiting = VecDeque<(Vec<u8>, Option<Arc<Fd>>)>;
 
 impl LocalChannel {
     /// Over a connected socket.
@@ -80,7 +83,7 @@ impl LocalChannel {
         }
     }
 
-    fn flush_locked(&self, waiting: &mut VecDeque<(Vec<u8>, Option<Arc<Fd>>)>) -> io::Result<()> {
+    fn flush_locked(&self, waiting: &mut Waiting) -> io::Result<()> {
         while let Some((bytes, fd)) = waiting.front() {
             let fds: Vec<RawFd> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
             match sys::send_with_fds(&self.socket, bytes, &fds) {
