@@ -45,13 +45,15 @@ def run(arguments, folder):
     return done.stdout
 
 
-@pytest.mark.parametrize("text", blocks("python"))
+@pytest.mark.parametrize("text", list(blocks("python")))
 def test_python_blocks_run_as_they_stand(text, tmp_path):
     """Each block is a program: what it needs, it says."""
-    run([sys.executable, "-c", text], tmp_path)
+    program = tmp_path / "program.py"
+    program.write_text(text, encoding="utf-8")
+    run([sys.executable, str(program)], tmp_path)
 
 
-@pytest.mark.parametrize("text", commands())
+@pytest.mark.parametrize("text", list(commands()))
 def test_commands_exist(text):
     """Of `make` the target, of `anyfabric` the command and its options; everything else is on the path."""
     words = [word for word in shlex.split(text) if not re.fullmatch(r"\w+=\S*", word)]

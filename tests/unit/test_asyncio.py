@@ -48,11 +48,12 @@ def test_a_thousand_at_once(engine, peer):
 
 
 def test_a_loop_after_a_loop(engine, peer):
-    src, _, remote = pair(engine, peer)
+    src, dst, remote = pair(engine, peer)
 
     async def main():
         for _ in range(3):
             await engine.write(src, remote)
+        assert dst.numpy()[-1] == 255
 
     for _ in range(5):
         run(main())

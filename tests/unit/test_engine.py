@@ -32,14 +32,15 @@ def test_settings_reach_the_engine_with_their_origin(monkeypatch):
 
 
 def test_info_and_stats_are_json_and_name_the_transports(engine, peer):
-    src, dst = engine.register(np.ones(64)), peer.allocate(512)
+    nbytes = 4 << 20
+    src, dst = engine.register(np.ones(nbytes, np.uint8)), peer.allocate(nbytes)
     engine.write(src, dst.descriptor()).wait(10)
     found = json.loads(json.dumps(engine.info()))
     assert found["address"] == str(engine.address)
     assert {transport["name"] for transport in found["transports"]} >= {"shm", "tcp"}
     assert all(transport["available"] or transport["reason"] for transport in found["transports"])
     stats = json.loads(json.dumps(engine.stats()))["peers"][str(peer.address)]
-    assert (stats["bytes"], stats["operations"], stats["errors"]) == (512, 1, 0)
+    assert (stats["bytes"], stats["operations"], stats["errors"]) == (nbytes, 1, 0)
     assert 0 < stats["latency_us"]["p50"] <= stats["latency_us"]["max"]
 
 
@@ -48,7 +49,9 @@ def test_path(transport):
     with af.Engine(transports=(transport,)) as engine, af.Engine() as peer:
         assert engine.path(peer.address).state == "new"
         engine.connect(peer.address)
-        path = engine.path(peer.address)
+        until = time.monotonic() + 10
+        while (path := engine.path(peer.address)).state != "ready" and time.monotonic() < until:
+            time.sleep(0.01)  # the data streams follow the control connection
         assert (path.transport, path.state) == (transport, "ready")
         assert path.nics
 
@@ -77,7 +80,7 @@ def test_bad_operations_are_refused_and_the_engine_goes_on(engine, peer):
     bad = [
         lambda: engine.write(src[0:8], remote[0:9]),
         lambda: engine.write(src, remote, imm=-1),
-        lambda: engine.write(src, remote, imm=2**29),
+        lambda: engine.write(src, remote, imm=2**30),
         lambda: engine.write(src, remote, imm=2**40),
         lambda: engine.write(src, remote, timeout_s=-1),
         lambda: engine.write(src, remote, timeout_s=float("nan")),
@@ -219,7 +222,8 @@ def test_a_forked_child_is_told_and_the_parent_goes_on(engine, peer):
                 except af.EngineForked:
                     pass
             with af.Engine() as fresh, af.Engine() as other:
-                fresh.write(fresh.allocate(8), other.allocate(8).descriptor()).wait(10)
+                target = other.allocate(8)
+                fresh.write(fresh.allocate(8), target.descriptor()).wait(10)
             code = 0
         finally:
             os._exit(code)

@@ -6,6 +6,7 @@ takes `--json`, alone for stdout or with a file. One file per command.
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import click
@@ -33,6 +34,7 @@ cli.add_command(demo)
 
 def main() -> None:
     """Run the command line; errors of the library become one line on stderr and exit code 1."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         cli()
     except anyfabric.AnyFabricError as error:

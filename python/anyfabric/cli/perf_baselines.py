@@ -28,7 +28,8 @@ __all__ = ["Other", "baselines_of", "measure", "serve"]
 
 RING_BYTES = 4096
 RING_MAX_SIZE = 64
-COPY_MIN_SIZE = 4096
+COPY_MIN_BYTES = 64 << 10
+"""Below this a repeated copy stays in the first cache, which no write to another process can."""
 SOCKET_MIN_BYTES = 256 << 10
 
 
@@ -51,7 +52,7 @@ def baselines_of(case: Case, *, same_host: bool) -> list[str]:
         return []
     if case.op == "write" and case.size_bytes <= RING_MAX_SIZE:
         return ["ring"]
-    if not bulk or case.nbytes < COPY_MIN_SIZE:
+    if not bulk or case.nbytes < COPY_MIN_BYTES:
         return []
     if case.memory == "registered":
         return ["process_vm_writev"]

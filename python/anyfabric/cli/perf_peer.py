@@ -1,8 +1,8 @@
 """The other process of `anyfabric perf`: does what the measuring one asks, through messages.
 
 Requests and answers are JSON in `Engine.send`, one at a time; the first request of a stranger makes it
-the client until it says `bye` or is lost. Run as `python -m anyfabric.cli.perf_peer` by `perf` itself,
-which reads the address from stdout, or by `anyfabric perf serve`.
+the client until it says `bye` or is lost. `perf` itself runs `main` in a child and reads the
+address from its stdout; `anyfabric perf serve` runs a `Peer` in the open.
 
     prepare   case, the client's introduction -> our introduction
     pong      answer so many operations
@@ -147,7 +147,3 @@ def main() -> None:
         sys.stdout.write(f"{engine.address}\n")
         sys.stdout.flush()
         Peer(engine).serve(once=True, alive=lambda: os.getppid() == parent)
-
-
-if __name__ == "__main__":
-    main()

@@ -72,7 +72,8 @@ class Link:
 @contextmanager
 def local_link(settings: dict[str, Any]) -> Generator[Link]:
     """Start the other process on this host, with engines of the same settings on both sides."""
-    command = [sys.executable, "-m", "anyfabric.cli.perf_peer", json.dumps(settings)]
+    program = "from anyfabric.cli.perf_peer import main; main()"
+    command = [sys.executable, "-c", program, json.dumps(settings)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - ourselves
         try:
             assert process.stdout is not None
