@@ -118,7 +118,11 @@ impl Drop for Mapping {
 /// # Errors
 /// The system's, when there is no memory or descriptor.
 pub fn memfd(name: &CStr, len: usize) -> io::Result<Fd> {
-    let size = libc::off_t::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    let size = libc::off_t::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    // The kernel would go on allocating until it has to kill somebody.
+    if len >= ASKED_FIRST && len as u64 > available_bytes() / 16 * 15 {
+        return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+    }
     // SAFETY: `name` is a C string; the call returns a new descriptor.
     let fd =
         unsafe { Fd::from_raw(check(libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING))?) };
@@ -154,4 +158,33 @@ pub fn check_memfd(fd: &Fd, len: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Memory that this process can still get: of the machine, and of its control group.
+fn available_bytes() -> u64 {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let number = |text: &str| text.trim().parse::<u64>().ok();
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        number(line.trim_start_matches(':').trim_end_matches("kB"))
+    };
+    let mut available = field(&read("/proc/meminfo"), "MemAvailable").map_or(u64::MAX, |kib| kib * 1024);
+    for line in read("/proc/self/cgroup").lines() {
+        let (folder, limit, usage, cache) = match line.splitn(3, ':').collect::<Vec<_>>()[..] {
+            [_, "", path] => (format!("/sys/fs/cgroup{path}"), "memory.max", "memory.current", "inactive_file "),
+            [_, "memory", path] => {
+                let folder = format!("/sys/fs/cgroup/memory{path}");
+                (folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
+            }
+            _ => continue,
+        };
+        if let Some(limit) = number(&read(&format!("{folder}/{limit}"))) {
+            let used = number(&read(&format!("{folder}/{usage}"))).unwrap_or(0);
+            let cache = field(&read(&format!("{folder}/memory.stat")), cache).unwrap_or(0);
+            available = available.min(limit.saturating_sub(used.saturating_sub(cache)));
+        }
+    }
+    available
+}
+
+/// Memfds from this length on are weighed against what is available.
+const ASKED_FIRST: usize = 64 << 20;
 const SEALS: libc::c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
