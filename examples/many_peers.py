@@ -1,0 +1,70 @@
+"""One sender and several receivers: a group, a scatter, a barrier, messages, and a peer that dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+
+import numpy as np
+
+import anyfabric as af
+
+NUM_RECEIVERS = 3
+SHARD_BYTES = 64 << 10
+BARRIER_IMM = 7
+
+
+def receiver(sender: str) -> None:
+    """Announce a shard of memory, wait for its bytes and for the barrier, confirm, and wait for the end."""
+    with af.Engine() as engine:
+        address = af.Address.parse(sender)
+        shard = engine.allocate(SHARD_BYTES)
+        with engine.counter(sources=[address]) as filled, engine.counter(imm=BARRIER_IMM) as barrier:
+            engine.send(address, filled.imm.to_bytes(4, "little") + shard.descriptor().to_bytes())
+            filled.wait(1, timeout_s=10)
+            barrier.wait(1, timeout_s=10)
+            engine.send(address, bytes([shard.numpy()[0]])).wait()
+            time.sleep(60)  # until killed
+
+
+def main() -> None:
+    """Fill every receiver's shard in one call, then lose one of them."""
+    context = multiprocessing.get_context("spawn")
+    with af.Engine(heartbeat_s=0.5) as engine:
+        processes = [
+            context.Process(target=receiver, args=(str(engine.address),)) for _ in range(NUM_RECEIVERS)
+        ]
+        for process in processes:
+            process.start()
+
+        announced = [engine.receive(timeout_s=20) for _ in processes]
+        shards = [af.Descriptor.from_bytes(message.data[4:]) for message in announced]
+        imms = [int.from_bytes(message.data[:4], "little") for message in announced]
+        peers = engine.peer_group([message.source for message in announced])
+
+        source = engine.register(np.repeat(np.arange(NUM_RECEIVERS, dtype="uint8"), SHARD_BYTES))
+        by_imm: dict[int, list[af.Target]] = {}
+        for number, (shard, imm) in enumerate(zip(shards, imms, strict=True)):
+            by_imm.setdefault(imm, []).append(af.Target(shard, number * SHARD_BYTES, 0, SHARD_BYTES))
+        for imm, targets in by_imm.items():
+            engine.scatter(source, targets, imm=imm).wait()
+        engine.barrier(peers, imm=BARRIER_IMM).wait()
+        firsts = sorted(engine.receive(timeout_s=10).data[0] for _ in processes)
+        print(f"the shards begin with {firsts}")
+
+        processes[0].kill()
+        processes[0].join()
+        survivors = 0
+        for shard in shards:
+            try:
+                engine.write(source[0:8], shard[0:8], timeout_s=5).wait()
+                survivors += 1
+            except af.PeerLost as lost:
+                print(f"{lost.operation} to a dead peer fails with `{lost.code}`")
+        print(f"{survivors} receivers live on")
+        for process in processes:
+            process.kill()
+
+
+if __name__ == "__main__":
+    main()
