@@ -662,6 +662,14 @@ impl Link for ShmLink {
             self.finish(op, &mut lock(&self.outgoing));
             return false;
         }
+        if let Some(placed) = self.place_now(&op) {
+            match placed {
+                Ok(()) => self.finish(op, &mut lock(&self.outgoing)),
+                Err(error) => self.end(op, Err(self.system_failure(&error))),
+            }
+            // ORDERING: a hint.
+            return self.busy.load(Ordering::Relaxed);
+        }
         let mut queue = lock(&self.queue);
         enqueue(&mut queue, Job { op, extent_idx: 0, done: 0 }, false);
         // ORDERING: a hint for `poll`; the queue's lock orders the rest.
@@ -803,6 +811,18 @@ impl ShmLink {
         self.place(write.source, target, chunk)
     }
 
+    /// Carries a short write out in the caller's thread; `None` when it is none.
+    fn place_now(&self, op: &Op) -> Option<std::io::Result<()>> {
+        let Payload::Write { source, binding, extents } = &op.payload else { return None };
+        let target = binding.target().filter(|target| !matches!(target, Target::Owner))?;
+        if op.nbytes() > INLINE_BYTES || op.ticket.given_up().is_some() {
+            return None;
+        }
+        let (mut extent_idx, mut done) = (0, 0);
+        let chunk = Chunk { extents, extent_idx: &mut extent_idx, done: &mut done, left: u64::MAX };
+        Some(self.place(source, target, chunk))
+    }
+
     #[inline]
     fn push_arrival(&self, outgoing: &mut Outgoing, imm: Option<(Imm, u32)>) -> bool {
         let Some((imm, count)) = imm else { return true };
@@ -930,7 +950,7 @@ thread_local! {
 ///
 /// MEASURED: below it a hand-over to the worker costs more than the copy;
 /// benchmarks/records, perf write rows.
-const INLINE_BYTES: u64 = 128 << 10;
+const INLINE_BYTES: u64 = 256 << 10;
 /// Writes up to this length keep the ring's lock while they copy.
 const SHORT_BYTES: u64 = 4096;
 /// Turns with news between two notes that the peer lives.
