@@ -152,6 +152,9 @@ impl Inner {
                     _ if refused => {
                         Failure::ConnectionBroken(format!("no engine listens at {}; it has ended", peer.address))
                     }
+                    MeetError::Io(io) if matches!(io.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                        Failure::Exhausted(format!("no file descriptor is left ({io}); raise the limit (ulimit -n)"))
+                    }
                     _ => Failure::ConnectionBroken(error.to_string()),
                 };
                 self.log(30, format!("cannot reach {}: {error}", peer.address));

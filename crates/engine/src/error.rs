@@ -142,7 +142,7 @@ impl Error {
     /// The error of a failed operation.
     pub(crate) fn from_failure(failure: &Failure, context: Context) -> Self {
         let code = match failure {
-            Failure::Refused(anyfabric_wire::Refusal::Full) => Code::ResourceExhausted,
+            Failure::Refused(anyfabric_wire::Refusal::Full) | Failure::Exhausted(_) => Code::ResourceExhausted,
             Failure::Refused(_) => Code::Refused,
             Failure::PeerLost(_) => Code::PeerLost,
             Failure::ConnectionBroken(_) | Failure::Unauthenticated(_) => Code::ConnectionBroken,

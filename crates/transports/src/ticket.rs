@@ -35,6 +35,9 @@ pub enum Failure {
     /// No common secret, or the wrong one.
     #[error("not authenticated: {0}")]
     Unauthenticated(String),
+    /// A bound of this machine was reached: descriptors, memory.
+    #[error("{0}")]
+    Exhausted(String),
     /// The operating system refused.
     #[error("{0}")]
     System(String),
