@@ -318,7 +318,7 @@ SETTINGS: tuple[Setting, ...] = (
         "ANYFABRIC_MAX_MESSAGE_BYTES",
         65536,
         "Largest message that send takes",
-        _bytes_size(0, 1 << 30),
+        _bytes_size(0, 1 << 20),
     ),
 )
 """Every setting, in the order in which `anyfabric info` lists them."""

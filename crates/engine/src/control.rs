@@ -145,16 +145,14 @@ impl Inner {
             Purpose::Lane { lane_idx, .. } => {
                 self.log(30, format!("{}: stream {lane_idx}: {error}", peer.address));
             }
+            // The listener lives as long as its engine, so a refusal is the engine's end, if we asked the right machine.
+            Purpose::Session { resume: None, .. } if refused && peer.address.sockets.len() == 1 => {
+                self.lose(peer, "no engine listens at its address any more");
+            }
             Purpose::Session { resume: None, .. } => {
                 peer.state().phase = Phase::Idle;
                 let failure = match error {
                     MeetError::Secret(why) => Failure::Unauthenticated((*why).to_owned()),
-                    _ if refused => {
-                        Failure::ConnectionBroken(format!("no engine listens at {}; it has ended", peer.address))
-                    }
-                    MeetError::Io(io) if matches!(io.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                        Failure::Exhausted(format!("no file descriptor is left ({io}); raise the limit (ulimit -n)"))
-                    }
                     _ => Failure::ConnectionBroken(error.to_string()),
                 };
                 self.log(30, format!("cannot reach {}: {error}", peer.address));

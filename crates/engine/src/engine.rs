@@ -484,12 +484,18 @@ impl Engine {
                 if imm.is_some() {
                     inner.check_counted(&route.peer)?;
                 }
-                let began_ns = (nbytes >= TIMED_BYTES).then(|| inner.clock.now_ns());
+                let began_ns = (nbytes >= TIMED_BYTES || is_sampled()).then(|| inner.clock.now_ns());
                 let imm = imm.map(|imm| (imm, count));
                 let write = Inline { source: &src.memory, binding: &route.binding, extents: &extents, imm };
                 if let Some(result) = route.link.try_inline(&write) {
                     return Ok(match result {
-                        Ok(()) => Transfer::done(nbytes, began_ns.map(|began_ns| (began_ns, inner.clock.now_ns()))),
+                        Ok(()) => {
+                            let interval_ns = began_ns.map(|began_ns| (began_ns, inner.clock.now_ns()));
+                            if let Some((began_ns, ended_ns)) = interval_ns {
+                                route.link.note_latency(ended_ns - began_ns);
+                            }
+                            Transfer::done(nbytes, interval_ns)
+                        }
                         Err(failure) => {
                             imm.iter().for_each(|(imm, _)| route.peer.losses.note(*imm));
                             let peer = Some(Arc::clone(&route.peer));
@@ -563,6 +569,7 @@ impl Inner {
                 }
             }
         }
+        self.send_last();
         self.presence.stop();
         self.wake_fd.notify();
         self.presence.wake_worker();
@@ -582,6 +589,18 @@ impl Inner {
         self.doorbell.notify();
         if let Some(endpoint) = &self.simulated {
             endpoint.leave();
+        }
+    }
+}
+
+impl Inner {
+    /// Acknowledgements that were to ride along with something go out alone.
+    fn send_last(&self) {
+        let _driver = lock(&self.driver);
+        for peer in self.peers() {
+            for link in peer.links() {
+                link.poll(self);
+            }
         }
     }
 }
@@ -613,4 +632,13 @@ pub(crate) fn check_imm(imm: Option<u32>, operation: &'static str) -> Result<Opt
             Error::invalid(format!("imm {value} does not fit 30 bits (at most {})", Imm::COUNT - 1)).during(operation)
         }),
     }
+}
+
+/// Every sixteenth small write is timed, for the statistics.
+fn is_sampled() -> bool {
+    thread_local!(static TURN: std::cell::Cell<u32> = const { std::cell::Cell::new(0) });
+    TURN.with(|turn| {
+        turn.set(turn.get().wrapping_add(1));
+        turn.get() % 16 == 0
+    })
 }

@@ -422,9 +422,18 @@ impl Inner {
     /// As [`Inner::lose`], for an end that is nobody's fault.
     pub(crate) fn part_from(&self, peer: &Arc<Peer>, why: &str, level: u8) {
         let failure = Failure::PeerLost(why.to_owned());
-        if !peer.set_lost(failure.clone()) {
+        if peer.lost().is_some() {
             return;
         }
+        // What the peer had published before its end still counts: answers that overtook each other on two ways.
+        for link in peer.links() {
+            for _ in 0..LAST_TURNS {
+                if !link.poll(self) {
+                    break;
+                }
+            }
+        }
+        peer.set_lost(failure.clone());
         peer.state().phase = Phase::Lost;
         for link in peer.links() {
             link.close(&failure);
@@ -546,3 +555,5 @@ fn validate(config: &Config) -> Result<()> {
 }
 
 const MAX_LOG: usize = 1024;
+/// Turns that a lost peer's link is still read.
+const LAST_TURNS: usize = 64;

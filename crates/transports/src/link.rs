@@ -165,6 +165,9 @@ pub trait Link: Send + Sync {
 
     /// What went over it.
     fn stats(&self) -> &PeerStats;
+
+    /// Adds the latency of an inline write to the statistics.
+    fn note_latency(&self, _ns: u64) {}
 }
 
 /// A link that also carries what the two engines tell each other: reliable and

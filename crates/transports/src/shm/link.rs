@@ -244,7 +244,11 @@ impl ShmLink {
             // ORDERING: statistics.
             Err(_) => drop(nic.errors.fetch_add(1, Ordering::Relaxed)),
         }
+        let ticket = Arc::clone(&op.ticket);
         op.end(result);
+        if let Some((submitted_ns, ended_ns)) = ticket.interval_ns() {
+            nic.latency.record(ended_ns.saturating_sub(submitted_ns));
+        }
     }
 
     fn drain_incoming(&self, sink: &dyn Sink) -> bool {
@@ -788,6 +792,10 @@ impl Link for ShmLink {
     fn is_quiet(&self) -> bool {
         // ORDERING: see `ready`.
         self.exited.load(Ordering::Acquire)
+    }
+
+    fn note_latency(&self, ns: u64) {
+        self.stats.nic(0).latency.record(ns);
     }
 
     fn stats(&self) -> &PeerStats {
