@@ -65,7 +65,7 @@ ROW = {"transport", "op", "polling", "size_bytes", "pages", "gb_per_s", "ops_per
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_perf_measures_every_operation(transport, tmp_path):
     file = tmp_path / "perf.json"
-    done = run("perf", "--transport", transport, "--rounds", "10", "--pages", "64", "--sizes", "8,4K",
+    done = run("perf", "--transport", transport, "--rounds", "10", "--pages", "64", "--sizes", "8,64K",
                "--memory", "allocated", "--memory", "registered", "--json", str(file))  # fmt: skip
     assert transport in done.stdout
     found = json.loads(file.read_text())
