@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use anyfabric_transports::tcp::TcpLink;
+
+use crate::{Error, Result};
+
 /// How threads wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Polling {
@@ -57,6 +61,38 @@ pub struct Config {
 impl Config {
     /// Largest value of `max_message_bytes`.
     pub const MAX_MESSAGE_BYTES: u32 = 1 << 20;
+
+    /// Whether every value is in its range.
+    ///
+    /// # Errors
+    /// `InvalidArgument` names the value and what was expected.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let fail = |message: String| Err(Error::invalid(message).during("start"));
+        for name in self.transports.iter().chain(&self.require) {
+            if !["shm", "tcp"].contains(&name.as_str()) {
+                return fail(format!("unknown transport {name:?}; this build has shm and tcp"));
+            }
+        }
+        if self.transports.is_empty() {
+            return fail("no transport is left; give at least one of shm and tcp".into());
+        }
+        if let Some(required) = &self.require {
+            if !self.transports.contains(required) {
+                return fail(format!("`require` is {required:?}, but `transports` are {:?}", self.transports));
+            }
+        }
+        if !(1..=TcpLink::MAX_STREAMS).contains(&self.tcp_streams) {
+            return fail(format!("tcp_streams is {}, expected 1 to {}", self.tcp_streams, TcpLink::MAX_STREAMS));
+        }
+        if self.queue_depth == 0 || self.heartbeats_lost == 0 || self.heartbeat.is_zero() {
+            return fail("queue_depth, heartbeats_lost and heartbeat must not be zero".into());
+        }
+        if self.max_message_bytes > Config::MAX_MESSAGE_BYTES {
+            let limit = Config::MAX_MESSAGE_BYTES;
+            return fail(format!("max_message_bytes is {}, at most {limit}", self.max_message_bytes));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Config {

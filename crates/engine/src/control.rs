@@ -10,20 +10,18 @@
 //! Crossed calls: the call of the engine with the smaller id wins; the other
 //! side's listener rejects, its caller waits for the call that won.
 
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use anyfabric_plan::{choose, Candidate};
-use anyfabric_transports::sys::Interest;
 use anyfabric_transports::tcp::Lane;
 use anyfabric_transports::Failure;
-use anyfabric_wire::handshake::{Accepted, Hello, Purpose, Rejection, Resume, Welcome};
-use anyfabric_wire::{Control, EngineId, Imm};
+use anyfabric_wire::handshake::{Hello, Welcome};
+use anyfabric_wire::{Control, Imm};
 
-use crate::driver::{link_token, meet_token, Driver, Release, HANDSHAKE};
+use crate::driver::{link_token, Driver, Release, HANDSHAKE};
 use crate::inner::{lock, nanos, Inner};
-use crate::meet::{Calling, Meet, MeetError, Progress};
+use crate::meet::{Meet, MeetError};
 use crate::peer::{Base, Peer, Phase, Session};
 
 /// What a handshake is held over, and what the control connection becomes.
@@ -34,308 +32,9 @@ pub(crate) enum Way {
 }
 
 impl Inner {
-    // ---- calling -------------------------------------------------------------------------------
-
-    /// Calls a peer, or calls again after its control connection broke.
-    pub(crate) fn call(&self, driver: &mut Driver, peer: &Arc<Peer>) {
-        let resume = peer
-            .state()
-            .session
-            .as_ref()
-            .map(|session| Resume { token: session.token, received: peer.base.received() });
-        let purpose = Purpose::Session { callee: peer.address.engine, resume };
-        if resume.is_none() {
-            peer.state().phase = Phase::Calling;
-        }
-        self.start_call(driver, peer, purpose, peer.address.sockets.clone());
-    }
-
-    fn call_lane(&self, driver: &mut Driver, peer: &Arc<Peer>, lane_idx: u8, token: [u8; 16]) {
-        self.start_call(driver, peer, Purpose::Lane { token, lane_idx }, peer.address.sockets.clone());
-    }
-
-    fn start_call(&self, driver: &mut Driver, peer: &Arc<Peer>, purpose: Purpose, mut sockets: Vec<SocketAddr>) {
-        let hello = self.hello(purpose);
-        if let Some(endpoint) = &self.simulated {
-            return self.call_simulated(driver, peer, hello, endpoint);
-        }
-        if sockets.is_empty() {
-            self.call_failed(driver, peer, &hello.purpose, &MeetError::Secret("the address names no socket"));
-            return;
-        }
-        let to = sockets.remove(0);
-        let deadline_ns = self.clock.now_ns() + nanos(HANDSHAKE);
-        let calling = Calling { peer: Arc::clone(peer), hello: hello.clone(), others: sockets };
-        let result = Meet::call(to, Arc::clone(&self.secret), calling, deadline_ns).and_then(|meet| {
-            let id = driver.next_id();
-            self.poller.add(meet.stream(), meet_token(id), Interest::ReadWrite)?;
-            driver.meets.insert(id, meet);
-            Ok(())
-        });
-        if let Err(error) = result {
-            self.call_failed(driver, peer, &hello.purpose, &error);
-        }
-    }
-
-    fn hello(&self, purpose: Purpose) -> Hello {
-        Hello {
-            address: self.address.clone(),
-            purpose,
-            host: self.host.clone(),
-            transports: self.transports(),
-            max_message_bytes: self.config.max_message_bytes,
-        }
-    }
-
-    fn transports(&self) -> Vec<String> {
-        match &self.simulated {
-            Some(_) => vec!["loopback".into()],
-            None => self.config.transports.clone(),
-        }
-    }
-
-    pub(crate) fn step_meet(&self, driver: &mut Driver, id: u32) {
-        let Some(mut meet) = driver.meets.remove(&id) else { return };
-        let was_connecting = meet.is_connecting();
-        match meet.step() {
-            Ok(Progress::Waiting) => {
-                if was_connecting && !meet.is_connecting() {
-                    let _ = self.poller.modify(meet.stream(), meet_token(id), Interest::Read);
-                }
-                driver.meets.insert(id, meet);
-            }
-            Ok(Progress::Introduced(hello, version)) => {
-                self.poller.remove(meet.stream());
-                self.introduced(driver, Way::Stream(Box::new(meet)), hello, version);
-            }
-            Ok(Progress::Welcomed(welcome, version)) => {
-                self.poller.remove(meet.stream());
-                if let Some(calling) = meet.call.take() {
-                    self.welcomed(driver, calling, Way::Stream(Box::new(meet)), welcome, version);
-                }
-            }
-            Err(error) => self.meet_failed(driver, meet, &error),
-        }
-    }
-
-    pub(crate) fn meet_expired(&self, driver: &mut Driver, id: u32) {
-        if let Some(meet) = driver.meets.remove(&id) {
-            let error = MeetError::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer to the handshake"));
-            self.meet_failed(driver, meet, &error);
-        }
-    }
-
-    fn meet_failed(&self, driver: &mut Driver, mut meet: Meet, error: &MeetError) {
-        match meet.call.take() {
-            None => self.log(20, format!("dropped a connection: {error}")),
-            Some(calling) if !calling.others.is_empty() => {
-                self.start_call(driver, &calling.peer, calling.hello.purpose, calling.others);
-            }
-            Some(calling) => self.call_failed(driver, &calling.peer, &calling.hello.purpose, error),
-        }
-    }
-
-    pub(crate) fn call_failed(&self, driver: &mut Driver, peer: &Arc<Peer>, purpose: &Purpose, error: &MeetError) {
-        let _ = driver;
-        if peer.lost().is_some() {
-            return;
-        }
-        let refused = matches!(error, MeetError::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused);
-        match purpose {
-            Purpose::Lane { lane_idx, .. } => {
-                self.log(30, format!("{}: stream {lane_idx}: {error}", peer.address));
-            }
-            // The listener lives as long as its engine, so a refusal is the engine's end, if we asked the right machine.
-            Purpose::Session { resume: None, .. } if refused && peer.address.sockets.len() == 1 => {
-                self.lose(peer, "no engine listens at its address any more");
-            }
-            Purpose::Session { resume: None, .. } => {
-                peer.state().phase = Phase::Idle;
-                let failure = match error {
-                    MeetError::Secret(why) => Failure::Unauthenticated((*why).to_owned()),
-                    _ => Failure::ConnectionBroken(error.to_string()),
-                };
-                self.log(30, format!("cannot reach {}: {error}", peer.address));
-                peer.fail_waiting(&failure);
-                self.counters.peer_lost(peer.address.engine, &peer.address.to_string(), &failure);
-            }
-            Purpose::Session { .. } if refused && self.is_same_host(peer) => {
-                self.lose(peer, "its engine has ended");
-            }
-            Purpose::Session { .. } => {
-                let mut state = peer.state();
-                state.backoff_ns = (state.backoff_ns * 2).clamp(nanos(self.config.heartbeat) / 64, 250_000_000);
-                let backoff_ns = state.backoff_ns;
-                if let Phase::Broken { retry_ns, .. } = &mut state.phase {
-                    *retry_ns = self.clock.now_ns() + backoff_ns;
-                }
-            }
-        }
-    }
-
-    pub(crate) fn welcomed(&self, driver: &mut Driver, calling: Calling, way: Way, welcome: Welcome, version: u16) {
-        let peer = calling.peer;
-        match (welcome, calling.hello.purpose) {
-            (Welcome::Accepted(_), Purpose::Lane { lane_idx, .. }) => self.add_stream(&peer, way, lane_idx),
-            (Welcome::Accepted(accepted), Purpose::Session { resume, .. }) => {
-                let stands = matches!(peer.phase(), Phase::Joining { .. } | Phase::Up);
-                if accepted.address.engine != peer.address.engine || peer.lost().is_some() || stands {
-                    return;
-                }
-                self.session_accepted(driver, &peer, way, (*accepted, version), resume.is_some());
-            }
-            (Welcome::Rejected(rejection), purpose) => self.rejected(driver, &peer, &purpose, rejection),
-        }
-    }
-
-    fn session_accepted(
-        &self,
-        driver: &mut Driver,
-        peer: &Arc<Peer>,
-        way: Way,
-        (accepted, version): (Accepted, u16),
-        resumed: bool,
-    ) {
-        let session = Session {
-            is_caller: true,
-            token: accepted.token,
-            host: accepted.host,
-            transports: accepted.transports,
-            max_message_bytes: accepted.max_message_bytes,
-            version,
-        };
-        self.establish(driver, peer, way, session, accepted.received, resumed);
-    }
-
-    fn rejected(&self, driver: &mut Driver, peer: &Arc<Peer>, purpose: &Purpose, rejection: Rejection) {
-        match rejection {
-            Rejection::OtherIncarnation => self.lose(peer, "another engine lives at its address now"),
-            Rejection::Fenced => self.lose(peer, "it has given this engine up"),
-            Rejection::NoSession => self.lose(peer, "it does not know the session any more"),
-            Rejection::Closing => self.lose(peer, "it is closing"),
-            Rejection::Crossed => {
-                let mut state = peer.state();
-                if state.phase == Phase::Calling {
-                    state.phase = Phase::Expecting { until_ns: self.clock.now_ns() + nanos(HANDSHAKE) };
-                }
-            }
-            Rejection::Busy => self.call_failed(driver, peer, purpose, &MeetError::Busy),
-        }
-    }
-
-    // ---- being called --------------------------------------------------------------------------
-
-    pub(crate) fn introduced(&self, driver: &mut Driver, mut way: Way, hello: Hello, version: u16) {
-        match hello.purpose {
-            Purpose::Lane { token, lane_idx } => {
-                let peer = self.find_peer(hello.address.engine).filter(|peer| {
-                    peer.lost().is_none() && peer.state().session.as_ref().is_some_and(|session| session.token == token)
-                });
-                let welcome = match &peer {
-                    Some(_) => Welcome::Accepted(Box::new(self.accepted(token, 0))),
-                    None => Welcome::Rejected(Rejection::NoSession),
-                };
-                if self.welcome(&mut way, &hello, &welcome).is_ok() {
-                    if let Some(peer) = peer.filter(|_| lane_idx > 0) {
-                        self.add_stream(&peer, way, lane_idx);
-                    }
-                }
-            }
-            Purpose::Session { callee, resume } => {
-                let verdict = self.judge(&hello, callee, resume);
-                self.answer_session(driver, way, hello, version, verdict);
-            }
-        }
-    }
-
-    /// Whether a caller gets its session, and under which token.
-    fn judge(&self, hello: &Hello, callee: EngineId, resume: Option<Resume>) -> Result<[u8; 16], Rejection> {
-        if callee != self.address.engine || hello.address.engine == self.address.engine {
-            return Err(Rejection::OtherIncarnation);
-        }
-        if self.is_closed() {
-            return Err(Rejection::Closing);
-        }
-        let peer = self.find_peer(hello.address.engine);
-        if let Some(peer) = &peer {
-            if peer.lost().is_some() {
-                return Err(Rejection::Fenced);
-            }
-            let state = peer.state();
-            match (&state.session, resume, state.phase) {
-                (Some(session), Some(resume), _) if session.token == resume.token => return Ok(session.token),
-                (_, Some(_), _) => return Err(Rejection::NoSession),
-                (Some(_), None, _) => return Err(Rejection::Crossed),
-                (None, None, Phase::Calling) if self.address.engine < peer.address.engine => {
-                    return Err(Rejection::Crossed);
-                }
-                _ => {}
-            }
-        } else if resume.is_some() {
-            return Err(Rejection::NoSession);
-        } else if self.num_peers() >= MAX_PEERS {
-            return Err(Rejection::Busy);
-        }
-        self.random().map_err(|_| Rejection::Busy)
-    }
-
-    fn answer_session(
-        &self,
-        driver: &mut Driver,
-        mut way: Way,
-        hello: Hello,
-        version: u16,
-        verdict: Result<[u8; 16], Rejection>,
-    ) {
-        let token = match verdict {
-            Ok(token) => token,
-            Err(rejection) => {
-                let _ = self.welcome(&mut way, &hello, &Welcome::Rejected(rejection));
-                return;
-            }
-        };
-        let peer = self.peer_at(&hello.address);
-        let resume = match hello.purpose {
-            Purpose::Session { resume, .. } => resume,
-            Purpose::Lane { .. } => None,
-        };
-        let welcome = Welcome::Accepted(Box::new(self.accepted(token, peer.base.received())));
-        if let Err(error) = self.welcome(&mut way, &hello, &welcome) {
-            self.log(20, format!("dropped a connection: {error}"));
-            return;
-        }
-        // Our own call, if there is one, has lost.
-        let is_ours = |calling: &Calling| {
-            calling.peer.idx == peer.idx && matches!(calling.hello.purpose, Purpose::Session { .. })
-        };
-        driver.meets.retain(|_, other| !other.call.as_ref().is_some_and(is_ours));
-        driver.calls.retain(|_, (calling, _)| !is_ours(calling));
-        let session = Session {
-            is_caller: false,
-            token,
-            host: hello.host,
-            transports: hello.transports,
-            max_message_bytes: hello.max_message_bytes,
-            version,
-        };
-        let received = resume.map_or(0, |resume| resume.received);
-        self.establish(driver, &peer, way, session, received, resume.is_some());
-    }
-
-    fn accepted(&self, token: [u8; 16], received: u64) -> Accepted {
-        Accepted {
-            address: self.address.clone(),
-            host: self.host.clone(),
-            transports: self.transports(),
-            max_message_bytes: self.config.max_message_bytes,
-            token,
-            received,
-        }
-    }
-
     // ---- sessions ------------------------------------------------------------------------------
 
-    fn establish(
+    pub(crate) fn establish(
         &self,
         driver: &mut Driver,
         peer: &Arc<Peer>,
@@ -446,7 +145,7 @@ impl Inner {
         self.doorbell.notify();
     }
 
-    fn add_stream(&self, peer: &Peer, way: Way, lane_idx: u8) {
+    pub(crate) fn add_stream(&self, peer: &Peer, way: Way, lane_idx: u8) {
         if let Err(error) = self.connect(peer, way, lane_idx, 0) {
             self.log(30, format!("{}: stream {lane_idx}: {error}", peer.address));
         }
@@ -454,7 +153,7 @@ impl Inner {
 
     /// What a handshake was held over carries the control connection, or a
     /// stream beside it.
-    fn connect(&self, peer: &Peer, way: Way, lane_idx: u8, confirmed: u64) -> std::io::Result<()> {
+    pub(crate) fn connect(&self, peer: &Peer, way: Way, lane_idx: u8, confirmed: u64) -> std::io::Result<()> {
         match (&peer.base, way) {
             (Base::Tcp(tcp), Way::Stream(meet)) => {
                 let token = link_token(peer.idx, lane_idx);
@@ -468,7 +167,7 @@ impl Inner {
     }
 
     /// Answers a caller.
-    fn welcome(&self, way: &mut Way, hello: &Hello, welcome: &Welcome) -> Result<(), MeetError> {
+    pub(crate) fn welcome(&self, way: &mut Way, hello: &Hello, welcome: &Welcome) -> Result<(), MeetError> {
         match (way, &self.simulated) {
             (Way::Stream(meet), _) => meet.welcome(welcome),
             (Way::Call(call), Some(endpoint)) => {
@@ -636,6 +335,3 @@ impl Inner {
             })
     }
 }
-
-/// Peers of one engine at most.
-const MAX_PEERS: usize = 4096;

@@ -12,7 +12,8 @@ use anyfabric_transports::sys::{self, Fd, Interest, Ready};
 use anyfabric_transports::{Failure, Link};
 use anyfabric_wire::{Control, Imm};
 
-use crate::inner::{lock, nanos, Event, Inner};
+use crate::events::Event;
+use crate::inner::{lock, nanos, Inner};
 use crate::join::Join;
 use crate::meet::{Calling, Meet};
 use crate::peer::{Peer, Phase};

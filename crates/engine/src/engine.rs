@@ -6,8 +6,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyfabric_plan::{Extent, Extents, PageList};
-use anyfabric_transports::{Failure, Inline, Ticket};
-use anyfabric_wire::{Address, Control, Imm};
+use anyfabric_transports::Inline;
+use anyfabric_wire::{Address, Imm};
 
 use crate::counter::Counter;
 use crate::inner::{lock, nanos, Inner};
@@ -542,66 +542,6 @@ impl Drop for Engine {
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Engine({})", self.inner.address)
-    }
-}
-
-impl Inner {
-    /// The end of an engine, once nothing new is taken.
-    fn finish(&self, timeout: Duration) {
-        self.watching.stop();
-        let is_idle = || {
-            self.sweep();
-            lock(&self.under_way).iter().all(|entry| entry.ticket.has_ended())
-        };
-        self.wait(Some(timeout), is_idle);
-        let left: Vec<Arc<Ticket>> = lock(&self.under_way).iter().map(|entry| Arc::clone(&entry.ticket)).collect();
-        for ticket in left {
-            ticket.fail(Failure::Closed);
-        }
-        for peer in self.peers() {
-            if peer.lost().is_none() && peer.base.has_control() {
-                for imm in peer.losses.take() {
-                    peer.base.send_control(Control::CountFailed { imm }.encode());
-                }
-                let speaks = peer.state().session.as_ref().is_some_and(|session| session.version >= 2);
-                if speaks {
-                    peer.base.send_control(Control::Goodbye.encode());
-                }
-            }
-        }
-        self.send_last();
-        self.presence.stop();
-        self.wake_fd.notify();
-        self.presence.wake_worker();
-        for peer in self.peers() {
-            peer.set_lost(Failure::Closed);
-            for link in peer.links() {
-                link.close(&Failure::Closed);
-            }
-            peer.fail_waiting(&Failure::Closed);
-        }
-        for region in self.regions.all() {
-            region.close();
-            self.regions.remove(region.id);
-        }
-        self.counters.close_all();
-        self.messages.close();
-        self.doorbell.notify();
-        if let Some(endpoint) = &self.simulated {
-            endpoint.leave();
-        }
-    }
-}
-
-impl Inner {
-    /// Acknowledgements that were to ride along with something go out alone.
-    fn send_last(&self) {
-        let _driver = lock(&self.driver);
-        for peer in self.peers() {
-            for link in peer.links() {
-                link.poll(self);
-            }
-        }
     }
 }
 

@@ -15,6 +15,7 @@ use anyfabric_wire::{Address, Control, EngineId, Imm, Refusal};
 
 use crate::counter::{Counters, MAX_EARLY};
 use crate::driver::{Driver, Listeners, LISTENER, LOCAL_LISTENER, WAKE};
+use crate::events::{Event, EventLog};
 use crate::meet::random;
 use crate::messages::{Message, Messages};
 use crate::peer::{Base, Content, Peer, Phase, Submission};
@@ -51,9 +52,9 @@ pub(crate) struct Inner {
     generation: u32,
     peers: RwLock<Peers>,
     num_peers: AtomicUsize,
-    events: Mutex<VecDeque<Event>>,
-    has_events: AtomicBool,
-    log: Mutex<EventLog>,
+    pub(crate) events: Mutex<VecDeque<Event>>,
+    pub(crate) has_events: AtomicBool,
+    pub(crate) log: Mutex<EventLog>,
     next_op: AtomicU64,
     next_region: AtomicU64,
     closed: AtomicBool,
@@ -73,24 +74,9 @@ pub(crate) struct UnderWay {
     pub(crate) peers: Vec<Arc<Peer>>,
 }
 
-/// What links report and handles ask for; handled by the driver between turns.
-pub(crate) enum Event {
-    Call(PeerIdx),
-    Control(PeerIdx, Vec<u8>),
-    Broken(PeerIdx, u8, String),
-    Exited(PeerIdx),
-    EarlyFull(PeerIdx),
-}
-
-#[derive(Default)]
-struct EventLog {
-    lines: VecDeque<(u8, String)>,
-    waiters: Vec<Box<dyn Fn() + Send>>,
-}
-
 impl Inner {
     pub(crate) fn new(config: Config, simulated: Option<Endpoint>) -> Result<Self> {
-        validate(&config)?;
+        config.validate()?;
         let system = |what: &'static str| move |error: std::io::Error| Error::system(what, &error).during("start");
         let poller = Arc::new(Poller::new().map_err(system("epoll"))?);
         let wake_fd = EventFd::new().map_err(system("an eventfd"))?;
@@ -361,57 +347,6 @@ impl Inner {
         }
     }
 
-    // ---- events and log ------------------------------------------------------------------------
-
-    pub(crate) fn push_event(&self, event: Event) {
-        lock(&self.events).push_back(event);
-        // ORDERING: a hint; the lock orders the rest.
-        self.has_events.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn take_event(&self) -> Option<Event> {
-        // ORDERING: see `push_event`.
-        if !self.has_events.load(Ordering::Acquire) {
-            return None;
-        }
-        let mut events = lock(&self.events);
-        let event = events.pop_front();
-        if events.is_empty() {
-            self.has_events.store(false, Ordering::Release);
-        }
-        event
-    }
-
-    /// A line for the log: `level` as in Python's logging.
-    pub(crate) fn log(&self, level: u8, line: String) {
-        match level {
-            0..=10 => log::debug!("{line}"),
-            11..=20 => log::info!("{line}"),
-            21..=30 => log::warn!("{line}"),
-            _ => log::error!("{line}"),
-        }
-        let mut log = lock(&self.log);
-        if log.lines.len() >= MAX_LOG {
-            log.lines.pop_front();
-        }
-        log.lines.push_back((level, line));
-        for run in &log.waiters {
-            run();
-        }
-    }
-
-    pub(crate) fn take_log(&self) -> Vec<(u8, String)> {
-        lock(&self.log).lines.drain(..).collect()
-    }
-
-    pub(crate) fn on_log(&self, on_log: Box<dyn Fn() + Send>) {
-        let mut log = lock(&self.log);
-        if !log.lines.is_empty() {
-            on_log();
-        }
-        log.waiters.push(on_log);
-    }
-
     // ---- loss ----------------------------------------------------------------------------------
 
     /// Gives a peer up, for good.
@@ -526,34 +461,5 @@ fn listen(to: &str, id: EngineId, poller: &Poller) -> Result<(SocketAddr, Listen
     Ok((bound, Listeners { control, local }))
 }
 
-fn validate(config: &Config) -> Result<()> {
-    let fail = |message: String| Err(Error::invalid(message).during("start"));
-    for name in config.transports.iter().chain(&config.require) {
-        if !["shm", "tcp"].contains(&name.as_str()) {
-            return fail(format!("unknown transport {name:?}; this build has shm and tcp"));
-        }
-    }
-    if config.transports.is_empty() {
-        return fail("no transport is left; give at least one of shm and tcp".into());
-    }
-    if let Some(required) = &config.require {
-        if !config.transports.contains(required) {
-            return fail(format!("`require` is {required:?}, but `transports` are {:?}", config.transports));
-        }
-    }
-    if !(1..=TcpLink::MAX_STREAMS).contains(&config.tcp_streams) {
-        return fail(format!("tcp_streams is {}, expected 1 to {}", config.tcp_streams, TcpLink::MAX_STREAMS));
-    }
-    if config.queue_depth == 0 || config.heartbeats_lost == 0 || config.heartbeat.is_zero() {
-        return fail("queue_depth, heartbeats_lost and heartbeat must not be zero".into());
-    }
-    if config.max_message_bytes > Config::MAX_MESSAGE_BYTES {
-        let limit = Config::MAX_MESSAGE_BYTES;
-        return fail(format!("max_message_bytes is {}, at most {limit}", config.max_message_bytes));
-    }
-    Ok(())
-}
-
-const MAX_LOG: usize = 1024;
 /// Turns that a lost peer's link is still read.
 const LAST_TURNS: usize = 64;

@@ -19,12 +19,15 @@
 //! are visible; every wait has a deadline; a dead peer fails what concerns it
 //! and nothing else.
 
+mod calls;
+mod close;
 mod config;
 mod control;
 mod counter;
 mod driver;
 mod engine;
 mod error;
+mod events;
 mod info;
 mod inner;
 mod join;

@@ -5,17 +5,17 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use anyfabric_plan::Extents;
-use anyfabric_wire::{Access, Imm, Local, Refusal, WireImm};
+use anyfabric_wire::{Local, Refusal};
 
+use super::incoming::Incoming;
 use super::local::LocalChannel;
-use super::ring::{Consumer, Entry, Producer, AREA};
-use crate::copy::prefetch;
+use super::outgoing::{enqueue, Job, Outgoing};
+use super::ring::{Consumer, Producer};
 use crate::mutant::Mutant;
-use crate::sys::{self, Fd, Foreign, ForeignWrite, Mapping, Ready};
+use crate::sys::{Fd, Mapping, Ready};
 use crate::{
-    copy, Backing, Binding, BindingState, Doorbell, Failure, Inline, Link, LinkError, Op, Payload, PeerIdx, PeerStats,
-    Region, RegionTable, Sink, Target,
+    Binding, BindingState, Doorbell, Failure, Inline, Link, LinkError, Op, Payload, PeerIdx, PeerStats, Region,
+    RegionTable, Sink, Target,
 };
 
 /// What a [`ShmLink`] is made of; the engine's handshake gathers it.
@@ -45,60 +45,31 @@ pub struct ShmOptions {
 
 /// One process's way to another on the same host.
 pub struct ShmLink {
-    peer: PeerIdx,
-    pid: u32,
-    pid_fd: Fd,
-    channel: LocalChannel,
-    doorbell: Doorbell,
-    regions: Arc<RegionTable>,
-    isolate: bool,
-    peer_writes_foreign: OnceLock<bool>,
-    outgoing: Mutex<Outgoing>,
+    pub(super) peer: PeerIdx,
+    pub(super) pid: u32,
+    pub(super) pid_fd: Fd,
+    pub(super) channel: LocalChannel,
+    pub(super) doorbell: Doorbell,
+    pub(super) regions: Arc<RegionTable>,
+    pub(super) isolate: bool,
+    pub(super) peer_writes_foreign: OnceLock<bool>,
+    pub(super) outgoing: Mutex<Outgoing>,
     /// Large operations, one chunk a poll; only the driver takes from it.
-    queue: Mutex<VecDeque<Job>>,
-    busy: AtomicBool,
-    incoming: Mutex<Incoming>,
-    bindings: Mutex<Bindings>,
-    closed: AtomicBool,
-    exited: AtomicBool,
-    bounced: AtomicU64,
-    stats: PeerStats,
-}
-
-struct Outgoing {
-    producer: Producer,
-    /// Bytes are placed, the entry waits for room in the ring.
-    backlog: VecDeque<Op>,
-    /// Answers that wait for room.
-    answers: VecDeque<Entry>,
-    /// Sent through the bounce area; the peer will answer.
-    awaiting: HashMap<u64, Op>,
-    /// Inline writes since the statistics were last read.
-    inline_bytes: u64,
-    inline_operations: u64,
-}
-
-struct Incoming {
-    consumer: Consumer,
-    /// Turns that brought something; every so many the peer counts as heard.
-    turns: u32,
-    /// Bounced operations of which a part was refused.
-    refused: HashMap<u64, Refusal>,
+    pub(super) queue: Mutex<VecDeque<Job>>,
+    pub(super) busy: AtomicBool,
+    pub(super) incoming: Mutex<Incoming>,
+    pub(super) bindings: Mutex<Bindings>,
+    pub(super) closed: AtomicBool,
+    pub(super) exited: AtomicBool,
+    pub(super) bounced: AtomicU64,
+    pub(super) stats: PeerStats,
 }
 
 #[derive(Default)]
-struct Bindings {
-    by_region: HashMap<u64, Arc<Binding>>,
-    asked: HashMap<u64, Arc<Binding>>,
-    next_request: u64,
-}
-
-/// A large operation and how far it has come.
-struct Job {
-    op: Op,
-    extent_idx: usize,
-    /// Bytes of that extent that are done.
-    done: u64,
+pub(super) struct Bindings {
+    pub(super) by_region: HashMap<u64, Arc<Binding>>,
+    pub(super) asked: HashMap<u64, Arc<Binding>>,
+    pub(super) next_request: u64,
 }
 
 impl ShmLink {
@@ -176,393 +147,9 @@ impl ShmLink {
 
     /// After publishing: wakes whoever of the peer's threads must look.
     #[inline]
-    fn notify(&self) {
+    pub(super) fn notify(&self) {
         if self.doorbell.notify_remote() {
             self.channel.kick();
-        }
-    }
-
-    /// Copies ranges to where the peer's region is mapped or lives.
-    ///
-    /// # Errors
-    /// The system's, of process_vm_writev.
-    fn place(&self, source: &Region, target: &Target, ranges: impl Iterator<Item = Range>) -> std::io::Result<()> {
-        match target {
-            Target::Mapped(mapping) => {
-                let (src, dst) = (source.as_ptr().cast_const(), mapping.as_ptr());
-                let mut ranges = Ahead::new(ranges);
-                while let Some((range, soon)) = ranges.next() {
-                    if let Some(soon) = soon {
-                        let (src, dst) = (src.wrapping_add(soon.src as usize), dst.wrapping_add(soon.dst as usize));
-                        prefetch(src, dst, soon.nbytes as usize);
-                    }
-                    // SAFETY: the engine checked the ranges against both regions; the binding is entered, so the
-                    // mapping stays; the ticket holds the source.
-                    unsafe { copy(src.add(range.src as usize), dst.add(range.dst as usize), range.nbytes as usize) };
-                }
-                Ok(())
-            }
-            Target::Foreign(address) => {
-                let src = source.as_ptr().cast_const();
-                let ranges = ranges.map(|range| ForeignWrite {
-                    // SAFETY: inside the source region, as above.
-                    src: unsafe { src.add(range.src as usize) },
-                    dst: address + range.dst,
-                    nbytes: range.nbytes as usize,
-                });
-                FOREIGN.with_borrow_mut(|room| {
-                    // SAFETY: as above.
-                    unsafe { sys::foreign_write(self.pid, room, ranges) }
-                })
-            }
-            Target::Owner => Err(std::io::Error::from(std::io::ErrorKind::Unsupported)),
-        }
-    }
-
-    /// Publishes the count of a finished operation, or keeps it for later.
-    fn finish(&self, op: Op, outgoing: &mut Outgoing) {
-        let Some((imm, count)) = op.imm else {
-            self.end(op, Ok(()));
-            return;
-        };
-        if outgoing.backlog.is_empty() && outgoing.producer.push(&arrival(imm, count)) {
-            self.notify();
-            self.end(op, Ok(()));
-        } else {
-            // ORDERING: statistics.
-            self.stats.nic(0).retries.fetch_add(1, Ordering::Relaxed);
-            outgoing.backlog.push_back(op);
-            // ORDERING: see `poll`.
-            self.busy.store(true, Ordering::Release);
-        }
-    }
-
-    fn end(&self, op: Op, result: Result<(), Failure>) {
-        let nic = self.stats.nic(0);
-        match &result {
-            Ok(()) => nic.sent(op.nbytes()),
-            // ORDERING: statistics.
-            Err(_) => drop(nic.errors.fetch_add(1, Ordering::Relaxed)),
-        }
-        let ticket = Arc::clone(&op.ticket);
-        op.end(result);
-        if let Some((submitted_ns, ended_ns)) = ticket.interval_ns() {
-            nic.latency.record(ended_ns.saturating_sub(submitted_ns));
-        }
-    }
-
-    fn drain_incoming(&self, sink: &dyn Sink) -> bool {
-        let mut incoming = lock(&self.incoming);
-        if !incoming.consumer.has_news() {
-            incoming.consumer.publish_head(true);
-            return false;
-        }
-        for _ in 0..DRAIN {
-            match incoming.consumer.pop() {
-                None => break,
-                Some(Ok(entry)) => self.take(entry, &mut incoming, sink),
-                Some(Err(why)) => {
-                    sink.broken(self.peer, Self::LOCAL, why);
-                    break;
-                }
-            }
-            incoming.consumer.publish_head(false);
-        }
-        incoming.turns = incoming.turns.wrapping_add(1);
-        if incoming.turns % HEARD_TURNS == 1 {
-            sink.heard(self.peer);
-        }
-        true
-    }
-
-    fn take(&self, entry: Entry, incoming: &mut Incoming, sink: &dyn Sink) {
-        match entry {
-            Entry::Arrival { imm, count } => {
-                let quarters = u64::from(imm.quarters) * u64::from(count);
-                // A full table is told to the sender by the engine itself.
-                let _ = sink.arrived(self.peer, imm.imm, quarters);
-            }
-            Entry::Message { op, start, nbytes } => {
-                let result = match incoming.consumer.payload(start, nbytes) {
-                    None => Err(Refusal::OutOfBounds),
-                    Some(payload) => {
-                        let mut bytes = vec![0; nbytes as usize];
-                        // SAFETY: `payload` is valid for `nbytes`; a peer that changes it now changes its own message.
-                        unsafe { std::ptr::copy_nonoverlapping(payload, bytes.as_mut_ptr(), bytes.len()) };
-                        sink.message(self.peer, bytes)
-                    }
-                };
-                incoming.consumer.publish_head(true);
-                self.answer(op, result);
-            }
-            Entry::Bounce { op, region, key, offset, start, nbytes } => {
-                if let Err(refusal) = self.place_bounced(incoming, (region, key, offset), (start, nbytes)) {
-                    if incoming.refused.len() >= MAX_REFUSED {
-                        sink.broken(self.peer, Self::LOCAL, "too many refused operations without an end");
-                        return;
-                    }
-                    incoming.refused.entry(op).or_insert(refusal);
-                }
-                incoming.consumer.publish_head(true);
-            }
-            Entry::BounceEnd { op, imm } => {
-                let result = incoming.refused.remove(&op).map_or(Ok(()), Err);
-                let result = result.and_then(|()| match imm {
-                    Some((imm, count)) => sink.arrived(self.peer, imm.imm, u64::from(imm.quarters) * u64::from(count)),
-                    None => Ok(()),
-                });
-                self.answer(op, result);
-            }
-            Entry::Answer { op, result } => {
-                let awaited = lock(&self.outgoing).awaiting.remove(&op);
-                if let Some(op) = awaited {
-                    self.end(op, result.map_err(Failure::Refused));
-                }
-            }
-        }
-    }
-
-    fn place_bounced(
-        &self,
-        incoming: &Incoming,
-        (region, key, offset): (u64, u64, u64),
-        (start, nbytes): (u32, u32),
-    ) -> Result<(), Refusal> {
-        let region = self.regions.admit(self.peer, region, key)?;
-        let end = offset.checked_add(nbytes.into()).ok_or(Refusal::OutOfBounds)?;
-        if end > region.nbytes() {
-            return Err(Refusal::OutOfBounds);
-        }
-        let payload = incoming.consumer.payload(start, nbytes).ok_or(Refusal::OutOfBounds)?;
-        // SAFETY: both ranges were checked; the table keeps the region alive through `region`.
-        unsafe { copy(payload, region.as_ptr().add(offset as usize), nbytes as usize) };
-        Ok(())
-    }
-
-    fn answer(&self, op: u64, result: Result<(), Refusal>) {
-        let mut outgoing = lock(&self.outgoing);
-        outgoing.answers.push_back(Entry::Answer { op, result });
-        self.flush_answers(&mut outgoing);
-    }
-
-    fn flush_answers(&self, outgoing: &mut Outgoing) -> bool {
-        let mut moved = false;
-        while let Some(answer) = outgoing.answers.front() {
-            if !outgoing.producer.push(answer) {
-                break;
-            }
-            outgoing.answers.pop_front();
-            moved = true;
-        }
-        if moved {
-            self.notify();
-        }
-        if !outgoing.answers.is_empty() {
-            // ORDERING: see `poll`.
-            self.busy.store(true, Ordering::Release);
-        }
-        moved
-    }
-
-    fn flush_backlog(&self) -> bool {
-        let mut outgoing = lock(&self.outgoing);
-        let mut moved = self.flush_answers(&mut outgoing);
-        while let Some(op) = outgoing.backlog.front() {
-            if let Some(why) = op.ticket.given_up() {
-                if let Some(op) = outgoing.backlog.pop_front() {
-                    self.end(op, Err(why));
-                }
-                continue;
-            }
-            let Some((imm, count)) = op.imm else { break };
-            if !outgoing.producer.push(&arrival(imm, count)) {
-                break;
-            }
-            self.notify();
-            moved = true;
-            if let Some(op) = outgoing.backlog.pop_front() {
-                self.end(op, Ok(()));
-            }
-        }
-        moved
-    }
-
-    /// One chunk of the oldest large operation.
-    fn advance_queue(&self) -> bool {
-        let Some(mut job) = lock(&self.queue).pop_front() else { return false };
-        if let Some(why) = self.given_up(&job.op) {
-            self.end(job.op, Err(why));
-            return true;
-        }
-        match self.advance(&mut job) {
-            Ok(Step::Done) => self.finish(job.op, &mut lock(&self.outgoing)),
-            Ok(Step::Bounced) => {
-                let id = job.op.id;
-                lock(&self.outgoing).awaiting.insert(id, job.op);
-                let end = self.push_bounce_end(id);
-                if !end {
-                    // No room for the end: it follows the answers.
-                    let imm = lock(&self.outgoing).awaiting.get(&id).and_then(|op| bounce_imm(op.imm));
-                    lock(&self.outgoing).answers.push_back(Entry::BounceEnd { op: id, imm });
-                }
-            }
-            Ok(Step::More) => enqueue(&mut lock(&self.queue), job, true),
-            Ok(Step::Blocked) => {
-                enqueue(&mut lock(&self.queue), job, true);
-                return false;
-            }
-            Err(error) => self.end(job.op, Err(self.system_failure(&error))),
-        }
-        true
-    }
-
-    fn push_bounce_end(&self, id: u64) -> bool {
-        let mut outgoing = lock(&self.outgoing);
-        let Some(op) = outgoing.awaiting.get(&id) else { return true };
-        if matches!(op.payload, Payload::Message(_)) {
-            return true;
-        }
-        let imm = bounce_imm(op.imm);
-        let pushed = outgoing.producer.push(&Entry::BounceEnd { op: id, imm });
-        self.notify();
-        pushed
-    }
-
-    fn given_up(&self, op: &Op) -> Option<Failure> {
-        if let Some(why) = op.ticket.given_up() {
-            return Some(why);
-        }
-        match &op.payload {
-            Payload::Write { binding, .. } => match binding.state() {
-                BindingState::Refused(refusal) => Some(Failure::Refused(refusal)),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    fn advance(&self, job: &mut Job) -> std::io::Result<Step> {
-        match &job.op.payload {
-            Payload::Signal => Ok(Step::Done),
-            Payload::Message(bytes) => Ok(self.advance_message(job.op.id, bytes)),
-            Payload::Write { source, binding, extents } => {
-                let Some(target) = binding.target() else { return Ok(Step::Blocked) };
-                if matches!(target, Target::Owner) {
-                    return Ok(self.advance_bounce(job));
-                }
-                let (mut extent_idx, mut done) = (job.extent_idx, job.done);
-                let chunk = Chunk { extents, extent_idx: &mut extent_idx, done: &mut done, left: CHUNK };
-                self.place(source, target, chunk)?;
-                let finished = extent_idx >= extents.num_extents();
-                (job.extent_idx, job.done) = (extent_idx, done);
-                Ok(if finished { Step::Done } else { Step::More })
-            }
-        }
-    }
-
-    fn advance_message(&self, op: u64, bytes: &[u8]) -> Step {
-        let mut outgoing = lock(&self.outgoing);
-        let Some((start, to)) = outgoing.producer.reserve(bytes.len()) else { return Step::Blocked };
-        // SAFETY: `reserve` returned room for that many bytes.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
-        // `reserve` made sure of room for the entry.
-        outgoing.producer.push(&Entry::Message { op, start, nbytes: bytes.len() as u32 });
-        self.notify();
-        Step::Bounced
-    }
-
-    fn advance_bounce(&self, job: &mut Job) -> Step {
-        let Payload::Write { source, binding, extents } = &job.op.payload else { return Step::Done };
-        let mut outgoing = lock(&self.outgoing);
-        let mut chunk = Chunk { extents, extent_idx: &mut job.extent_idx, done: &mut job.done, left: CHUNK };
-        let mut moved = false;
-        loop {
-            let room = outgoing.producer.room().min(BOUNCE_BYTES);
-            if room == 0 || !outgoing.producer.has_room() {
-                break;
-            }
-            let Some(range) = chunk.next_at_most(room as u64) else { break };
-            let Some((start, to)) = outgoing.producer.reserve(range.nbytes as usize) else { break };
-            // SAFETY: inside the source, as the engine checked, and inside the reserved room.
-            unsafe { copy(source.as_ptr().add(range.src as usize), to, range.nbytes as usize) };
-            let (region, key) = (binding.region, binding.key);
-            let nbytes = range.nbytes as u32;
-            outgoing.producer.push(&Entry::Bounce { op: job.op.id, region, key, offset: range.dst, start, nbytes });
-            moved = true;
-        }
-        if moved {
-            // ORDERING: statistics.
-            self.bounced.fetch_add(1, Ordering::Relaxed);
-            self.notify();
-        }
-        match (job.extent_idx >= extents.num_extents(), moved) {
-            (true, _) => Step::Bounced,
-            (false, true) => Step::More,
-            (false, false) => Step::Blocked,
-        }
-    }
-
-    fn system_failure(&self, error: &std::io::Error) -> Failure {
-        match error.raw_os_error() {
-            Some(libc::ESRCH) => Failure::PeerLost("its process has exited".into()),
-            _ => Failure::System(format!("process_vm_writev to process {}: {error}", self.pid)),
-        }
-    }
-
-    fn on_local(&self, message: Local, mut fds: Vec<Fd>) -> std::io::Result<()> {
-        match message {
-            Local::Import { request, region, key } => {
-                let (result, fd) = match self.export(region, key) {
-                    Ok((access, fd)) => (Ok(access), fd),
-                    Err(refusal) => (Err(refusal), None),
-                };
-                self.channel.send(&Local::Imported { request, result }, fd)
-            }
-            Local::Imported { request, result } => {
-                let Some(binding) = lock(&self.bindings).asked.remove(&request) else { return Ok(()) };
-                match result {
-                    Err(refusal) => binding.refuse(refusal),
-                    Ok(Access::Bounce) => binding.accept(Target::Owner),
-                    Ok(Access::Foreign { .. }) if self.isolate => binding.accept(Target::Owner),
-                    // Nobody but us checks where process_vm_writev ends.
-                    Ok(Access::Foreign { nbytes, .. }) if nbytes != binding.nbytes => {
-                        binding.refuse(Refusal::OutOfBounds);
-                    }
-                    Ok(Access::Foreign { address, .. }) => binding.accept(Target::Foreign(address)),
-                    Ok(Access::Mapped { nbytes }) if nbytes == binding.nbytes && fds.len() == 1 => {
-                        let (fd, len) = (fds.remove(0), nbytes as usize);
-                        sys::check_memfd(&fd, len)?;
-                        binding.accept(Target::Mapped(Mapping::shared(&fd, len, len <= POPULATE)?));
-                    }
-                    Ok(Access::Mapped { .. }) => binding.refuse(Refusal::OutOfBounds),
-                }
-                Ok(())
-            }
-            Local::Probed { foreign } => {
-                let _ = self.peer_writes_foreign.set(foreign);
-                Ok(())
-            }
-            Local::Kick => Ok(()),
-            Local::Join { .. } | Local::Joined { .. } => {
-                Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "joined twice"))
-            }
-        }
-    }
-
-    fn export(&self, region: u64, key: u64) -> Result<(Access, Option<Arc<Fd>>), Refusal> {
-        let region = self.regions.admit(self.peer, region, key)?;
-        match region.backing() {
-            Backing::Memfd { fd, .. } => {
-                region.grant(self.peer, key)?;
-                Ok((Access::Mapped { nbytes: region.nbytes() }, Some(Arc::clone(fd))))
-            }
-            Backing::Foreign { address, .. } => {
-                if self.isolate || self.peer_writes_foreign.get() != Some(&true) {
-                    return Ok((Access::Bounce, None));
-                }
-                region.grant(self.peer, key)?;
-                Ok((Access::Foreign { address: *address as u64, nbytes: region.nbytes() }, None))
-            }
         }
     }
 }
@@ -811,166 +398,22 @@ impl Link for ShmLink {
     }
 }
 
-impl ShmLink {
-    #[inline]
-    fn place_all(&self, write: &Inline<'_>, target: &Target) -> std::io::Result<()> {
-        let (mut extent_idx, mut done) = (0, 0);
-        let chunk = Chunk { extents: write.extents, extent_idx: &mut extent_idx, done: &mut done, left: u64::MAX };
-        self.place(write.source, target, chunk)
-    }
-
-    /// Carries a short write out in the caller's thread; `None` when it is none.
-    fn place_now(&self, op: &Op) -> Option<std::io::Result<()>> {
-        let Payload::Write { source, binding, extents } = &op.payload else { return None };
-        let target = binding.target().filter(|target| !matches!(target, Target::Owner))?;
-        if op.nbytes() > INLINE_BYTES || op.ticket.given_up().is_some() {
-            return None;
-        }
-        let (mut extent_idx, mut done) = (0, 0);
-        let chunk = Chunk { extents, extent_idx: &mut extent_idx, done: &mut done, left: u64::MAX };
-        Some(self.place(source, target, chunk))
-    }
-
-    #[inline]
-    fn push_arrival(&self, outgoing: &mut Outgoing, imm: Option<(Imm, u32)>) -> bool {
-        let Some((imm, count)) = imm else { return true };
-        let pushed = outgoing.producer.push(&arrival(imm, count));
-        if pushed {
-            self.notify();
-        }
-        pushed
-    }
-}
-
 impl std::fmt::Debug for ShmLink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ShmLink").field("peer", &self.peer).field("pid", &self.pid).finish_non_exhaustive()
     }
 }
 
-/// Small operations are not stuck behind large ones, not even behind one whose
-/// turn has just ended.
-fn enqueue(queue: &mut VecDeque<Job>, job: Job, has_begun: bool) {
-    let is_small = |job: &Job| job.op.nbytes() <= INLINE_BYTES;
-    let num_small = queue.iter().take_while(|job| is_small(job)).count();
-    let at = match (is_small(&job), has_begun) {
-        (true, true) => 0,
-        (true, false) | (false, true) => num_small,
-        (false, false) => queue.len(),
-    };
-    queue.insert(at, job);
-}
-
-/// What one turn of a large operation came to.
-enum Step {
-    /// All bytes are placed.
-    Done,
-    /// All bytes are in the bounce area; the peer will answer.
-    Bounced,
-    /// There is more to do.
-    More,
-    /// There is more to do, and no room for it.
-    Blocked,
-}
-
-/// Some bytes of one extent.
-#[derive(Clone, Copy)]
-struct Range {
-    src: u64,
-    dst: u64,
-    nbytes: u64,
-}
-
-/// Walks an operation's extents, at most `left` bytes at a time.
-struct Chunk<'a> {
-    extents: &'a Extents,
-    extent_idx: &'a mut usize,
-    done: &'a mut u64,
-    left: u64,
-}
-
-impl Chunk<'_> {
-    #[inline]
-    fn next_at_most(&mut self, max_bytes: u64) -> Option<Range> {
-        if *self.extent_idx >= self.extents.num_extents() || self.left == 0 {
-            return None;
-        }
-        let extent = self.extents.nth(*self.extent_idx);
-        let nbytes = (extent.nbytes - *self.done).min(self.left).min(max_bytes);
-        let range = Range { src: extent.src + *self.done, dst: extent.dst + *self.done, nbytes };
-        self.left -= nbytes;
-        *self.done += nbytes;
-        if *self.done == extent.nbytes {
-            *self.extent_idx += 1;
-            *self.done = 0;
-        }
-        Some(range)
-    }
-}
-
-impl Iterator for Chunk<'_> {
-    type Item = Range;
-
-    #[inline]
-    fn next(&mut self) -> Option<Range> {
-        self.next_at_most(u64::MAX)
-    }
-}
-
-/// Ranges, each with the one that comes two later.
-struct Ahead<I> {
-    ranges: I,
-    window: [Option<Range>; 2],
-}
-
-impl<I: Iterator<Item = Range>> Ahead<I> {
-    fn new(mut ranges: I) -> Self {
-        let window = [ranges.next(), ranges.next()];
-        Self { ranges, window }
-    }
-
-    #[inline]
-    fn next(&mut self) -> Option<(Range, Option<Range>)> {
-        let now = self.window[0]?;
-        let soon = if self.window[1].is_some() { self.ranges.next() } else { None };
-        self.window = [self.window[1], soon];
-        Some((now, soon))
-    }
-}
-
-fn arrival(imm: Imm, count: u32) -> Entry {
-    Entry::Arrival { imm: WireImm { imm, quarters: 4 }, count }
-}
-
-fn bounce_imm(imm: Option<(Imm, u32)>) -> Option<(WireImm, u32)> {
-    imm.map(|(imm, count)| (WireImm { imm, quarters: 4 }, count))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-thread_local! {
-    static FOREIGN: std::cell::RefCell<Foreign> = std::cell::RefCell::default();
 }
 
 /// Writes up to this length are carried out in the caller's thread.
 ///
 /// MEASURED: below it a hand-over to the worker costs more than the copy;
 /// benchmarks/records, perf write rows.
-const INLINE_BYTES: u64 = 256 << 10;
+pub(super) const INLINE_BYTES: u64 = 256 << 10;
 /// Writes up to this length keep the ring's lock while they copy.
 const SHORT_BYTES: u64 = 4096;
-/// Turns with news between two notes that the peer lives.
-const HEARD_TURNS: u32 = 256;
-/// Bytes of a large operation copied in one turn: bounds how long arrivals and
-/// other operations wait for the copying thread.
-const CHUNK: u64 = 1 << 20;
-/// Bytes of one bounced piece.
-const BOUNCE_BYTES: usize = AREA / 4;
 /// Entries or messages taken in one turn.
-const DRAIN: usize = 256;
-/// Mappings up to this length are entered into the page table at once.
-const POPULATE: usize = 256 << 20;
-/// Bounced operations with a refused part that have not ended.
-const MAX_REFUSED: usize = 1024;
+pub(super) const DRAIN: usize = 256;

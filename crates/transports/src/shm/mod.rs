@@ -6,9 +6,12 @@
 //! Immediates, messages and bounced bytes go through one [`ring`] per sending
 //! process; file descriptors and kicks through a Unix socket.
 
+mod incoming;
 mod link;
 mod local;
+mod outgoing;
 pub mod ring;
+mod walk;
 
 pub use link::{ShmLink, ShmOptions};
 pub use local::{ring_memory, LocalChannel, RING_MEMFD_BYTES};

@@ -1,6 +1,6 @@
 //! One engine's way to another over TCP.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use anyfabric_plan::{shard_bytes, shard_pages, Extents};
 use anyfabric_wire::{Frame, Refusal};
 
+use super::control::Controls;
 use super::lane::Lane;
 use super::receive::invalid;
 use super::send::{acknowledged, Content, Part, Shared};
@@ -27,24 +28,15 @@ pub struct TcpLink {
     pub(super) max_message_bytes: u32,
     clock: Clock,
     num_streams: usize,
-    lanes: RwLock<Vec<Option<Arc<Lane>>>>,
+    pub(super) lanes: RwLock<Vec<Option<Arc<Lane>>>>,
     turn: AtomicUsize,
-    controls: Mutex<Controls>,
+    pub(super) controls: Mutex<Controls>,
     joins: Mutex<HashMap<u64, Join>>,
     bindings: Mutex<HashMap<u64, Arc<Binding>>>,
     closed: AtomicBool,
     /// Some lane may have something to send.
     busy: AtomicBool,
     stats: PeerStats,
-}
-
-/// Control messages survive the connection: those that the peer has not
-/// confirmed are sent again after a reconnect.
-#[derive(Debug, Default)]
-struct Controls {
-    last_sent: u64,
-    unconfirmed: VecDeque<(u64, Vec<u8>)>,
-    received: u64,
 }
 
 /// A write that comes over several lanes.
@@ -108,7 +100,7 @@ impl TcpLink {
         (1..=self.num_streams).filter(|&idx| lanes[idx].is_none()).map(|idx| idx as u8).collect()
     }
 
-    fn lane(&self, idx: usize) -> Option<Arc<Lane>> {
+    pub(super) fn lane(&self, idx: usize) -> Option<Arc<Lane>> {
         self.lanes.read().unwrap_or_else(PoisonError::into_inner).get(idx)?.clone()
     }
 
@@ -119,7 +111,7 @@ impl TcpLink {
     }
 
     /// Sends what the lane has, in this thread, as far as one batch goes.
-    fn push(&self, lane: &Arc<Lane>) -> bool {
+    pub(super) fn push(&self, lane: &Arc<Lane>) -> bool {
         self.set_pending(lane);
         if let Err(error) = lane.flush(1) {
             log::debug!("peer {}: lane {}: {error}", self.peer, lane.idx);
@@ -230,22 +222,6 @@ impl TcpLink {
                 false
             }
         }
-    }
-
-    pub(super) fn on_control(&self, sequence: u64, bytes: &[u8], sink: &dyn Sink) -> io::Result<()> {
-        {
-            let mut controls = lock(&self.controls);
-            if sequence <= controls.received {
-                // Sent again after a reconnect.
-                return Ok(());
-            }
-            if sequence != controls.received + 1 {
-                return Err(invalid(format!("control message {sequence} after {}", controls.received)));
-            }
-            controls.received = sequence;
-        }
-        sink.control(self.peer, sequence, bytes);
-        Ok(())
     }
 
     pub(super) fn on_acks(&self, lane: &Lane, records: &[u8]) -> io::Result<()> {
@@ -469,51 +445,6 @@ impl Link for TcpLink {
 
     fn stats(&self) -> &PeerStats {
         &self.stats
-    }
-}
-
-impl ControlPath for TcpLink {
-    fn has_control(&self) -> bool {
-        self.lane(0).is_some()
-    }
-
-    fn send_control(&self, bytes: Vec<u8>) {
-        let sequence = {
-            let mut controls = lock(&self.controls);
-            controls.last_sent += 1;
-            let sequence = controls.last_sent;
-            controls.unconfirmed.push_back((sequence, bytes.clone()));
-            if let Some(lane) = self.lane(0) {
-                // Under the lock, so that the order on the lane is that of the numbers.
-                lock(&lane.submitted).controls.push_back((sequence, bytes));
-            }
-            sequence
-        };
-        log::trace!("peer {}: control message {sequence}", self.peer);
-        if let Some(lane) = self.lane(0) {
-            self.push(&lane);
-        }
-    }
-
-    fn confirm(&self, sequence: u64) {
-        let mut controls = lock(&self.controls);
-        while controls.unconfirmed.front().is_some_and(|(sent, _)| *sent <= sequence) {
-            controls.unconfirmed.pop_front();
-        }
-    }
-
-    fn received(&self) -> u64 {
-        lock(&self.controls).received
-    }
-
-    fn disconnect(&self, channel: u8, why: &str) {
-        let lane = {
-            let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
-            lanes.get_mut(usize::from(channel)).and_then(Option::take)
-        };
-        if let Some(lane) = lane {
-            lane.stop(&Failure::ConnectionBroken(why.to_owned()));
-        }
     }
 }
 

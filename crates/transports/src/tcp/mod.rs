@@ -7,6 +7,8 @@
 //! says; payload is read straight into the region it is meant for, after key
 //! and bounds were checked; every operation is acknowledged or refused.
 
+mod batch;
+mod control;
 mod lane;
 mod link;
 mod receive;

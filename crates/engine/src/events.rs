@@ -1,0 +1,77 @@
+//! What links report to the driver, and what an engine tells the log.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use anyfabric_transports::PeerIdx;
+
+use crate::inner::{lock, Inner};
+
+/// What links report and handles ask for; handled by the driver between turns.
+pub(crate) enum Event {
+    Call(PeerIdx),
+    Control(PeerIdx, Vec<u8>),
+    Broken(PeerIdx, u8, String),
+    Exited(PeerIdx),
+    EarlyFull(PeerIdx),
+}
+
+#[derive(Default)]
+pub(crate) struct EventLog {
+    lines: VecDeque<(u8, String)>,
+    waiters: Vec<Box<dyn Fn() + Send>>,
+}
+
+impl Inner {
+    pub(crate) fn push_event(&self, event: Event) {
+        lock(&self.events).push_back(event);
+        // ORDERING: a hint; the lock orders the rest.
+        self.has_events.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn take_event(&self) -> Option<Event> {
+        // ORDERING: see `push_event`.
+        if !self.has_events.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut events = lock(&self.events);
+        let event = events.pop_front();
+        if events.is_empty() {
+            self.has_events.store(false, Ordering::Release);
+        }
+        event
+    }
+
+    /// A line for the log: `level` as in Python's logging.
+    pub(crate) fn log(&self, level: u8, line: String) {
+        match level {
+            0..=10 => log::debug!("{line}"),
+            11..=20 => log::info!("{line}"),
+            21..=30 => log::warn!("{line}"),
+            _ => log::error!("{line}"),
+        }
+        let mut log = lock(&self.log);
+        if log.lines.len() >= MAX_LOG {
+            log.lines.pop_front();
+        }
+        log.lines.push_back((level, line));
+        for run in &log.waiters {
+            run();
+        }
+    }
+
+    pub(crate) fn take_log(&self) -> Vec<(u8, String)> {
+        lock(&self.log).lines.drain(..).collect()
+    }
+
+    pub(crate) fn on_log(&self, on_log: Box<dyn Fn() + Send>) {
+        let mut log = lock(&self.log);
+        if !log.lines.is_empty() {
+            on_log();
+        }
+        log.waiters.push(on_log);
+    }
+}
+
+/// Lines kept until somebody takes them.
+const MAX_LOG: usize = 1024;

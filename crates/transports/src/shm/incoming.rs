@@ -1,0 +1,180 @@
+//! The reading half of a link: entries of the peer's ring, and its messages on
+//! the Unix socket. Everything here was written by another process.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyfabric_wire::{Access, Local, Refusal};
+
+use super::link::{lock, ShmLink, DRAIN};
+use super::ring::{Consumer, Entry};
+use crate::sys::{self, Fd, Mapping};
+use crate::{copy, Backing, Failure, Sink, Target};
+
+pub(super) struct Incoming {
+    pub(super) consumer: Consumer,
+    /// Turns that brought something; every so many the peer counts as heard.
+    pub(super) turns: u32,
+    /// Bounced operations of which a part was refused.
+    pub(super) refused: HashMap<u64, Refusal>,
+}
+
+impl ShmLink {
+    pub(super) fn drain_incoming(&self, sink: &dyn Sink) -> bool {
+        let mut incoming = lock(&self.incoming);
+        if !incoming.consumer.has_news() {
+            incoming.consumer.publish_head(true);
+            return false;
+        }
+        for _ in 0..DRAIN {
+            match incoming.consumer.pop() {
+                None => break,
+                Some(Ok(entry)) => self.take(entry, &mut incoming, sink),
+                Some(Err(why)) => {
+                    sink.broken(self.peer, Self::LOCAL, why);
+                    break;
+                }
+            }
+            incoming.consumer.publish_head(false);
+        }
+        incoming.turns = incoming.turns.wrapping_add(1);
+        if incoming.turns % HEARD_TURNS == 1 {
+            sink.heard(self.peer);
+        }
+        true
+    }
+
+    pub(super) fn take(&self, entry: Entry, incoming: &mut Incoming, sink: &dyn Sink) {
+        match entry {
+            Entry::Arrival { imm, count } => {
+                let quarters = u64::from(imm.quarters) * u64::from(count);
+                // A full table is told to the sender by the engine itself.
+                let _ = sink.arrived(self.peer, imm.imm, quarters);
+            }
+            Entry::Message { op, start, nbytes } => {
+                let result = match incoming.consumer.payload(start, nbytes) {
+                    None => Err(Refusal::OutOfBounds),
+                    Some(payload) => {
+                        let mut bytes = vec![0; nbytes as usize];
+                        // SAFETY: `payload` is valid for `nbytes`; a peer that changes it now changes its own message.
+                        unsafe { std::ptr::copy_nonoverlapping(payload, bytes.as_mut_ptr(), bytes.len()) };
+                        sink.message(self.peer, bytes)
+                    }
+                };
+                incoming.consumer.publish_head(true);
+                self.answer(op, result);
+            }
+            Entry::Bounce { op, region, key, offset, start, nbytes } => {
+                if let Err(refusal) = self.place_bounced(incoming, (region, key, offset), (start, nbytes)) {
+                    if incoming.refused.len() >= MAX_REFUSED {
+                        sink.broken(self.peer, Self::LOCAL, "too many refused operations without an end");
+                        return;
+                    }
+                    incoming.refused.entry(op).or_insert(refusal);
+                }
+                incoming.consumer.publish_head(true);
+            }
+            Entry::BounceEnd { op, imm } => {
+                let result = incoming.refused.remove(&op).map_or(Ok(()), Err);
+                let result = result.and_then(|()| match imm {
+                    Some((imm, count)) => sink.arrived(self.peer, imm.imm, u64::from(imm.quarters) * u64::from(count)),
+                    None => Ok(()),
+                });
+                self.answer(op, result);
+            }
+            Entry::Answer { op, result } => {
+                let awaited = lock(&self.outgoing).awaiting.remove(&op);
+                if let Some(op) = awaited {
+                    self.end(op, result.map_err(Failure::Refused));
+                }
+            }
+        }
+    }
+
+    pub(super) fn place_bounced(
+        &self,
+        incoming: &Incoming,
+        (region, key, offset): (u64, u64, u64),
+        (start, nbytes): (u32, u32),
+    ) -> Result<(), Refusal> {
+        let region = self.regions.admit(self.peer, region, key)?;
+        let end = offset.checked_add(nbytes.into()).ok_or(Refusal::OutOfBounds)?;
+        if end > region.nbytes() {
+            return Err(Refusal::OutOfBounds);
+        }
+        let payload = incoming.consumer.payload(start, nbytes).ok_or(Refusal::OutOfBounds)?;
+        // SAFETY: both ranges were checked; the table keeps the region alive through `region`.
+        unsafe { copy(payload, region.as_ptr().add(offset as usize), nbytes as usize) };
+        Ok(())
+    }
+
+    pub(super) fn answer(&self, op: u64, result: Result<(), Refusal>) {
+        let mut outgoing = lock(&self.outgoing);
+        outgoing.answers.push_back(Entry::Answer { op, result });
+        self.flush_answers(&mut outgoing);
+    }
+
+    pub(super) fn on_local(&self, message: Local, mut fds: Vec<Fd>) -> std::io::Result<()> {
+        match message {
+            Local::Import { request, region, key } => {
+                let (result, fd) = match self.export(region, key) {
+                    Ok((access, fd)) => (Ok(access), fd),
+                    Err(refusal) => (Err(refusal), None),
+                };
+                self.channel.send(&Local::Imported { request, result }, fd)
+            }
+            Local::Imported { request, result } => {
+                let Some(binding) = lock(&self.bindings).asked.remove(&request) else { return Ok(()) };
+                match result {
+                    Err(refusal) => binding.refuse(refusal),
+                    Ok(Access::Bounce) => binding.accept(Target::Owner),
+                    Ok(Access::Foreign { .. }) if self.isolate => binding.accept(Target::Owner),
+                    // Nobody but us checks where process_vm_writev ends.
+                    Ok(Access::Foreign { nbytes, .. }) if nbytes != binding.nbytes => {
+                        binding.refuse(Refusal::OutOfBounds);
+                    }
+                    Ok(Access::Foreign { address, .. }) => binding.accept(Target::Foreign(address)),
+                    Ok(Access::Mapped { nbytes }) if nbytes == binding.nbytes && fds.len() == 1 => {
+                        let (fd, len) = (fds.remove(0), nbytes as usize);
+                        sys::check_memfd(&fd, len)?;
+                        binding.accept(Target::Mapped(Mapping::shared(&fd, len, len <= POPULATE)?));
+                    }
+                    Ok(Access::Mapped { .. }) => binding.refuse(Refusal::OutOfBounds),
+                }
+                Ok(())
+            }
+            Local::Probed { foreign } => {
+                let _ = self.peer_writes_foreign.set(foreign);
+                Ok(())
+            }
+            Local::Kick => Ok(()),
+            Local::Join { .. } | Local::Joined { .. } => {
+                Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "joined twice"))
+            }
+        }
+    }
+
+    pub(super) fn export(&self, region: u64, key: u64) -> Result<(Access, Option<Arc<Fd>>), Refusal> {
+        let region = self.regions.admit(self.peer, region, key)?;
+        match region.backing() {
+            Backing::Memfd { fd, .. } => {
+                region.grant(self.peer, key)?;
+                Ok((Access::Mapped { nbytes: region.nbytes() }, Some(Arc::clone(fd))))
+            }
+            Backing::Foreign { address, .. } => {
+                if self.isolate || self.peer_writes_foreign.get() != Some(&true) {
+                    return Ok((Access::Bounce, None));
+                }
+                region.grant(self.peer, key)?;
+                Ok((Access::Foreign { address: *address as u64, nbytes: region.nbytes() }, None))
+            }
+        }
+    }
+}
+
+/// Mappings up to this length are entered into the page table at once.
+const POPULATE: usize = 256 << 20;
+/// Bounced operations with a refused part that have not ended.
+const MAX_REFUSED: usize = 1024;
+/// Turns with news between two notes that the peer lives.
+const HEARD_TURNS: u32 = 256;
