@@ -381,6 +381,7 @@ impl Engine {
                 let _ = worker.join();
             }
         }
+        self.inner.stop_listening();
     }
 
     // ---- for callers that look up while they wait ------------------------------------------------

@@ -171,6 +171,20 @@ impl Inner {
         }
     }
 
+    /// Gives back what only a living engine answers: whoever calls from now on is refused and not left waiting.
+    pub(crate) fn stop_listening(&self) {
+        for _ in 0..STOP_TRIES {
+            if let Some(mut driver) = self.try_driver() {
+                driver.listeners = None;
+                driver.meets.clear();
+                driver.joins.clear();
+                return;
+            }
+            // A waiting thread still has it and is about to notice the end; unless it is we who call from under it.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn try_driver(&self) -> Option<MutexGuard<'_, Driver>> {
         match self.driver.try_lock() {
             Ok(driver) => Some(driver),
@@ -306,3 +320,5 @@ const LEASE: Duration = Duration::from_micros(200);
 const PARK: Duration = Duration::from_millis(100);
 /// Longest sleep on the doorbell: bounds what a lost wake-up can cost.
 const NAP: Duration = Duration::from_millis(50);
+/// Milliseconds that a closing engine waits for the driver.
+const STOP_TRIES: usize = 200;

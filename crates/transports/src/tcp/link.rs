@@ -92,6 +92,10 @@ impl TcpLink {
         if let Some(before) = before {
             before.stop(&Failure::ConnectionBroken("replaced by a new connection".into()));
         }
+        // ORDERING: with `close`, which says so before it takes the lanes: one of us stops this one.
+        if self.closed.load(Ordering::SeqCst) {
+            self.disconnect(idx as u8, "the link was closed");
+        }
     }
 
     /// Streams that are missing.
@@ -426,8 +430,8 @@ impl Link for TcpLink {
     }
 
     fn close(&self, why: &Failure) {
-        // ORDERING: see `post`.
-        self.closed.store(true, Ordering::Release);
+        // ORDERING: see `post` and `set_lane`.
+        self.closed.store(true, Ordering::SeqCst);
         let none = vec![None; Self::MAX_STREAMS + 1];
         let lanes = std::mem::replace(&mut *self.lanes.write().unwrap_or_else(PoisonError::into_inner), none);
         for lane in lanes.into_iter().flatten() {
