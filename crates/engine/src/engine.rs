@@ -16,7 +16,7 @@ use crate::region::Slice;
 use crate::remote::{Remote, RemoteSlice};
 use crate::transfer::{About, Transfer, TIMED_BYTES};
 use crate::watcher::Watcher;
-use crate::{Code, Config, Error, Message, Region, Result};
+use crate::{Code, Config, Error, Message, PeerGroup, Region, Result};
 
 /// One endpoint: reaches every peer by the fastest transport that both have.
 /// Closed on drop.
@@ -54,19 +54,6 @@ pub struct ScatterTarget {
     pub dst_offset: u64,
     /// Length in bytes.
     pub nbytes: u64,
-}
-
-/// An ordered list of peers with prepared paths.
-#[derive(Debug, Clone)]
-pub struct PeerGroup {
-    addresses: Arc<[Address]>,
-}
-
-impl PeerGroup {
-    /// The peers, in the order given.
-    pub fn addresses(&self) -> &[Address] {
-        &self.addresses
-    }
 }
 
 impl Engine {
@@ -219,7 +206,7 @@ impl Engine {
         self.inner.track(&ticket, imm, peers.clone());
         for (target, peer) in targets.iter().zip(&peers) {
             let extent = Extent { src: target.src_offset, dst: target.dst_offset, nbytes: target.nbytes };
-            let content = write_content(&source, &RemoteSlice::from(&target.remote), Extents::One(extent));
+            let content = RemoteSlice::from(&target.remote).content(&source, Extents::One(extent));
             self.inner.submit(peer, content, imm.map(|imm| (imm, 1)), options.verify, &ticket);
         }
         Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
@@ -345,25 +332,6 @@ impl Engine {
         Watcher::new(Arc::clone(&self.inner))
     }
 
-    /// Connects to every address; blocks at most the engine's timeout.
-    ///
-    /// # Errors
-    /// As [`Engine::connect`]; `InvalidArgument` for duplicates.
-    pub fn peer_group(&self, addresses: &[Address]) -> Result<PeerGroup> {
-        let (group, transfers) = self.start_peer_group(addresses)?;
-        transfers.iter().try_for_each(|transfer| transfer.wait(None))?;
-        Ok(group)
-    }
-
-    /// Makes the path to a peer now; otherwise the first use does.
-    ///
-    /// # Errors
-    /// `PeerLost`, `ConnectionBroken`, `Unsupported` when there is no path;
-    /// `TransferTimeout`.
-    pub fn connect(&self, address: &Address, timeout: Option<Duration>) -> Result<()> {
-        self.start_connect(address, timeout)?.wait(None)
-    }
-
     /// Stops taking work, waits for what is under way until the timeout, fails
     /// the rest with `Closed`, and frees everything. Idempotent, from any
     /// thread.
@@ -402,50 +370,6 @@ impl Engine {
     #[inline]
     pub fn check_fork(&self) -> Result<()> {
         self.inner.check_fork()
-    }
-
-    /// Whether a submission would find room in the queue now.
-    #[inline]
-    pub fn has_room(&self) -> bool {
-        self.inner.has_room()
-    }
-
-    /// Waits for room in the queue; true when there is some, or the engine is
-    /// closed.
-    pub fn wait_for_room(&self, timeout: Duration) -> bool {
-        self.inner.wait(Some(timeout), || self.inner.has_room() || self.inner.is_closed())
-    }
-
-    /// Begins to connect; the transfer is done when the path is there.
-    ///
-    /// # Errors
-    /// As [`Engine::connect`].
-    pub fn start_connect(&self, address: &Address, timeout: Option<Duration>) -> Result<Transfer> {
-        const OPERATION: &str = "connect";
-        self.inner.check_open()?;
-        let peer = self.peer(address, OPERATION, None)?;
-        let ticket = self.inner.ticket(1, 0, timeout)?;
-        self.inner.track(&ticket, None, vec![Arc::clone(&peer)]);
-        self.inner.submit(&peer, Content::Probe, None, false, &ticket);
-        let about = About { operation: OPERATION, peer: Some(peer), region: None, nbytes: 0 };
-        Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
-    }
-
-    /// Begins to connect to every address; the group is prepared when the
-    /// transfers are done.
-    ///
-    /// # Errors
-    /// As [`Engine::peer_group`].
-    pub fn start_peer_group(&self, addresses: &[Address]) -> Result<(PeerGroup, Vec<Transfer>)> {
-        self.inner.check_open()?;
-        for (idx, address) in addresses.iter().enumerate() {
-            if addresses[..idx].contains(address) {
-                return Err(Error::invalid(format!("{address} is listed twice")).during("peer_group"));
-            }
-        }
-        let others = addresses.iter().filter(|address| **address != self.inner.address);
-        let transfers = others.map(|address| self.start_connect(address, None)).collect::<Result<_>>()?;
-        Ok((PeerGroup { addresses: addresses.into() }, transfers))
     }
 
     // ---- inside --------------------------------------------------------------------------------
@@ -512,13 +436,13 @@ impl Engine {
         let ticket = inner.ticket(1, nbytes, options.timeout)?;
         ticket.hold(Arc::clone(&src.memory));
         inner.track(&ticket, imm, vec![Arc::clone(&peer)]);
-        let content = write_content(src, dst, extents);
+        let content = dst.content(src, extents);
         inner.submit(&peer, content, imm.map(|imm| (imm, count)), options.verify, &ticket);
         let about = About { operation, peer: Some(peer), region: Some(src.memory.id), nbytes };
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
     }
 
-    fn peer(&self, address: &Address, operation: &'static str, imm: Option<Imm>) -> Result<Arc<Peer>> {
+    pub(crate) fn peer(&self, address: &Address, operation: &'static str, imm: Option<Imm>) -> Result<Arc<Peer>> {
         if address.engine == self.inner.address.engine {
             let message = "the destination is this engine itself; copy the bytes instead";
             return Err(Error::invalid(message).during(operation));
@@ -543,17 +467,6 @@ impl Drop for Engine {
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Engine({})", self.inner.address)
-    }
-}
-
-fn write_content(src: &Slice, dst: &RemoteSlice, extents: Extents) -> Content {
-    let descriptor = &dst.shared.descriptor;
-    Content::Write {
-        source: Arc::clone(&src.memory),
-        region: descriptor.region,
-        key: descriptor.key,
-        nbytes: descriptor.nbytes,
-        extents,
     }
 }
 

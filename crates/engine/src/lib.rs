@@ -22,6 +22,7 @@
 mod calls;
 mod close;
 mod config;
+mod connect;
 mod control;
 mod counter;
 mod driver;
@@ -46,8 +47,9 @@ pub use anyfabric_plan::PageList;
 pub use anyfabric_transports as transports;
 pub use anyfabric_wire::{Address, EngineId, Imm, WireImm, VERSION as WIRE_VERSION};
 pub use config::{Config, Polling, QueueFull};
+pub use connect::PeerGroup;
 pub use counter::Counter;
-pub use engine::{Engine, PeerGroup, ScatterTarget, WriteOptions};
+pub use engine::{Engine, ScatterTarget, WriteOptions};
 pub use error::{Code, Context, Error, Result};
 pub use info::{
     EngineInfo, EngineStats, LatencyStats, NicUse, PathInfo, PeerUse, Quarantined, RegionInfo, TransportInfo,

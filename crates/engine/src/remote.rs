@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use anyfabric_plan::Extents;
 use anyfabric_transports::{Binding, Link};
 use anyfabric_wire::{Address, Descriptor};
 
 use crate::inner::Inner;
-use crate::peer::Peer;
-use crate::region::check_range;
+use crate::peer::{Content, Peer};
+use crate::region::{check_range, Slice};
 use crate::{Error, Result};
 
 /// A peer's region; cheap to clone.
@@ -125,6 +126,14 @@ impl RemoteSlice {
         check_range(&range, self.nbytes, "the peer's region", self.shared.descriptor.region)?;
         let (offset, nbytes) = (self.offset + range.start, range.end - range.start);
         Ok(Self { shared: Arc::clone(&self.shared), offset, nbytes })
+    }
+}
+
+impl RemoteSlice {
+    /// What is submitted to write ranges of `src` here.
+    pub(crate) fn content(&self, src: &Slice, extents: Extents) -> Content {
+        let Descriptor { region, key, nbytes, .. } = self.shared.descriptor;
+        Content::Write { source: Arc::clone(&src.memory), region, key, nbytes, extents }
     }
 }
 

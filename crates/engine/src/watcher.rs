@@ -169,13 +169,7 @@ impl Watcher {
         let (doorbell, clock) = (Arc::clone(&self.inner.doorbell), self.inner.clock.clone());
         let ticket = Arc::new(Ticket::new(doorbell, clock, 1, nbytes, u64::MAX));
         ticket.hold(Arc::clone(&src.memory));
-        let content = Content::Write {
-            source: Arc::clone(&src.memory),
-            region: descriptor.region,
-            key: descriptor.key,
-            nbytes: descriptor.nbytes,
-            extents,
-        };
+        let content = dst.content(&src, extents);
         let about = About { operation: name, peer: Some(Arc::clone(&peer)), region: Some(src.memory.id), nbytes };
         let transfer = Transfer::pending(Arc::clone(&self.inner), about, Arc::clone(&ticket));
         let imm = imm.map(|imm| (imm, count));

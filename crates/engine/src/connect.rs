@@ -1,0 +1,88 @@
+//! Paths before their first use: connecting, and groups of peers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyfabric_wire::Address;
+
+use crate::peer::Content;
+use crate::transfer::{About, Transfer};
+use crate::{Engine, Error, Result};
+
+/// An ordered list of peers with prepared paths.
+#[derive(Debug, Clone)]
+pub struct PeerGroup {
+    pub(crate) addresses: Arc<[Address]>,
+}
+
+impl PeerGroup {
+    /// The peers, in the order given.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+}
+
+impl Engine {
+    /// Connects to every address; blocks at most the engine's timeout.
+    ///
+    /// # Errors
+    /// As [`Engine::connect`]; `InvalidArgument` for duplicates.
+    pub fn peer_group(&self, addresses: &[Address]) -> Result<PeerGroup> {
+        let (group, transfers) = self.start_peer_group(addresses)?;
+        transfers.iter().try_for_each(|transfer| transfer.wait(None))?;
+        Ok(group)
+    }
+
+    /// Makes the path to a peer now; otherwise the first use does.
+    ///
+    /// # Errors
+    /// `PeerLost`, `ConnectionBroken`, `Unsupported` when there is no path;
+    /// `TransferTimeout`.
+    pub fn connect(&self, address: &Address, timeout: Option<Duration>) -> Result<()> {
+        self.start_connect(address, timeout)?.wait(None)
+    }
+
+    /// Begins to connect; the transfer is done when the path is there.
+    ///
+    /// # Errors
+    /// As [`Engine::connect`].
+    pub fn start_connect(&self, address: &Address, timeout: Option<Duration>) -> Result<Transfer> {
+        const OPERATION: &str = "connect";
+        self.inner.check_open()?;
+        let peer = self.peer(address, OPERATION, None)?;
+        let ticket = self.inner.ticket(1, 0, timeout)?;
+        self.inner.track(&ticket, None, vec![Arc::clone(&peer)]);
+        self.inner.submit(&peer, Content::Probe, None, false, &ticket);
+        let about = About { operation: OPERATION, peer: Some(peer), region: None, nbytes: 0 };
+        Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
+    }
+
+    /// Begins to connect to every address; the group is prepared when the
+    /// transfers are done.
+    ///
+    /// # Errors
+    /// As [`Engine::peer_group`].
+    pub fn start_peer_group(&self, addresses: &[Address]) -> Result<(PeerGroup, Vec<Transfer>)> {
+        self.inner.check_open()?;
+        for (idx, address) in addresses.iter().enumerate() {
+            if addresses[..idx].contains(address) {
+                return Err(Error::invalid(format!("{address} is listed twice")).during("peer_group"));
+            }
+        }
+        let others = addresses.iter().filter(|address| **address != self.inner.address);
+        let transfers = others.map(|address| self.start_connect(address, None)).collect::<Result<_>>()?;
+        Ok((PeerGroup { addresses: addresses.into() }, transfers))
+    }
+
+    /// Whether a submission would find room in the queue now.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.inner.has_room()
+    }
+
+    /// Waits for room in the queue; true when there is some, or the engine is
+    /// closed.
+    pub fn wait_for_room(&self, timeout: Duration) -> bool {
+        self.inner.wait(Some(timeout), || self.inner.has_room() || self.inner.is_closed())
+    }
+}
