@@ -17,7 +17,7 @@ pytest.importorskip("transformers", reason="the demo needs transformers")
 # Two processes import torch on two cores; a cold disk makes that slow.
 pytestmark = pytest.mark.timeout(180)
 
-COMMAND = [sys.executable, "-c", "from anyfabric.cli import main; main()", "demo", "kv"]
+COMMAND = [sys.executable, "-m", "anyfabric.cli", "demo", "kv"]
 PROMPTS = "Tom had a blue boat. His boat was blue, and Tom\nZoë met Åsa at the café. It rained, so"
 
 
@@ -224,6 +224,7 @@ def test_a_stopped_prefill_process_is_given_up_at_the_deadline(tmp_path):
     text = running.finish(timeout_s=60)
     assert running.process.returncode == 1
     assert f"the decode process (pid {running.decode}) failed" in text
+    assert f"the prefill process (pid {running.prefill}) is stopped" in text
     _await_end([running.prefill, running.decode], timeout_s=5)
 
 

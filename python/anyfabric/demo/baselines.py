@@ -56,18 +56,32 @@ class SocketCarrier:
         return cls(connection, timeout_s=timeout_s)
 
     def send(self, data: torch.Tensor) -> None:
-        """Send the bytes."""
-        self._connection.sendall(_view(data))
+        """Send the bytes.
+
+        Raises:
+            TimeoutError: The peer took none for too long.
+        """
+        try:
+            self._connection.sendall(_view(data))
+        except TimeoutError:
+            msg = f"the raw socket of the comparison took no byte for {self._connection.gettimeout():g} s"
+            raise TimeoutError(msg) from None
 
     def receive(self, data: torch.Tensor) -> None:
         """Receive exactly as many bytes as fit.
 
         Raises:
             ConnectionError: The peer closed before.
+            TimeoutError: The peer sent nothing for too long.
         """
         view = _view(data)
         while len(view) > 0:
-            received = self._connection.recv_into(view)
+            try:
+                received = self._connection.recv_into(view)
+            except TimeoutError:
+                silent_s = self._connection.gettimeout()
+                msg = f"nothing came over the raw socket of the comparison for {silent_s:g} s"
+                raise TimeoutError(msg) from None
             if received == 0:
                 msg = f"the prefill process closed; {len(view)} bytes are missing"
                 raise ConnectionError(msg)

@@ -137,7 +137,7 @@ class _Run:
         prefill, decode = self.pair.start("prefill"), self.pair.start("decode")
         self._say(
             f"prefill process pid {prefill.pid}, decode process pid {decode.pid}; "
-            f"each loads {self._settings.model.name}"
+            f"each loads {_name_model(self._settings.model)}"
         )
         for child in self.pair.children:
             child.write(**self._settings.to_json())
@@ -172,6 +172,11 @@ class _Run:
         pids = {child.role: child.pid for child in self.pair.children}
         report = to_json(self._results, self._path, pids, self._settings.to_json())
         return report if self.error is None else {**report, "error": self.error}
+
+
+def _name_model(directory: Path) -> str:
+    shipped = directory == (HERE / "model").resolve()
+    return "the byte-level Llama of this package" if shipped else f"the checkpoint in {directory}"
 
 
 def _page_number(_context: click.Context, _option: click.Parameter, text: str | None) -> int:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ __all__ = ["Child", "ChildLostError", "Console", "Event", "Pair", "run_child"]
 
 Event = dict[str, Any]
 
-# A child that is told to stop has this long before it is killed.
+# A child has this long to end by itself, or to notice that the other one did.
 STOP_S = 5.0
 ORPHANED = 3
 STDERR_LINES = 30
@@ -147,11 +148,19 @@ class Child:
         if self.failure is not None:
             return f"{name} failed: {self.failure}"
         if code is None:
-            return f"{name} is still running"
+            return f"{name} {'is stopped' if self._is_stopped() else 'is still running'}"
         if code < 0:
             return f"{name} was killed by {signal.Signals(-code).name}"
         text = f"{name} ended with code {code}"
         return text + "".join(f"\n    {line}" for line in self._errors) if code else text
+
+    def _is_stopped(self) -> bool:
+        """Say whether a signal holds it (SIGSTOP, or a debugger)."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8")
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] in "Tt"
 
     def wait(self, *, timeout_s: float) -> bool:
         """Wait for its end; say whether it came."""
@@ -171,18 +180,18 @@ class Child:
         if not self.wait(timeout_s=timeout_s) or self._process.returncode:
             raise ChildLostError(self.obituary())
 
-    def stop(self) -> None:
-        """End it: by closing its standard input, then by signals."""
+    def ask_to_stop(self) -> None:
+        """Close its standard input: it has lost the command then, and exits."""
         self.stopping = True
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-        if not self.wait(timeout_s=STOP_S):
-            self._process.terminate()
-            # A stopped process takes no signal but this one.
-            if not self.wait(timeout_s=STOP_S):
-                self._process.kill()
-                self._process.wait()
+
+    def stop(self, *, timeout_s: float) -> None:
+        """Wait for its end, then force it; a stopped process takes no signal but this one."""
+        if not self.wait(timeout_s=timeout_s):
+            self._process.kill()
+            self._process.wait()
         for thread in self._threads:
             thread.join(timeout=STOP_S)
 
@@ -233,13 +242,16 @@ class Pair:
             return child, event
 
     def _obituaries(self, first: Child) -> str:
-        """Give the survivor time to notice for itself, then say what both had to say."""
-        first.wait(timeout_s=STOP_S)
+        """Give the survivor time to notice for itself, then say what became of both."""
         others = [child for child in self.children if child is not first]
-        ended = [child for child in others if child.wait(timeout_s=STOP_S)]
-        return "\n".join(child.obituary() for child in [first, *ended])
+        for child in [first, *others]:
+            child.wait(timeout_s=STOP_S)
+        return "\n".join(child.obituary() for child in [first, *others])
 
     def stop(self) -> None:
         """End both, however they are."""
         for child in self.children:
-            child.stop()
+            child.ask_to_stop()
+        deadline = time.monotonic() + STOP_S
+        for child in self.children:
+            child.stop(timeout_s=max(0.0, deadline - time.monotonic()))

@@ -28,6 +28,12 @@ BAR_CELLS = 26
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 # Both move the whole cache after the prefill.
 BASELINE_NAMES = {"socket": "raw socket", "gloo": "gloo"}
+LEGEND = """\
+GB/s: bytes over the time in which at least one layer was on its way; of a layer, from the write's
+release to its completion. raw socket, gloo: the whole cache in one piece, after the prefill.
+hidden: 1 - (count reached - last layer done) / that time; below 0% when the decode process noticed
+later than everything took to move, as on busy cores.
+"""
 
 
 def paint(intervals: Iterable[Sequence[float]], begin: float, end: float, cells: int) -> str:
@@ -139,6 +145,7 @@ def print_summary(console: Console, report: Event) -> None:
         )
     console.print(times)
     console.print(rates)
+    console.print(Text(LEGEND, style="dim"))
     if report["gloo_problem"]:
         console.print(Text(f"gloo could not be used here: {report['gloo_problem']}"))
     same = sum(result["identical"] for result in requests)
