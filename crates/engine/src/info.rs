@@ -249,7 +249,7 @@ impl Inner {
         for region in regions.iter().chain(&self.revokes.quarantined()) {
             for idx in region.granted_to() {
                 let Some(peer) = peers.get(idx as usize) else { continue };
-                if region.is_closed() || peer.lost().is_some() {
+                if region.owed_by().contains(&idx) || peer.lost().is_some() {
                     let (region, nbytes) = (region.id, region.nbytes());
                     quarantine.push(Quarantined { region, offset: 0, nbytes, peer: peer.address.to_string() });
                 }

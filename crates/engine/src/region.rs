@@ -147,8 +147,8 @@ impl Region {
     pub fn wait_fenced(&self, peer: Option<&Address>, timeout: Duration) -> bool {
         let peer = peer.and_then(|address| self.inner.find_peer(address.engine)).map(|peer| peer.idx);
         let is_out = || {
-            let granted = self.memory.granted_to();
-            peer.map_or(granted.is_empty(), |peer| !granted.contains(&peer))
+            let owed = self.memory.owed_by();
+            peer.map_or(owed.is_empty(), |peer| !owed.contains(&peer))
         };
         self.inner.check_fork().is_ok() && self.inner.wait(Some(timeout), is_out)
     }

@@ -20,9 +20,17 @@ use crate::peer::Peer;
 #[derive(Default)]
 pub(crate) struct Revokes {
     next: AtomicU64,
-    asked: Mutex<HashMap<u64, (PeerIdx, Arc<Region>)>>,
+    asked: Mutex<HashMap<u64, Asked>>,
     /// Closed, and still within reach of a writer.
     quarantine: Mutex<Vec<Arc<Region>>>,
+}
+
+/// What a peer was asked to let go of.
+struct Asked {
+    peer: PeerIdx,
+    region: Arc<Region>,
+    /// Number of the revocation at the region.
+    revocation: u64,
 }
 
 impl Revokes {
@@ -30,19 +38,19 @@ impl Revokes {
         let asked = {
             let mut asked = lock(&self.asked);
             match asked.get(&revoke) {
-                Some((idx, _)) if *idx == peer.idx => asked.remove(&revoke),
+                Some(found) if found.peer == peer.idx => asked.remove(&revoke),
                 _ => None,
             }
         };
-        if let Some((idx, region)) = asked {
-            region.released_by(idx);
+        if let Some(Asked { peer, region, revocation }) = asked {
+            region.let_go_by(peer, revocation);
             self.settle(inner);
         }
     }
 
     /// A lost peer acknowledges nothing any more; only its exit releases.
     pub(crate) fn peer_lost(&self, inner: &Inner, peer: &Peer) {
-        lock(&self.asked).retain(|_, (idx, _)| *idx != peer.idx);
+        lock(&self.asked).retain(|_, asked| asked.peer != peer.idx);
         inner.doorbell.notify();
     }
 
@@ -79,8 +87,10 @@ impl Inner {
     /// more. `peer`: one, or `None` for all.
     pub(crate) fn fence(&self, region: &Arc<Region>, peer: Option<&Arc<Peer>>, timeout: Duration) -> bool {
         let peers = peer.map_or_else(|| self.peers(), |peer| vec![Arc::clone(peer)]);
+        let mut told = Vec::with_capacity(peers.len());
         for peer in &peers {
-            region.revoke(peer.idx);
+            let revocation = region.revoke(peer.idx);
+            told.push((peer.idx, revocation));
             // Every link is told, also after one that depends on the peer's word.
             let fenced = peer.links().fold(true, |fenced, link| link.withhold(region) & fenced);
             if peer.lost().is_some() {
@@ -91,15 +101,13 @@ impl Inner {
                 // ORDERING: a number of its own, no more.
                 let revoke = self.revokes.next.fetch_add(1, Ordering::Relaxed);
                 if !fenced {
-                    lock(&self.revokes.asked).insert(revoke, (peer.idx, Arc::clone(region)));
+                    lock(&self.revokes.asked)
+                        .insert(revoke, Asked { peer: peer.idx, region: Arc::clone(region), revocation });
                 }
                 peer.base.send_control(Control::Revoke { region: region.id, revoke }.encode());
             }
         }
-        let is_out = || {
-            let granted = region.granted_to();
-            !peers.iter().any(|peer| granted.contains(&peer.idx))
-        };
+        let is_out = || !told.iter().any(|(peer, revocation)| region.is_reached_by(*peer, *revocation));
         self.wait(Some(timeout), is_out)
     }
 

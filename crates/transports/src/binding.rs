@@ -1,10 +1,12 @@
 //! A peer's region as a link reaches it.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyfabric_wire::Refusal;
 
+use crate::mutant::Mutant;
 use crate::sys::Mapping;
 
 /// How the bytes of a peer's region are reached.
@@ -156,6 +158,51 @@ impl Binding {
                 let code = u8::try_from(refused - REFUSED).unwrap_or(0);
                 BindingState::Refused(Refusal::from_code(code).unwrap_or(Refusal::NoRegion))
             }
+        }
+    }
+}
+
+/// The regions of one peer, as a link reaches them: by number, and each by every
+/// key that it was given. Another descriptor of a region asks its owner again,
+/// and does not hide what is under way with the old one.
+#[derive(Debug, Default)]
+pub struct BindingTable {
+    by_region: HashMap<u64, Vec<Arc<Binding>>>,
+}
+
+impl BindingTable {
+    /// The one for that descriptor.
+    pub fn find(&self, region: u64, key: u64, nbytes: u64) -> Option<&Arc<Binding>> {
+        let bindings = self.by_region.get(&region)?;
+        bindings.iter().find(|binding| (binding.key, binding.nbytes) == (key, nbytes))
+    }
+
+    /// Adds one.
+    pub fn insert(&mut self, binding: Arc<Binding>) {
+        self.by_region.entry(binding.region).or_default().push(binding);
+    }
+
+    /// The owner takes a region back: nothing new is posted to it.
+    pub fn refuse(&self, region: u64, refusal: Refusal) {
+        self.by_region.get(&region).into_iter().flatten().for_each(|binding| binding.refuse(refusal));
+    }
+
+    /// Whether nothing of a refused region is under way any more; then nothing of
+    /// it stays mapped, and it is forgotten.
+    pub fn settle(&mut self, region: u64) -> bool {
+        let Some(bindings) = self.by_region.get(&region) else { return true };
+        if !bindings.iter().all(|binding| binding.is_idle()) && !Mutant::SkipFence.is_on() {
+            return false;
+        }
+        bindings.iter().for_each(|binding| binding.unmap());
+        self.by_region.remove(&region);
+        true
+    }
+
+    /// The link closes.
+    pub fn close(&mut self) {
+        for binding in self.by_region.drain().flat_map(|(_, bindings)| bindings) {
+            binding.refuse(Refusal::Closing);
         }
     }
 }

@@ -23,7 +23,7 @@ pub mod sys;
 pub mod tcp;
 mod ticket;
 
-pub use binding::{Binding, BindingState, Target};
+pub use binding::{Binding, BindingState, BindingTable, Target};
 pub use clock::Clock;
 pub use copy::{copy, copy_large, NON_TEMPORAL_BYTES};
 pub use doorbell::Doorbell;

@@ -46,10 +46,23 @@ pub struct Region {
 
 struct AccessList {
     /// Peers that mapped it or know its address: they write without us.
-    granted: HashSet<PeerIdx>,
+    granted: HashMap<PeerIdx, Grant>,
+    /// Revocations so far.
+    revocations: u64,
     /// Random keys, and the peers for which each has been revoked. The last
     /// goes into new descriptors.
     keys: Vec<(u64, HashSet<PeerIdx>)>,
+}
+
+/// What a peer was granted, between which revocations. A new key may be granted
+/// while a revocation of the old one is on its way.
+struct Grant {
+    /// Revocations before the oldest grant that it has not let go of.
+    oldest: u64,
+    /// Revocations before the latest grant.
+    latest: u64,
+    /// The latest revocation that the peer has been told, or will be.
+    revoked: u64,
 }
 
 // SAFETY: `Backing::Foreign` holds a raw pointer into memory that its owner, which is Send and Sync, keeps alive; this
@@ -68,7 +81,11 @@ impl Region {
             nbytes,
             backing,
             closed: AtomicBool::new(false),
-            access: Mutex::new(AccessList { granted: HashSet::new(), keys: vec![(key, HashSet::new())] }),
+            access: Mutex::new(AccessList {
+                granted: HashMap::new(),
+                revocations: 0,
+                keys: vec![(key, HashSet::new())],
+            }),
         }
     }
 
@@ -124,7 +141,9 @@ impl Region {
             return Err(Refusal::NoRegion);
         }
         access.check(peer, key)?;
-        access.granted.insert(peer);
+        let latest = access.revocations;
+        let grant = access.granted.entry(peer).or_insert(Grant { oldest: latest, latest, revoked: 0 });
+        grant.latest = latest;
         Ok(())
     }
 
@@ -142,11 +161,42 @@ impl Region {
         }
     }
 
-    /// Refuses a peer's writes with every key that was given out so far.
-    pub fn revoke(&self, peer: PeerIdx) {
-        for (_, revoked) in &mut self.access().keys {
+    /// Refuses a peer's writes with every key that was given out so far; returns
+    /// the number of this revocation.
+    pub fn revoke(&self, peer: PeerIdx) -> u64 {
+        let mut access = self.access();
+        for (_, revoked) in &mut access.keys {
             revoked.insert(peer);
         }
+        access.revocations += 1;
+        let number = access.revocations;
+        if let Some(grant) = access.granted.get_mut(&peer) {
+            grant.revoked = number;
+        }
+        number
+    }
+
+    /// A peer has let go of what it was granted before that revocation.
+    pub fn let_go_by(&self, peer: PeerIdx, revocation: u64) {
+        let mut access = self.access();
+        match access.granted.get_mut(&peer) {
+            Some(grant) if grant.latest >= revocation => grant.oldest = grant.oldest.max(revocation),
+            Some(_) => drop(access.granted.remove(&peer)),
+            None => {}
+        }
+    }
+
+    /// Whether a peer may still touch what it was granted before that revocation.
+    pub fn is_reached_by(&self, peer: PeerIdx, revocation: u64) -> bool {
+        self.access().granted.get(&peer).is_some_and(|grant| grant.oldest < revocation)
+    }
+
+    /// Peers that have not let go of what was taken back from them.
+    pub fn owed_by(&self) -> Vec<PeerIdx> {
+        let is_closed = self.is_closed();
+        let access = self.access();
+        let owed = access.granted.iter().filter(|(_, grant)| is_closed || grant.oldest < grant.revoked);
+        owed.map(|(peer, _)| *peer).collect()
     }
 
     /// A peer can no longer touch the bytes: it has said so, or has exited.
@@ -156,7 +206,7 @@ impl Region {
 
     /// Peers that can write without asking.
     pub fn granted_to(&self) -> Vec<PeerIdx> {
-        self.access().granted.iter().copied().collect()
+        self.access().granted.keys().copied().collect()
     }
 
     /// Whether a peer may write with this key; checked again while a stream is

@@ -3,80 +3,125 @@
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use anyfabric_engine::transports::loopback::{Fabric, Random, Simulation};
-use anyfabric_engine::{Config, Engine, Region};
+use anyfabric_engine::transports::loopback::{Fabric, Fault, Random, Simulation};
+use anyfabric_engine::{Code, Config, Engine, EngineId, Error, Region, Remote, Result, Transfer};
 
 /// Runs a test for many seeds; names the one that fails, and tells its story
 /// when it is asked for alone.
-pub(crate) fn for_seeds(cases: u64, test: impl Fn(u64)) {
+pub(crate) fn for_seeds(cases: u64, test: impl Fn(&mut World)) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     if let Some(seed) = number("ANYFABRIC_SEED") {
-        return test(seed);
+        let mut world = World::new(seed, Fabric::random);
+        world.simulation.keep_story();
+        return test(&mut world);
     }
-    for seed in 0..number("ANYFABRIC_CASES").unwrap_or(cases) {
-        if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| test(seed))) {
+    // The number given is for a test of average length; longer ones do fewer.
+    let cases = number("ANYFABRIC_CASES").map_or(cases, |asked| (asked * cases / DEFAULT_CASES).max(1));
+    for seed in 0..cases {
+        let run = AssertUnwindSafe(|| test(&mut World::new(seed, Fabric::random)));
+        if let Err(panic) = std::panic::catch_unwind(run) {
             eprintln!("seed {seed} fails; ANYFABRIC_SEED={seed} runs it alone and tells its story");
             std::panic::resume_unwind(panic);
         }
     }
 }
 
-/// A simulation and a source of numbers for the test itself.
-pub(crate) fn simulate(seed: u64, fabric: impl FnOnce(&mut Random) -> Fabric) -> (Simulation, Random) {
-    let mut random = Random::new(seed ^ 0x5eed);
-    let simulation = Simulation::new(seed, fabric(&mut random));
-    if std::env::var("ANYFABRIC_SEED").is_ok() {
-        simulation.keep_story();
-    }
-    (simulation, random)
+/// A simulation, and a source of numbers for the test itself. Tells the story
+/// of the simulation, if it was kept, when the test panics.
+pub(crate) struct World {
+    pub(crate) seed: u64,
+    pub(crate) simulation: Simulation,
+    pub(crate) random: Random,
 }
 
-/// Tells the story of a simulation when the test panics.
-pub(crate) struct Teller(pub(crate) Simulation);
+impl World {
+    pub(crate) fn new(seed: u64, fabric: impl FnOnce(&mut Random) -> Fabric) -> Self {
+        let mut random = Random::new(seed ^ 0x5eed);
+        let simulation = Simulation::new(seed, fabric(&mut random));
+        Self { seed, simulation, random }
+    }
 
-impl Drop for Teller {
+    /// An engine with 1, 2, 3, 4 or 8 NICs, not all alike.
+    pub(crate) fn engine(&mut self) -> Engine {
+        let num_nics = *self.random.pick(&[1, 2, 3, 4, 8]);
+        let nics: Vec<u32> = (0..num_nics).map(|_| *self.random.pick(&[100, 100, 200, 400])).collect();
+        self.engine_with(&nics)
+    }
+
+    pub(crate) fn engine_with(&self, nics: &[u32]) -> Engine {
+        Engine::simulated(&self.simulation, config(), nics).unwrap()
+    }
+
+    /// A region of random bytes.
+    pub(crate) fn region(&mut self, engine: &Engine, nbytes: u64) -> Region {
+        let region = engine.allocate(nbytes).unwrap();
+        let mut bytes = vec![0; nbytes as usize];
+        bytes.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&self.random.draw().to_le_bytes()));
+        poke(&region, 0, &bytes);
+        region
+    }
+
+    pub(crate) fn run(&self, time: Duration) {
+        self.simulation.run_for(time);
+    }
+
+    pub(crate) fn inject(&self, fault: &Fault) {
+        self.simulation.inject(fault);
+    }
+}
+
+impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for line in self.0.story() {
+            for line in self.simulation.story() {
                 eprintln!("{line}");
             }
         }
     }
 }
 
+/// Deadlines are shorter than the time to notice a loss, so that both happen.
 pub(crate) fn config() -> Config {
     Config { timeout: Duration::from_secs(2), ..Config::default() }
 }
 
-/// Speeds of 1, 2, 3, 4 or 8 NICs, not all alike.
-pub(crate) fn random_nics(random: &mut Random) -> Vec<u32> {
-    let num_nics = *random.pick(&[1, 2, 3, 4, 8]);
-    (0..num_nics).map(|_| *random.pick(&[100, 100, 200, 400])).collect()
+pub(crate) fn id(engine: &Engine) -> EngineId {
+    engine.address().engine
 }
 
-pub(crate) fn engine(simulation: &Simulation, nics: &[u32]) -> Engine {
-    Engine::simulated(simulation, config(), nics).unwrap()
+pub(crate) fn remote(region: &Region) -> Remote {
+    Remote::from(region.descriptor().unwrap())
 }
 
-/// Fills a region with bytes that differ from place to place.
-pub(crate) fn fill(region: &Region, random: &mut Random) {
-    for at in 0..region.nbytes() {
-        poke(region, at, random.draw() as u8);
+pub(crate) fn peek(region: &Region, at: u64, nbytes: u64) -> &[u8] {
+    assert!(at + nbytes <= region.nbytes());
+    // SAFETY: inside the region; nobody else runs while the test does.
+    unsafe { std::slice::from_raw_parts(region.as_ptr().add(at as usize), nbytes as usize) }
+}
+
+pub(crate) fn poke(region: &Region, at: u64, bytes: &[u8]) {
+    assert!(at + bytes.len() as u64 <= region.nbytes());
+    // SAFETY: as above.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), region.as_ptr().add(at as usize), bytes.len()) };
+}
+
+pub(crate) fn code<T>(result: Result<T>) -> Code {
+    match result {
+        Ok(_) => panic!("it should have failed"),
+        Err(Error { code, .. }) => code,
     }
 }
 
-pub(crate) fn peek(region: &Region, at: u64, nbytes: u64) -> Vec<u8> {
-    assert!(at + nbytes <= region.nbytes());
-    // SAFETY: inside the region; nobody else runs while the test does.
-    unsafe { std::slice::from_raw_parts(region.as_ptr().add(at as usize), nbytes as usize) }.to_vec()
-}
-
-pub(crate) fn poke(region: &Region, at: u64, byte: u8) {
-    assert!(at < region.nbytes());
-    // SAFETY: as above.
-    unsafe { *region.as_ptr().add(at as usize) = byte };
+/// Ended well, ended with that error, or not ended.
+pub(crate) fn outcome(transfer: &Transfer) -> Option<std::result::Result<(), Code>> {
+    transfer.is_done().then(|| transfer.error().map_or(Ok(()), |error| Err(error.code)))
 }
 
 pub(crate) const fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
 }
+
+/// By then a dead peer has been noticed: three heartbeats without a word, and
+/// the tick that looks.
+pub(crate) const NOTICED: Duration = Duration::from_millis(3_300);
+const DEFAULT_CASES: u64 = 200;

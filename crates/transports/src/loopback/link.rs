@@ -12,8 +12,8 @@ use super::simulation::Simulation;
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
-    Binding, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region, RegionTable, Sink, Splits,
-    Target,
+    Binding, BindingTable, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region, RegionTable,
+    Sink, Splits, Target,
 };
 
 /// One engine's way to another in a simulation: what a queue pair on every NIC,
@@ -82,7 +82,7 @@ struct Flight {
 
 #[derive(Default)]
 struct Bindings {
-    by_region: HashMap<u64, Arc<Binding>>,
+    table: BindingTable,
     asked: HashMap<u64, Arc<Binding>>,
 }
 
@@ -363,19 +363,18 @@ impl Link for SimLink {
 
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
         let mut bindings = lock(&self.bindings);
-        match bindings.by_region.get(&region) {
-            Some(binding) if (binding.key, binding.nbytes) == (key, nbytes) => return Arc::clone(binding),
-            _ => {}
+        if let Some(binding) = bindings.table.find(region, key, nbytes) {
+            return Arc::clone(binding);
         }
         if self.simulation.state().fabric.checks_rights {
             let binding = Arc::new(Binding::ready(region, key, nbytes, Target::Owner));
-            bindings.by_region.insert(region, Arc::clone(&binding));
+            bindings.table.insert(Arc::clone(&binding));
             return binding;
         }
         let binding = Arc::new(Binding::pending(region, key, nbytes));
         let request = self.simulation.state().next_id();
         bindings.asked.insert(request, Arc::clone(&binding));
-        bindings.by_region.insert(region, Arc::clone(&binding));
+        bindings.table.insert(Arc::clone(&binding));
         drop(bindings);
         self.push_news(News::Import { request, region, key });
         binding
@@ -436,13 +435,9 @@ impl Link for SimLink {
     }
 
     fn release(&self, region: u64, refusal: Refusal) -> bool {
-        let Some(binding) = lock(&self.bindings).by_region.get(&region).cloned() else { return true };
-        binding.refuse(refusal);
-        if !binding.is_idle() && !Mutant::SkipFence.is_on() {
-            return false;
-        }
-        lock(&self.bindings).by_region.remove(&region);
-        true
+        let table = &mut lock(&self.bindings).table;
+        table.refuse(region, refusal);
+        table.settle(region)
     }
 
     fn withhold(&self, region: &Region) -> bool {
@@ -460,9 +455,7 @@ impl Link for SimLink {
         }
         lock(&self.granted).clear();
         let mut bindings = std::mem::take(&mut *lock(&self.bindings));
-        for binding in bindings.by_region.drain().map(|(_, binding)| binding) {
-            binding.refuse(Refusal::Closing);
-        }
+        bindings.table.close();
         let flights = std::mem::take(&mut *lock(&self.flights));
         for mut flight in flights.into_values() {
             flight.failure.get_or_insert_with(|| why.clone());

@@ -14,8 +14,8 @@ use super::ring::{Consumer, Producer};
 use crate::mutant::Mutant;
 use crate::sys::{Fd, Mapping, Ready};
 use crate::{
-    Binding, BindingState, Doorbell, Failure, Inline, Link, LinkError, Op, Payload, PeerIdx, PeerStats, Region,
-    RegionTable, Sink, Target,
+    Binding, BindingState, BindingTable, Doorbell, Failure, Inline, Link, LinkError, Op, Payload, PeerIdx, PeerStats,
+    Region, RegionTable, Sink, Target,
 };
 
 /// What a [`ShmLink`] is made of; the engine's handshake gathers it.
@@ -67,7 +67,7 @@ pub struct ShmLink {
 
 #[derive(Default)]
 pub(super) struct Bindings {
-    pub(super) by_region: HashMap<u64, Arc<Binding>>,
+    pub(super) table: BindingTable,
     pub(super) asked: HashMap<u64, Arc<Binding>>,
     pub(super) next_request: u64,
 }
@@ -174,17 +174,14 @@ impl Link for ShmLink {
 
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
         let mut bindings = lock(&self.bindings);
-        if let Some(binding) = bindings.by_region.get(&region) {
-            // The key and length are part of what is cached: another descriptor asks again.
-            if (binding.key, binding.nbytes) == (key, nbytes) {
-                return Arc::clone(binding);
-            }
+        if let Some(binding) = bindings.table.find(region, key, nbytes) {
+            return Arc::clone(binding);
         }
         let binding = Arc::new(Binding::pending(region, key, nbytes));
         let request = bindings.next_request;
         bindings.next_request += 1;
         bindings.asked.insert(request, Arc::clone(&binding));
-        bindings.by_region.insert(region, Arc::clone(&binding));
+        bindings.table.insert(Arc::clone(&binding));
         drop(bindings);
         if self.is_closed() || self.channel.send(&Local::Import { request, region, key }, None).is_err() {
             binding.refuse(Refusal::Closing);
@@ -346,26 +343,21 @@ impl Link for ShmLink {
     }
 
     fn release(&self, region: u64, refusal: Refusal) -> bool {
-        let Some(binding) = lock(&self.bindings).by_region.get(&region).cloned() else { return true };
-        binding.refuse(refusal);
+        lock(&self.bindings).table.refuse(region, refusal);
         // Short writes check and copy under this lock.
         drop(lock(&self.outgoing));
-        if !binding.is_idle() && !Mutant::SkipFence.is_on() {
-            return false;
-        }
-        binding.unmap();
-        lock(&self.bindings).by_region.remove(&region);
-        true
+        lock(&self.bindings).table.settle(region)
     }
 
     fn close(&self, why: &Failure) {
         // ORDERING: the locks below order the rest.
         self.closed.store(true, Ordering::Release);
         lock(&self.incoming).consumer.fence();
-        for (_, binding) in lock(&self.bindings).by_region.drain() {
-            binding.refuse(Refusal::Closing);
+        {
+            let mut bindings = lock(&self.bindings);
+            bindings.table.close();
+            bindings.asked.clear();
         }
-        lock(&self.bindings).asked.clear();
         let jobs = std::mem::take(&mut *lock(&self.queue));
         let mut outgoing = lock(&self.outgoing);
         let backlog = std::mem::take(&mut outgoing.backlog);

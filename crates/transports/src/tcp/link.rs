@@ -15,8 +15,8 @@ use super::send::{acknowledged, Content, Part, Shared};
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
-    Binding, Clock, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region, RegionTable, Sink,
-    Target,
+    Binding, BindingTable, Clock, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region,
+    RegionTable, Sink, Target,
 };
 
 /// One engine's way to another over TCP. Every peer has one, for its lane 0 is
@@ -32,7 +32,7 @@ pub struct TcpLink {
     turn: AtomicUsize,
     pub(super) controls: Mutex<Controls>,
     joins: Mutex<HashMap<u64, Join>>,
-    bindings: Mutex<HashMap<u64, Arc<Binding>>>,
+    bindings: Mutex<BindingTable>,
     closed: AtomicBool,
     /// Some lane may have something to send.
     busy: AtomicBool,
@@ -355,14 +355,12 @@ impl Link for TcpLink {
 
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
         let mut bindings = lock(&self.bindings);
-        match bindings.get(&region) {
-            Some(binding) if (binding.key, binding.nbytes) == (key, nbytes) => Arc::clone(binding),
-            _ => {
-                let binding = Arc::new(Binding::ready(region, key, nbytes, Target::Owner));
-                bindings.insert(region, Arc::clone(&binding));
-                binding
-            }
+        if let Some(binding) = bindings.find(region, key, nbytes) {
+            return Arc::clone(binding);
         }
+        let binding = Arc::new(Binding::ready(region, key, nbytes, Target::Owner));
+        bindings.insert(Arc::clone(&binding));
+        binding
     }
 
     fn try_inline(&self, _write: &Inline<'_>) -> Option<Result<(), Failure>> {
@@ -412,13 +410,9 @@ impl Link for TcpLink {
     }
 
     fn release(&self, region: u64, refusal: Refusal) -> bool {
-        let Some(binding) = lock(&self.bindings).get(&region).cloned() else { return true };
-        binding.refuse(refusal);
-        if !binding.is_idle() && !Mutant::SkipFence.is_on() {
-            return false;
-        }
-        lock(&self.bindings).remove(&region);
-        true
+        let mut bindings = lock(&self.bindings);
+        bindings.refuse(region, refusal);
+        bindings.settle(region)
     }
 
     fn withhold(&self, region: &Region) -> bool {
@@ -437,9 +431,7 @@ impl Link for TcpLink {
         for lane in lanes.into_iter().flatten() {
             lane.stop(why);
         }
-        for (_, binding) in lock(&self.bindings).drain() {
-            binding.refuse(Refusal::Closing);
-        }
+        lock(&self.bindings).close();
     }
 
     fn is_quiet(&self) -> bool {
