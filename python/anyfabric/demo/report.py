@@ -28,12 +28,12 @@ BAR_CELLS = 26
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 # Both move the whole cache after the prefill.
 BASELINE_NAMES = {"socket": "raw socket", "gloo": "gloo"}
-LEGEND = """\
-GB/s: bytes over the time in which at least one layer was on its way; of a layer, from the write's
-release to its completion. raw socket, gloo: the whole cache in one piece, after the prefill.
-hidden: 1 - (count reached - last layer done) / that time; below 0% when the decode process noticed
-later than everything took to move, as on busy cores.
-"""
+LEGEND = (
+    "GB/s: bytes over the time in which at least one layer was on its way, from its write's release to its "
+    "completion; raw socket and gloo move the whole cache in one piece, after the prefill.\n"
+    "hidden: 1 - (count reached - last layer done) / that time; below 0% when noticing the count took longer "
+    "than all transfers, as on busy cores.\n"
+)
 
 
 def paint(intervals: Iterable[Sequence[float]], begin: float, end: float, cells: int) -> str:
