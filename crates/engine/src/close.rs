@@ -21,6 +21,8 @@ impl Inner {
         for ticket in left {
             ticket.fail(Failure::Closed);
         }
+        // Before the goodbye, or peers would take what they are owed for lost.
+        self.send_last();
         for peer in self.peers() {
             if peer.lost().is_none() && peer.base.has_control() {
                 for imm in peer.losses.take() {
@@ -32,7 +34,6 @@ impl Inner {
                 }
             }
         }
-        self.send_last();
         self.presence.stop();
         self.wake_fd.notify();
         self.presence.wake_worker();
@@ -54,7 +55,8 @@ impl Inner {
             endpoint.leave();
         }
     }
-    /// Acknowledgements that were to ride along with something go out alone.
+    /// Ends the turn of whoever drives; acknowledgements that were to ride along
+    /// with something go out alone.
     fn send_last(&self) {
         let _driver = lock(&self.driver);
         for peer in self.peers() {
