@@ -243,10 +243,11 @@ impl Inner {
         if callee != self.address.engine || hello.address.engine == self.address.engine {
             return Err(Rejection::OtherIncarnation);
         }
-        if self.is_closed() {
+        let peer = self.find_peer(hello.address.engine);
+        // While we close we still meet whom something of ours waits for: our own call may have crossed this one.
+        if self.is_closed() && peer.as_ref().is_none_or(|peer| peer.is_clear()) {
             return Err(Rejection::Closing);
         }
-        let peer = self.find_peer(hello.address.engine);
         if let Some(peer) = &peer {
             if peer.lost().is_some() {
                 return Err(Rejection::Fenced);

@@ -3,19 +3,22 @@
 //!
 //! Every test runs over many seeds and prints the one that fails.
 //! `ANYFABRIC_SEED` runs that one alone and tells its story, `ANYFABRIC_CASES`
-//! sets how many there are.
+//! sets how many there are (200 is what CI runs).
 
 // The helpers of a test may unwrap as it may.
 #![allow(clippy::unwrap_used)]
 
-#[path = "simulation/world.rs"]
-mod world;
-
-#[path = "simulation/basics.rs"]
-mod basics;
-
 #[path = "simulation/chaos.rs"]
 mod chaos;
-
+#[path = "simulation/counts.rs"]
+mod counts;
 #[path = "simulation/fences.rs"]
 mod fences;
+#[path = "simulation/losses.rs"]
+mod losses;
+#[path = "simulation/mutants.rs"]
+mod mutants;
+#[path = "simulation/transfers.rs"]
+mod transfers;
+#[path = "simulation/world.rs"]
+mod world;

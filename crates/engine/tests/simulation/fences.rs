@@ -12,9 +12,7 @@ fn what_revoke_returned_is_not_touched_again() {
     for_seeds(150, |world| {
         let mut pair = Pair::new(world);
         pair.flood(world, 20);
-        for _ in 0..world.random.below(60) {
-            world.simulation.step();
-        }
+        world.some_steps(60);
         pair.target.revoke(None, Duration::from_secs(1)).unwrap();
         pair.reuse();
         pair.flood(world, 5);
@@ -32,9 +30,7 @@ fn a_new_descriptor_does_not_hide_the_writes_of_the_old_one() {
     for_seeds(150, |world| {
         let mut pair = Pair::new(world);
         pair.flood(world, 20);
-        for _ in 0..world.random.below(40) {
-            world.simulation.step();
-        }
+        world.some_steps(40);
         // The writer has the new descriptor before it hears of the revocation.
         let _ = pair.target.revoke(None, ms(0));
         let old = std::mem::replace(&mut pair.remote, remote(&pair.target));
@@ -58,9 +54,7 @@ fn a_stopped_writer_is_waited_for_and_its_bytes_are_quarantined() {
     for_seeds(150, |world| {
         let mut pair = Pair::new(world);
         pair.flood(world, 10);
-        for _ in 0..world.random.below(60) {
-            world.simulation.step();
-        }
+        world.some_steps(60);
         let writer = id(&pair.writer);
         world.inject(&Fault::Stop(writer));
         let revoked = pair.target.revoke(None, ms(500));
@@ -97,9 +91,7 @@ fn a_closed_region_is_kept_until_its_writer_lets_go() {
         let is_held = || holder.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty);
         pair.remote = remote(&region);
         pair.flood(world, 10);
-        for _ in 0..world.random.below(60) {
-            world.simulation.step();
-        }
+        world.some_steps(60);
         world.inject(&Fault::Stop(id(&pair.writer)));
         region.close(ms(10));
         let listed = pair.owner.info().quarantine.iter().any(|entry| entry.region == region.id());
@@ -117,13 +109,9 @@ fn a_revocation_survives_a_broken_control_connection() {
     for_seeds(100, |world| {
         let mut pair = Pair::new(world);
         pair.flood(world, 10);
-        for _ in 0..world.random.below(60) {
-            world.simulation.step();
-        }
+        world.some_steps(60);
         world.inject(&Fault::Cut(id(&pair.writer), id(&pair.owner)));
-        for _ in 0..world.random.below(10) {
-            world.simulation.step();
-        }
+        world.some_steps(10);
         pair.target.revoke(Some(pair.writer.address()), Duration::from_secs(2)).unwrap();
         pair.reuse();
         world.run(ms(3_000));

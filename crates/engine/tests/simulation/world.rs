@@ -65,6 +65,18 @@ impl World {
         self.simulation.run_for(time);
     }
 
+    pub(crate) fn run_up_to(&mut self, time: Duration) {
+        let time = Duration::from_nanos(self.random.below(time.as_nanos() as u64));
+        self.run(time);
+    }
+
+    /// A few events, fewer than `end`.
+    pub(crate) fn some_steps(&mut self, end: u64) {
+        for _ in 0..self.random.below(end) {
+            self.simulation.step();
+        }
+    }
+
     pub(crate) fn inject(&self, fault: &Fault) {
         self.simulation.inject(fault);
     }

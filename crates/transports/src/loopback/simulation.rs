@@ -12,7 +12,7 @@ use super::fabric::{crc, nic_down, place, Content, Fabric, Part};
 use super::link::{Hidden, News, SimLink};
 use super::random::Random;
 use crate::mutant::Mutant;
-use crate::{Clock, Failure};
+use crate::{Clock, ControlPath, Failure};
 
 /// Engines, the fabric between them, and their clock; cheap to clone.
 #[derive(Clone)]
@@ -310,6 +310,18 @@ impl Simulation {
         state.push_at(due_ns, Event::Fault(fault));
     }
 
+    /// An engine says something on its control connection to another.
+    pub fn say(&self, from: EngineId, to: EngineId, bytes: Vec<u8>) {
+        let link = {
+            let state = self.state();
+            let ends = state.by_engine.get(&from).copied().zip(state.by_engine.get(&to).copied());
+            ends.and_then(|(from, to)| state.link(from, to))
+        };
+        if let Some(link) = link {
+            link.send_control(bytes);
+        }
+    }
+
     /// Whether an engine is neither stopped nor killed nor closed.
     pub fn is_running(&self, engine: EngineId) -> bool {
         let state = self.state();
@@ -410,8 +422,14 @@ impl State {
 
     /// A message over a control connection, in order; lost when it is cut.
     pub(super) fn push_control(&mut self, from: usize, to: usize, connection: u64, news: News) {
-        if !self.cut.contains(&connection) && !self.stands[from].is_dead() {
-            let due_ns = self.control_due(from, Some(to));
+        if self.stands[from].is_dead() {
+            return;
+        }
+        let due_ns = self.control_due(from, Some(to));
+        if self.cut.contains(&connection) {
+            // Who sends on it learns that it is.
+            self.push_at(due_ns, Event::News { from: to, to: from, news: News::Broken { connection } });
+        } else {
             self.push_at(due_ns, Event::News { from, to, news });
         }
     }
