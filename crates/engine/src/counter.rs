@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -51,7 +51,8 @@ impl Counter {
     pub fn wait(&self, n: u64, timeout: Option<Duration>) -> Result<()> {
         self.inner.check_fork()?;
         let state = &self.state;
-        if self.inner.wait(timeout, || state.is_settled(n)) {
+        let missing = || u32::try_from(n.saturating_sub(state.value())).unwrap_or(u32::MAX);
+        if self.inner.wait_for_arrivals(timeout, || state.is_settled(n), missing) {
             return state.outcome(n);
         }
         let message = format!("imm {}: {} of {n} arrivals within {timeout:?}", state.imm.value(), state.value());
@@ -60,7 +61,15 @@ impl Counter {
 
     /// Runs `on_settled` once, when `wait(n)` would return; at once if so.
     pub fn on_settled(&self, n: u64, on_settled: Box<dyn FnOnce() + Send>) {
-        self.state.on_settled(n, on_settled);
+        // From now on every arrival may be the one: whoever blocks must hear of each.
+        self.inner.counters.add_waiter();
+        self.inner.doorbell.reset_patience();
+        let inner = Arc::clone(&self.inner);
+        let run = Box::new(move || {
+            inner.counters.remove_waiter();
+            on_settled();
+        });
+        self.state.on_settled(n, run);
         self.inner.wake();
     }
 
@@ -180,6 +189,7 @@ impl State {
 pub(crate) struct Counters {
     table: Mutex<Table>,
     doorbell: Arc<Doorbell>,
+    num_waiters: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -203,7 +213,21 @@ enum Entry {
 impl Counters {
     pub(crate) fn new(doorbell: Arc<Doorbell>) -> Self {
         let table = Table { next: Imm::FIRST_OF_ENGINE, ..Table::default() };
-        Self { table: Mutex::new(table), doorbell }
+        Self { table: Mutex::new(table), doorbell, num_waiters: AtomicUsize::new(0) }
+    }
+
+    /// Whether somebody wants to hear of a count without blocking for it.
+    pub(crate) fn has_waiters(&self) -> bool {
+        // ORDERING: `add_waiter` comes before the reset of the patience, which has a lock.
+        self.num_waiters.load(Ordering::SeqCst) > 0
+    }
+
+    fn add_waiter(&self) {
+        self.num_waiters.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn remove_waiter(&self) {
+        self.num_waiters.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Opens a counter for `imm`, or for a fresh one.

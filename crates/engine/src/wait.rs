@@ -56,6 +56,18 @@ impl Inner {
     /// Waits until `done`, at most `timeout` (`None`: for as long as it
     /// takes); true when done.
     pub(crate) fn wait(&self, timeout: Option<Duration>, done: impl Fn() -> bool) -> bool {
+        self.wait_for_arrivals(timeout, done, || 0)
+    }
+
+    /// As [`Inner::wait`], for something that so many arrivals will settle.
+    pub(crate) fn wait_for_arrivals(
+        &self,
+        timeout: Option<Duration>,
+        done: impl Fn() -> bool,
+        missing: impl Fn() -> u32,
+    ) -> bool {
+        // Somebody else may wait for any of them.
+        let patience = || if self.counters.has_waiters() { 0 } else { missing() };
         if done() {
             return true;
         }
@@ -74,7 +86,7 @@ impl Inner {
                     match self.drive(&mut driver, now_ns, spin_end, &done) {
                         Driven::Done => return true,
                         Driven::SpinOver(now_ns) if now_ns >= until_ns => return done(),
-                        Driven::SpinOver(now_ns) => self.block_in_epoll(driver, until_ns, now_ns, &done),
+                        Driven::SpinOver(now_ns) => self.block_in_epoll(driver, until_ns, now_ns, &done, &patience),
                     }
                 }
                 None => self.spin_aside(spin_until_ns.min(until_ns), &done),
@@ -86,7 +98,7 @@ impl Inner {
                 return false;
             }
             if !busy && now_ns >= spin_until_ns {
-                self.block_on_doorbell(until_ns - now_ns, &done);
+                self.block_on_doorbell(until_ns - now_ns, &done, &patience);
                 spin_until_ns = self.clock.now_ns() + SPIN_NS;
             }
         }
@@ -151,11 +163,15 @@ impl Inner {
 
     fn block_worker(&self, mut driver: MutexGuard<'_, Driver>) {
         // ORDERING: announce, then look once more; partners: `wake` and `Doorbell::notify_remote`.
+        self.doorbell.set_patience(0, 0);
         self.presence.worker_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_worker_blocked(true);
         let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() {
             Duration::ZERO
         } else {
+            // Nobody sleeps, so nobody waits: arrivals can lie in the ring until it is half full, or the next tick.
+            let patience = if self.counters.has_waiters() { 0 } else { u32::MAX };
+            self.doorbell.set_patience(patience, 0);
             driver.until_tick(self.clock.now_ns())
         };
         let mut ready = driver.take_ready();
@@ -240,15 +256,18 @@ impl Inner {
         until_ns: u64,
         now_ns: u64,
         done: &impl Fn() -> bool,
+        patience: &impl Fn() -> u32,
     ) -> u64 {
         let presence = &self.presence;
         if self.config.polling == Polling::Busy || presence.worker_blocked.load(Ordering::SeqCst) {
             return now_ns;
         }
         // ORDERING: as in `block_worker`.
+        self.doorbell.reset_patience();
         presence.user_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_worker_blocked(true);
         if !self.poll_links(&mut driver) && !done() {
+            self.doorbell.set_patience(patience(), 0);
             let timeout = driver.until_tick(now_ns).min(Duration::from_nanos(until_ns - now_ns));
             self.poll_descriptors(&mut driver, timeout);
         }
@@ -281,7 +300,7 @@ impl Inner {
         }
     }
 
-    fn block_on_doorbell(&self, left_ns: u64, done: &impl Fn() -> bool) {
+    fn block_on_doorbell(&self, left_ns: u64, done: &impl Fn() -> bool, patience: &impl Fn() -> u32) {
         if done() {
             return;
         }
@@ -295,7 +314,7 @@ impl Inner {
         let timeout = Duration::from_nanos(left_ns).min(NAP);
         self.doorbell.sleep(timeout, || {
             self.glance();
-            done()
+            (!done()).then(patience)
         });
         // What rang for us while we woke has nobody else to look at it.
         self.glance();

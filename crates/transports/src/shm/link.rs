@@ -148,7 +148,13 @@ impl ShmLink {
     /// After publishing: wakes whoever of the peer's threads must look.
     #[inline]
     pub(super) fn notify(&self) {
-        if self.doorbell.notify_remote() {
+        self.notify_of(0);
+    }
+
+    /// As [`ShmLink::notify`], for `arrivals` counts that may wait for others.
+    #[inline]
+    pub(super) fn notify_of(&self, arrivals: u32) {
+        if self.doorbell.notify_remote(arrivals) {
             self.channel.kick();
         }
     }

@@ -87,7 +87,7 @@ impl ShmLink {
             return;
         };
         if outgoing.backlog.is_empty() && outgoing.producer.push(&arrival(imm, count)) {
-            self.notify();
+            self.notify_arrival(outgoing, count);
             self.end(op, Ok(()));
         } else {
             // ORDERING: statistics.
@@ -295,12 +295,18 @@ impl ShmLink {
         Some(self.place(source, target, chunk))
     }
 
+    /// Counts may wait for others, unless the ring is getting full.
+    #[inline]
+    fn notify_arrival(&self, outgoing: &mut Outgoing, count: u32) {
+        self.notify_of(if outgoing.producer.is_half_full() { 0 } else { count });
+    }
+
     #[inline]
     pub(super) fn push_arrival(&self, outgoing: &mut Outgoing, imm: Option<(Imm, u32)>) -> bool {
         let Some((imm, count)) = imm else { return true };
         let pushed = outgoing.producer.push(&arrival(imm, count));
         if pushed {
-            self.notify();
+            self.notify_arrival(outgoing, count);
         }
         pushed
     }

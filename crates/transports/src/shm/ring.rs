@@ -125,6 +125,16 @@ impl Producer {
         word(&self.memory, FENCED).load(Ordering::Relaxed) != 0
     }
 
+    /// Whether so many entries wait that the consumer should look.
+    #[inline]
+    pub fn is_half_full(&mut self) -> bool {
+        if self.tail.wrapping_sub(self.head) < ENTRIES / 2 {
+            return false;
+        }
+        self.refresh();
+        self.tail.wrapping_sub(self.head) >= ENTRIES / 2
+    }
+
     /// Room for an entry.
     #[inline]
     pub fn has_room(&mut self) -> bool {
