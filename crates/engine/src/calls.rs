@@ -143,6 +143,9 @@ impl Inner {
                 peer.state().phase = Phase::Idle;
                 let failure = match error {
                     MeetError::Secret(why) => Failure::Unauthenticated((*why).to_owned()),
+                    MeetError::Io(io) if matches!(io.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                        Failure::Exhausted(format!("no file descriptor is left ({io}); raise the limit (ulimit -n)"))
+                    }
                     _ => Failure::ConnectionBroken(error.to_string()),
                 };
                 self.log(30, format!("cannot reach {}: {error}", peer.address));
