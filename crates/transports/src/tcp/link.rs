@@ -272,8 +272,9 @@ impl TcpLink {
                 return result;
             }
         }
+        let times = if Mutant::DoublePart.is_on() { 2 } else { 1 };
         result.and_then(|()| match frame.imm {
-            Some((imm, count)) => sink.arrived(self.peer, imm.imm, u64::from(imm.quarters) * u64::from(count)),
+            Some((imm, count)) => sink.arrived(self.peer, imm.imm, u64::from(imm.quarters) * u64::from(count) * times),
             None => Ok(()),
         })
     }
