@@ -10,3 +10,5 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
   cargo test --quiet "${crates[@]}"
 fi
+# The suite proves itself: every deliberate mistake is caught.
+cargo test --quiet -p anyfabric-engine --features mutants --test simulation every_mutant_is_caught

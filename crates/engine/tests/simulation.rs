@@ -10,6 +10,8 @@
 
 #[path = "simulation/chaos.rs"]
 mod chaos;
+#[path = "simulation/checks.rs"]
+mod checks;
 #[path = "simulation/counts.rs"]
 mod counts;
 #[path = "simulation/fences.rs"]

@@ -2,16 +2,15 @@
 //! no count is ahead of its bytes; in the end every transfer has ended, what is
 //! done is there byte for byte, and nothing else was touched.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyfabric_engine::transports::loopback::Fault;
 use anyfabric_engine::{
-    Address, Code, Counter, Engine, Operation, PageList, Region, Remote, RemoteSlice, ScatterTarget, Slice, Transfer,
-    Watcher, WriteOptions,
+    Address, Counter, Engine, Operation, PageList, Region, Remote, ScatterTarget, Transfer, Watcher, WriteOptions,
 };
 
-use crate::world::{code, for_seeds, id, ms, outcome, peek, poke, remote, World, NOTICED};
+use crate::world::{for_seeds, id, outcome, peek, poke, remote, World};
 
 #[test]
 fn without_faults_everything_arrives_exactly() {
@@ -48,47 +47,47 @@ fn the_same_seed_is_the_same_run() {
 }
 
 /// Several engines, and what they have been asked to do.
-struct Chaos {
-    nodes: Vec<Node>,
-    sent: Vec<Sent>,
-    messages_taken: BTreeMap<usize, Vec<Vec<u8>>>,
+pub(super) struct Chaos {
+    pub(super) nodes: Vec<Node>,
+    pub(super) sent: Vec<Sent>,
+    pub(super) messages_taken: BTreeMap<usize, Vec<Vec<u8>>>,
 }
 
-struct Node {
-    engine: Engine,
-    source: Region,
-    target: Region,
-    remote: Remote,
-    watcher: Watcher,
+pub(super) struct Node {
+    pub(super) engine: Engine,
+    pub(super) source: Region,
+    pub(super) target: Region,
+    pub(super) remote: Remote,
+    pub(super) watcher: Watcher,
     /// What the target held before anybody wrote.
-    before: Vec<u8>,
-    source_used: u64,
-    target_used: u64,
-    counters: BTreeMap<u32, Counter>,
+    pub(super) before: Vec<u8>,
+    pub(super) source_used: u64,
+    pub(super) target_used: u64,
+    pub(super) counters: BTreeMap<u32, Counter>,
     /// Nothing ever went wrong with it.
-    is_sound: bool,
-    is_dead: bool,
-    is_stopped: bool,
+    pub(super) is_sound: bool,
+    pub(super) is_dead: bool,
+    pub(super) is_stopped: bool,
 }
 
 /// One submitted operation.
-struct Sent {
-    from: usize,
-    transfer: Transfer,
-    imm: Option<u32>,
-    units: Vec<Unit>,
-    message: Option<(usize, Vec<u8>)>,
+pub(super) struct Sent {
+    pub(super) from: usize,
+    pub(super) transfer: Transfer,
+    pub(super) imm: Option<u32>,
+    pub(super) units: Vec<Unit>,
+    pub(super) message: Option<(usize, Vec<u8>)>,
     /// Where it reads; scribbled over when it has quiesced.
-    source: (u64, u64),
-    scribbled: bool,
+    pub(super) source: (u64, u64),
+    pub(super) scribbled: bool,
 }
 
 /// What counts once.
-struct Unit {
-    to: usize,
-    at: u64,
-    bytes: Vec<u8>,
-    placed: bool,
+pub(super) struct Unit {
+    pub(super) to: usize,
+    pub(super) at: u64,
+    pub(super) bytes: Vec<u8>,
+    pub(super) placed: bool,
 }
 
 impl Chaos {
@@ -146,7 +145,7 @@ impl Chaos {
 
     // ---- what is done --------------------------------------------------------------------------
 
-    fn awake(&self) -> Vec<usize> {
+    pub(super) fn awake(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|idx| self.nodes[*idx].is_awake()).collect()
     }
 
@@ -330,14 +329,14 @@ impl Chaos {
         self.nodes[idx].is_sound = false;
     }
 
-    fn go_on(&mut self, world: &World) {
+    pub(super) fn go_on(&mut self, world: &World) {
         for node in self.nodes.iter_mut().filter(|node| node.is_stopped && !node.is_dead) {
             node.is_stopped = false;
             world.inject(&Fault::Continue(id(&node.engine)));
         }
     }
 
-    fn take_messages(&mut self) {
+    pub(super) fn take_messages(&mut self) {
         for idx in self.awake() {
             while let Some(message) = self.nodes[idx].engine.try_receive().unwrap() {
                 self.messages_taken.entry(idx).or_default().push(message.data);
@@ -355,179 +354,22 @@ impl Chaos {
             }
         }
     }
-
-    // ---- what must hold ------------------------------------------------------------------------
-
-    /// An operation is refused at once only because a peer is lost.
-    fn check_lost(&self, from: usize, tos: &[usize], code: Code) {
-        assert_eq!(code, Code::PeerLost);
-        let sound = self.nodes[from].is_sound && tos.iter().all(|to| self.nodes[*to].is_sound);
-        assert!(!sound, "a peer was lost that nothing happened to");
-    }
-
-    fn check_never_ahead(&mut self) {
-        for idx in self.awake() {
-            for (imm, counter) in &self.nodes[idx].counters {
-                let value = counter.value();
-                let mut placed = 0;
-                for unit in self.sent.iter_mut().filter(|sent| sent.imm == Some(*imm)).flat_map(|sent| &mut sent.units)
-                {
-                    if unit.to == idx {
-                        let nbytes = unit.bytes.len() as u64;
-                        unit.placed = unit.placed || peek(&self.nodes[idx].target, unit.at, nbytes) == unit.bytes;
-                        placed += u64::from(unit.placed);
-                    }
-                }
-                assert!(value <= placed, "engine {idx} counted {value} of imm {imm}, but {placed} are placed");
-            }
-        }
-    }
-
-    fn settle(&mut self, world: &mut World) {
-        if world.random.one_in(2) {
-            self.go_on(world);
-        }
-        for _ in 0..20 {
-            world.run(ms(500));
-            self.take_messages();
-            self.check_never_ahead();
-        }
-        assert!(world.simulation.is_idle());
-        for idx in self.awake() {
-            for imm in 1..=IMMS {
-                if !self.nodes[idx].counters.contains_key(&imm) {
-                    open_counter(&mut self.nodes, idx, imm);
-                }
-            }
-        }
-        self.check_transfers();
-        self.check_bytes();
-        self.check_counts();
-        self.check_messages();
-        self.check_losses(world);
-    }
-
-    fn check_transfers(&self) {
-        for sent in self.sent.iter().filter(|sent| self.nodes[sent.from].is_awake()) {
-            let ended = outcome(&sent.transfer).unwrap_or_else(|| panic!("not ended: {:?}", sent.transfer));
-            assert!(sent.transfer.is_quiesced(), "not quiesced: {:?}", sent.transfer);
-            let tos = sent.units.iter().map(|unit| unit.to).chain(sent.message.iter().map(|(to, _)| *to));
-            let sound = self.nodes[sent.from].is_sound && tos.into_iter().all(|to| self.nodes[to].is_sound);
-            if let Err(code) = ended {
-                assert!(!sound, "{code:?} between engines that nothing happened to: {:?}", sent.transfer);
-                let expected = [Code::PeerLost, Code::ConnectionBroken, Code::TransferTimeout, Code::Refused];
-                assert!(expected.contains(&code), "{code:?}");
-            }
-        }
-    }
-
-    fn check_bytes(&self) {
-        let mut expected: Vec<BTreeMap<u64, (&Unit, bool)>> = self.nodes.iter().map(|_| BTreeMap::new()).collect();
-        for sent in &self.sent {
-            let is_done = outcome(&sent.transfer) == Some(Ok(()));
-            for unit in sent.units.iter().filter(|unit| !unit.bytes.is_empty()) {
-                expected[unit.to].insert(unit.at, (unit, is_done));
-            }
-        }
-        for (node, units) in self.nodes.iter().zip(expected) {
-            let found = peek(&node.target, 0, REGION);
-            let mut at = 0;
-            for (start, (unit, is_done)) in units {
-                assert_eq!(found[at..start as usize], node.before[at..start as usize], "bytes beside a write changed");
-                at = start as usize + unit.bytes.len();
-                let found = &found[start as usize..at];
-                if is_done {
-                    assert!(found == unit.bytes, "done, and not the bytes that were sent");
-                }
-                let before = &node.before[start as usize..at];
-                let intact =
-                    found.iter().zip(&unit.bytes).zip(before).all(|((byte, sent), old)| byte == sent || byte == old);
-                assert!(intact, "bytes that nobody sent");
-            }
-            assert_eq!(found[at..], node.before[at..], "bytes behind the last write changed");
-        }
-    }
-
-    fn check_counts(&self) {
-        for idx in self.awake() {
-            let node = &self.nodes[idx];
-            let gave_up = |from: usize| node.engine.path(self.nodes[from].engine.address()).state == "lost";
-            for (imm, counter) in &node.counters {
-                let counted = || self.sent.iter().filter(|sent| sent.imm == Some(*imm));
-                let units = |sent: &Sent| sent.units.iter().filter(|unit| unit.to == idx).count() as u64;
-                let value = counter.value();
-                let total: u64 = counted().map(units).sum();
-                let sure = |sent: &&Sent| outcome(&sent.transfer) == Some(Ok(())) && !gave_up(sent.from);
-                let done: u64 = counted().filter(sure).map(units).sum();
-                assert!((done..=total).contains(&value), "imm {imm}: {value}, of {done} done and {total} asked for");
-                let reports = |sent: &Sent| self.nodes[sent.from].is_awake() && !gave_up(sent.from);
-                if value < total && counted().filter(|sent| units(sent) > 0).all(reports) {
-                    let error = code(counter.wait(total, Some(ms(0))));
-                    assert!(matches!(error, Code::TransferFailed | Code::PeerLost), "imm {imm}: {error:?}");
-                }
-            }
-        }
-    }
-
-    fn check_messages(&self) {
-        for (idx, node) in self.nodes.iter().enumerate() {
-            let taken = self.messages_taken.get(&idx).cloned().unwrap_or_default();
-            let unique: BTreeSet<&Vec<u8>> = taken.iter().collect();
-            assert_eq!(unique.len(), taken.len(), "a message came twice");
-            for sent in &self.sent {
-                if let Some((_, message)) = sent.message.as_ref().filter(|(to, _)| *to == idx) {
-                    let came = unique.contains(message);
-                    if outcome(&sent.transfer) == Some(Ok(())) && node.is_awake() {
-                        assert!(came, "a message that was sent never came");
-                    }
-                }
-            }
-            assert!(taken.iter().all(|message| self
-                .sent
-                .iter()
-                .any(|sent| { sent.message.as_ref().is_some_and(|(to, sent)| *to == idx && sent == message) })));
-        }
-    }
-
-    /// Who is dead is known to be, everybody else is still reached.
-    fn check_losses(&mut self, world: &mut World) {
-        let awake = self.awake();
-        for &from in &awake {
-            for to in 0..self.nodes.len() {
-                let (node, peer) = (&self.nodes[from], &self.nodes[to]);
-                let path = node.engine.path(peer.engine.address());
-                if from == to || path.state == "new" {
-                    continue;
-                }
-                if peer.is_dead {
-                    let has_met = path.transport == "loopback";
-                    assert!(!has_met || path.state == "lost", "{path:?} to a dead engine");
-                } else if node.is_sound && peer.is_sound {
-                    let nothing: (Slice, RemoteSlice) =
-                        (node.source.slice(0..0).unwrap(), peer.remote.slice(0..0).unwrap());
-                    let write = node.engine.write(&nothing.0, &nothing.1, WriteOptions::default()).unwrap();
-                    write.wait(None).unwrap();
-                }
-            }
-        }
-        world.run(NOTICED);
-    }
 }
 
 impl Node {
-    fn is_awake(&self) -> bool {
+    pub(super) fn is_awake(&self) -> bool {
         !self.is_dead && !self.is_stopped
     }
 }
 
-fn open_counter(nodes: &mut [Node], idx: usize, imm: u32) {
+pub(super) fn open_counter(nodes: &mut [Node], idx: usize, imm: u32) {
     let sources: Vec<Address> =
         if imm == 1 { nodes.iter().map(|node| node.engine.address().clone()).collect() } else { Vec::new() };
     let counter = nodes[idx].engine.counter(Some(imm), &sources).unwrap();
     nodes[idx].counters.insert(imm, counter);
 }
 
-const REGION: u64 = 256 << 10;
+pub(super) const REGION: u64 = 256 << 10;
 /// Bytes between two targets that nobody may touch.
 const GAP: u64 = 3;
-const IMMS: u32 = 3;
+pub(super) const IMMS: u32 = 3;

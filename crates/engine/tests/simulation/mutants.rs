@@ -16,6 +16,8 @@ fn every_mutant_is_caught() {
         let run = |filter: &str| {
             let mut command = Command::new(std::env::current_exe().unwrap());
             command.args([filter, "--test-threads=1"]).env("ANYFABRIC_MUTANT", name);
+            // A mistake that few seeds notice is not caught.
+            command.env("ANYFABRIC_CASES", "40").env_remove("ANYFABRIC_SEED");
             command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap()
         };
         let caught = ["chaos::", "fences::", "counts::", "transfers::"].iter().any(|filter| !run(filter).success());

@@ -15,12 +15,15 @@
 
 mod endpoint;
 mod fabric;
+mod faults;
 mod link;
+mod parts;
 mod random;
 mod simulation;
 
 pub use endpoint::{Endpoint, Mail, Resident};
 pub use fabric::Fabric;
+pub use faults::Fault;
 pub use link::SimLink;
 pub use random::Random;
-pub use simulation::{Fault, Simulation};
+pub use simulation::Simulation;

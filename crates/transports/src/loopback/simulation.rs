@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyfabric_wire::EngineId;
 
 use super::endpoint::{Endpoint, Mail, Resident};
-use super::fabric::{crc, nic_down, place, Content, Fabric, Part};
-use super::link::{Hidden, News, SimLink};
+use super::fabric::{Fabric, Part};
+use super::faults::Fault;
+use super::link::{News, SimLink};
 use super::random::Random;
-use crate::mutant::Mutant;
-use crate::{Clock, ControlPath, Failure};
+use crate::{Clock, ControlPath};
 
 /// Engines, the fabric between them, and their clock; cheap to clone.
 #[derive(Clone)]
@@ -25,35 +25,6 @@ struct Shared {
     state: Mutex<State>,
 }
 
-/// What can go wrong.
-#[derive(Debug, Clone)]
-pub enum Fault {
-    /// An engine's host loses power: nothing of it is heard any more, and any
-    /// subset of what it had under way lands.
-    Kill(EngineId),
-    /// An engine's process exits: its host resets its connections, and its
-    /// NICs take nothing any more.
-    Exit(EngineId),
-    /// An engine is stopped. Its NICs go on with what was posted, and take what
-    /// comes.
-    Stop(EngineId),
-    /// A stopped engine goes on.
-    Continue(EngineId),
-    /// A NIC goes down, with what is under way on it, or comes back.
-    Nic {
-        /// Whose.
-        engine: EngineId,
-        /// Which.
-        nic_idx: usize,
-        /// Whether it is up from now on.
-        up: bool,
-    },
-    /// The control connection of two engines breaks.
-    Cut(EngineId, EngineId),
-    /// The next parts that carry bytes, this many, arrive with a bit flipped.
-    Corrupt(u32),
-}
-
 pub(super) struct State {
     pub(super) random: Random,
     pub(super) fabric: Fabric,
@@ -62,14 +33,14 @@ pub(super) struct State {
     /// By owner and peer.
     pub(super) links: HashMap<(usize, usize), Weak<SimLink>>,
     now_ns: Arc<AtomicU64>,
-    parts: BTreeMap<u64, Part>,
+    pub(super) parts: BTreeMap<u64, Part>,
     /// By when it is due, and by number.
-    queue: BTreeMap<(u64, u64), Event>,
+    pub(super) queue: BTreeMap<(u64, u64), Event>,
     /// When the last control message from one to the other is due.
     control_due: HashMap<(usize, usize), u64>,
     /// Control connections that are cut, which their ends may not know yet.
-    cut: BTreeSet<u64>,
-    corrupt: u32,
+    pub(super) cut: BTreeSet<u64>,
+    pub(super) corrupt: u32,
     last_id: u64,
     trace: u64,
     story: Option<VecDeque<String>>,
@@ -80,7 +51,7 @@ pub(super) struct Stand {
     pub(super) nics: Vec<Nic>,
     pub(super) mail: VecDeque<Mail>,
     pub(super) resident: Option<Weak<dyn Resident>>,
-    life: Life,
+    pub(super) life: Life,
 }
 
 pub(super) struct Nic {
@@ -89,7 +60,7 @@ pub(super) struct Nic {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Life {
+pub(super) enum Life {
     Running,
     Stopped,
     /// Silent.
@@ -253,63 +224,6 @@ impl Simulation {
         }
     }
 
-    // ---- faults --------------------------------------------------------------------------------
-
-    /// Something goes wrong now. Engines that are not of this simulation are
-    /// passed over.
-    pub fn inject(&self, fault: &Fault) {
-        let mut state = self.state();
-        let stand = |state: &State, engine: &EngineId| state.by_engine.get(engine).copied();
-        match fault {
-            Fault::Kill(engine) => {
-                if let Some(idx) = stand(&state, engine) {
-                    state.set_life(idx, Life::Killed);
-                    state.lose_power(idx);
-                    state.parts.retain(|_, part| part.to != idx);
-                }
-            }
-            Fault::Exit(engine) => {
-                if let Some(idx) = stand(&state, engine) {
-                    state.lose_power(idx);
-                    state.leave(idx);
-                    state.reset_connections(idx);
-                }
-            }
-            Fault::Stop(engine) => {
-                if let Some(idx) = stand(&state, engine) {
-                    state.set_life(idx, Life::Stopped);
-                }
-            }
-            Fault::Continue(engine) => {
-                if let Some(idx) = stand(&state, engine).filter(|idx| state.stands[*idx].life == Life::Stopped) {
-                    state.set_life(idx, Life::Running);
-                }
-            }
-            Fault::Nic { engine, nic_idx, up } => {
-                if let Some(idx) = stand(&state, engine).filter(|idx| *nic_idx < state.stands[*idx].nics.len()) {
-                    state.stands[idx].nics[*nic_idx].is_up = *up;
-                    if !up {
-                        let end = (idx, *nic_idx);
-                        state.fail_parts(|part| (part.from, part.nics.0) == end || (part.to, part.nics.1) == end);
-                    }
-                }
-            }
-            Fault::Cut(one, other) => {
-                if let (Some(one), Some(other)) = (stand(&state, one), stand(&state, other)) {
-                    state.cut(one, other);
-                }
-            }
-            Fault::Corrupt(parts) => state.corrupt += parts,
-        }
-    }
-
-    /// Something will go wrong, that long from now.
-    pub fn schedule(&self, after: Duration, fault: Fault) {
-        let mut state = self.state();
-        let due_ns = self.now_ns() + u64::try_from(after.as_nanos()).unwrap_or(u64::MAX / 2);
-        state.push_at(due_ns, Event::Fault(fault));
-    }
-
     /// An engine says something on its control connection to another.
     pub fn say(&self, from: EngineId, to: EngineId, bytes: Vec<u8>) {
         let link = {
@@ -374,7 +288,7 @@ impl Stand {
         self.life == Life::Left
     }
 
-    fn is_dead(&self) -> bool {
+    pub(super) fn is_dead(&self) -> bool {
         matches!(self.life, Life::Killed | Life::Left)
     }
 }
@@ -434,7 +348,7 @@ impl State {
         }
     }
 
-    fn link(&self, owner: usize, peer: usize) -> Option<Arc<SimLink>> {
+    pub(super) fn link(&self, owner: usize, peer: usize) -> Option<Arc<SimLink>> {
         if self.stands[owner].is_dead() {
             return None;
         }
@@ -449,182 +363,6 @@ impl State {
             }
             _ if self.stands[to].is_dead() => {}
             mail => self.stands[to].mail.push_back(mail),
-        }
-    }
-
-    // ---- the fabric ----------------------------------------------------------------------------
-
-    /// Speeds of an engine's NICs; 0 for one that is down.
-    pub(super) fn speeds(&self, idx: usize) -> Vec<u32> {
-        self.stands[idx].nics.iter().map(|nic| if nic.is_up { nic.speed } else { 0 }).collect()
-    }
-
-    /// Hands a part to a NIC. The target's NIC is one that is up, whatever
-    /// their numbers.
-    pub(super) fn launch(&mut self, mut part: Part, turn: usize) {
-        if self.stands[part.from].is_dead() {
-            return;
-        }
-        let speeds = self.speeds(part.to);
-        let up: Vec<usize> = (0..speeds.len()).filter(|idx| speeds[*idx] > 0).collect();
-        let segments = part.content.segments(self.fabric.segment_bytes);
-        part.segments_left = segments.len();
-        let id = self.next_id();
-        match up.get((part.nics.0 + turn).checked_rem(up.len()).unwrap_or(0)) {
-            Some(&nic_idx) if !self.stands[part.to].has_left() => part.nics.1 = nic_idx,
-            _ => {
-                self.parts.insert(id, part);
-                return self.fail_part(id, nic_down());
-            }
-        }
-        if Mutant::CountBeforeCopy.is_on() {
-            if let Some((imm, count)) = part.imm.take() {
-                let (from, to) = (part.from, part.to);
-                let due_ns = self.now_ns() + 1;
-                self.push_at(due_ns, Event::News { from, to, news: News::Arrived { imm, count } });
-            }
-        }
-        let is_lost = self.stands[part.to].is_dead();
-        if !is_lost {
-            self.parts.insert(id, part);
-            for (start, nbytes) in segments {
-                let due_ns = self.due();
-                self.push_at(due_ns, Event::Segment { part: id, start, nbytes });
-            }
-        }
-    }
-
-    /// Bytes reach the target's NIC.
-    fn segment(&mut self, id: u64, start: u64, nbytes: u64) {
-        let Some(part) = self.parts.get_mut(&id) else { return };
-        let Some(link) = self.links.get(&(part.to, part.from)).and_then(Weak::upgrade).filter(|link| !link.is_closed())
-        else {
-            return self.fail_part(id, Failure::ConnectionBroken("the peer takes nothing from here any more".into()));
-        };
-        if let Content::Write { source, region, key, extent } = &part.content {
-            let checks_rights = self.fabric.checks_rights;
-            let placed = link.admit(*region, *key, checks_rights).and_then(|target| {
-                place(source, &target, extent, (start, nbytes))?;
-                if self.corrupt > 0 && nbytes > 0 {
-                    self.corrupt -= 1;
-                    target.flip_bit(extent.dst + start);
-                }
-                Ok(target)
-            });
-            let checked = placed.and_then(|target| match part.crc {
-                Some(expected) if part.segments_left == 1 => {
-                    let found = crc(&target, extent.dst, extent.nbytes)?;
-                    if found == expected {
-                        Ok(())
-                    } else {
-                        Err(anyfabric_wire::Refusal::Checksum)
-                    }
-                }
-                _ => Ok(()),
-            });
-            if let Err(refusal) = checked {
-                return self.fail_part(id, Failure::Refused(refusal));
-            }
-        }
-        part.segments_left -= 1;
-        if part.segments_left == 0 {
-            if let Some(part) = self.parts.remove(&id) {
-                self.arrive(part, &link);
-            }
-        }
-    }
-
-    /// A part is placed whole: now, and not before, it counts.
-    fn arrive(&mut self, part: Part, link: &SimLink) {
-        let Part { from, to, nics, op, content, imm, .. } = part;
-        if let Some((imm, count)) = imm {
-            link.tell(News::Arrived { imm, count });
-            if Mutant::DoublePart.is_on() && op % 3 == 1 {
-                link.tell(News::Arrived { imm, count });
-            }
-        }
-        match content {
-            // The receiving engine answers, for it may have no room.
-            Content::Message(bytes) => link.tell(News::Message { op, bytes: Hidden(bytes) }),
-            Content::Write { .. } | Content::Signal => {
-                self.push_news(to, from, News::Completed { op, nic_idx: nics.0, by_engine: false, result: Ok(()) });
-            }
-        }
-    }
-
-    fn fail_part(&mut self, id: u64, why: Failure) {
-        if let Some(part) = self.parts.remove(&id) {
-            let news = News::Completed { op: part.op, nic_idx: part.nics.0, by_engine: false, result: Err(why) };
-            // The sender's own NIC says so: that arrives whatever becomes of the other side.
-            let due_ns = self.due();
-            self.push_at(due_ns, Event::News { from: part.to, to: part.from, news });
-        }
-    }
-
-    fn fail_parts(&mut self, hit: impl Fn(&Part) -> bool) {
-        let ids: Vec<u64> = self.parts.iter().filter(|(_, part)| hit(part)).map(|(id, _)| *id).collect();
-        for id in ids {
-            self.fail_part(id, nic_down());
-        }
-    }
-
-    /// A sender destroys its queue pairs to a peer: nothing of them lands from
-    /// now on.
-    pub(super) fn flush(&mut self, from: usize, to: usize) {
-        self.parts.retain(|_, part| (part.from, part.to) != (from, to));
-    }
-
-    // ---- faults --------------------------------------------------------------------------------
-
-    fn set_life(&mut self, idx: usize, life: Life) {
-        if !self.stands[idx].is_dead() {
-            self.stands[idx].life = life;
-        }
-    }
-
-    /// Nobody listens there any more.
-    fn leave(&mut self, idx: usize) {
-        self.set_life(idx, Life::Left);
-        self.stands[idx].resident = None;
-        self.fail_parts(|part| part.to == idx);
-    }
-
-    /// Of what an engine sent any subset is lost, and what it would still have
-    /// said is not said.
-    fn lose_power(&mut self, idx: usize) {
-        let (random, parts) = (&mut self.random, &self.parts);
-        self.queue.retain(|_, event| match event {
-            Event::Segment { part, .. } => parts.get(part).is_none_or(|part| part.from != idx) || random.one_in(2),
-            // Acknowledgements come from its NICs.
-            Event::News { from, news: News::Completed { by_engine: false, result: Ok(()), .. }, .. } => {
-                *from != idx || random.one_in(2)
-            }
-            Event::News { news: News::Completed { by_engine: false, .. }, .. } => true,
-            Event::News { from, .. } | Event::Mail { from, .. } => *from != idx,
-            Event::Fault(_) => true,
-        });
-    }
-
-    fn reset_connections(&mut self, idx: usize) {
-        let peers: Vec<usize> = (0..self.stands.len()).filter(|peer| *peer != idx).collect();
-        for peer in peers {
-            self.cut(idx, peer);
-        }
-    }
-
-    fn cut(&mut self, one: usize, other: usize) {
-        for (owner, peer) in [(one, other), (other, one)] {
-            let Some(link) = self.link(owner, peer) else { continue };
-            let Some(connection) = link.connection() else { continue };
-            self.cut.insert(connection);
-            // What is under way is lost from some message on.
-            let until_ns = self.now_ns() + self.random.below(self.fabric.control_ns.1);
-            self.queue.retain(|(due_ns, _), event| {
-                !matches!(event, Event::News { news: News::Control { connection: over, .. }, .. } if *over == connection)
-                    || *due_ns < until_ns
-            });
-            let due_ns = self.control_due(peer, Some(owner));
-            self.push_at(due_ns, Event::News { from: peer, to: owner, news: News::Broken { connection } });
         }
     }
 
