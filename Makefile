@@ -45,7 +45,7 @@ check: $(STAMPS)/check $(STAMPS)/native ## Formatters, linters, types, the stub,
 	$(BIN)/ruff check --quiet $(PYTHON_FOLDERS)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/python -m mypy.stubtest anyfabric._core --allowlist tools/stubtest_allowlist.txt
-	$(BIN)/lint-imports --config pyproject.toml
+	$(BIN)/lint-imports --no-logo --config pyproject.toml
 	$(BIN)/python tools/budgets.py
 	$(MAKE) --no-print-directory docs
 
