@@ -1,0 +1,37 @@
+//! The twelve semantics, on every transport, between real processes.
+//!
+//! A test starts its peers by executing this binary again ([`peer`]); it holds one engine itself and tells the peers
+//! what to do with theirs ([`harness`]). Every case is a function over a [`fabric::Fabric`], and `on_every_fabric`
+//! makes a test of it for each. With the feature `mutants` the suite also proves itself: see `mutants.rs`.
+//!
+//! `cargo test -p anyfabric-engine --test conformance`; one case on one fabric: `... -- counts::page_counts_once::tcp_2`.
+
+// A test may unwrap: its panic is the report.
+#![allow(clippy::unwrap_used)]
+
+mod alias;
+mod ask;
+mod fabric;
+mod harness;
+mod intruder;
+mod pattern;
+mod peer;
+mod proxy;
+
+mod barrier;
+mod bounds;
+mod closing;
+mod counts;
+mod death;
+mod early;
+mod ending;
+mod fencing;
+mod fork;
+mod garbage;
+mod latency;
+mod limits;
+#[cfg(feature = "mutants")]
+mod mutants;
+mod nic;
+mod sizes;
+mod visibility;

@@ -1,0 +1,176 @@
+//! Semantic 6: a dead NIC is not a dead peer. The streams of a tcp peer are its NICs; they run through a cable here
+//! that the test cuts.
+
+use std::time::Duration;
+
+use anyfabric_engine::{Code, Engine, Remote, WriteOptions};
+use anyfabric_wire::Descriptor;
+
+use crate::ask::{How, Settings};
+use crate::fabric::{on_every_fabric, on_fabrics, Fabric};
+use crate::harness::{assert_code, eventually, fill, Pair, Peer, PeerRegion, LONG};
+use crate::proxy::Proxy;
+
+on_fabrics! { [cut_stream_returns, cut_under_load] [tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4] }
+on_every_fabric!(cut_control_is_restored, unplugged_is_lost, stays_away);
+
+/// A pair whose connections run through a proxy.
+struct Cabled {
+    pair: Pair,
+    proxy: Proxy,
+    remote: Remote,
+}
+
+impl Cabled {
+    fn new(fabric: &Fabric, nbytes: u64, change: impl Fn(&mut Settings)) -> Self {
+        let (mut here, mut there) = (fabric.settings(fabric.streams.0), fabric.settings(fabric.streams.1));
+        change(&mut here);
+        change(&mut there);
+        let mut peer = Peer::start(&there);
+        let engine = Engine::new(here.config()).unwrap();
+        let proxy = Proxy::before(&peer.address);
+        let region = fabric.region(&engine, nbytes);
+        let there: PeerRegion = peer.region(nbytes, fabric.memory);
+        let descriptor = Descriptor { address: proxy.address.clone(), ..there.remote().descriptor().clone() };
+        let remote: Remote = descriptor.into();
+        engine.connect(&proxy.address, Some(LONG)).unwrap();
+        assert_eq!(engine.path(&proxy.address).transport, fabric.transport);
+        let pair = Pair { engine, region, remote: there.remote(), peer, there };
+        Self { pair, proxy, remote }
+    }
+
+    fn write(&self, nbytes: u64, imm: u32) -> anyfabric_engine::Result<()> {
+        let options = WriteOptions { imm: Some(imm), timeout: Some(LONG), ..WriteOptions::default() };
+        let (src, dst) = (self.pair.region.slice(0..nbytes).unwrap(), self.remote.slice(0..nbytes).unwrap());
+        self.pair.engine.write(&src, &dst, options)?.wait(None)
+    }
+
+    fn state(&self) -> String {
+        self.pair.engine.path(&self.proxy.address).state
+    }
+
+    fn wait_for_streams(&self, fabric: &Fabric) {
+        eventually("every stream stands", || {
+            self.proxy.num_connections() > fabric.streams.0 && self.state() == "ready"
+        });
+    }
+}
+
+fn cut_stream_returns(fabric: &Fabric) {
+    let mut cabled = Cabled::new(fabric, 4 << 20, |_| {});
+    cabled.wait_for_streams(fabric);
+    fill(&cabled.pair.region, 1);
+    let counter = cabled.pair.peer.open(1, &[]);
+    cabled.write(4 << 20, 1).unwrap();
+    for round in 1..=3 {
+        let num_before = cabled.proxy.num_connections();
+        // Never the control connection, which was the first.
+        cabled.proxy.cut(num_before - 1);
+        // Transfers in flight on it fail; what comes after goes well at once, or over what stands.
+        eventually("later writes go well", || cabled.write(4 << 20, 2).is_ok());
+        cabled.pair.peer.wait_count(counter, round).unwrap();
+        eventually("the stream is made again", || cabled.proxy.num_connections() > num_before);
+        eventually("the path is ready again", || cabled.state() == "ready");
+        cabled.write(4 << 20, 1).unwrap();
+    }
+    cabled.pair.peer.wait_count(counter, 4).unwrap();
+    assert_eq!(cabled.pair.peer.mismatch(&cabled.pair.there, (0, 4 << 20), 1, 0), None);
+    assert_eq!(cabled.pair.peer.value(counter), 4);
+}
+
+/// A stream is cut while writes are under way: each ends well, counted and with every byte there, or fails; the count
+/// is never more than what was submitted and never less than what was done.
+fn cut_under_load(fabric: &Fabric) {
+    const SLOT: u64 = 1 << 20;
+    let mut cabled = Cabled::new(fabric, 64 * SLOT, |_| {});
+    cabled.wait_for_streams(fabric);
+    fill(&cabled.pair.region, 2);
+    let mut done = Vec::new();
+    for round in 0..4 {
+        let transfers: Vec<_> = (0..16)
+            .map(|idx| {
+                let slot = round * 16 + idx;
+                let range = slot * SLOT..(slot + 1) * SLOT;
+                let (src, dst) = (cabled.pair.region.slice(range.clone()), cabled.remote.slice(range));
+                let options = WriteOptions::counted(100 + slot as u32);
+                (slot, cabled.pair.engine.write(&src.unwrap(), &dst.unwrap(), options).unwrap())
+            })
+            .collect();
+        if round % 2 == 0 {
+            cabled.proxy.cut(cabled.proxy.num_connections() - 1);
+        }
+        for (slot, transfer) in transfers {
+            match transfer.wait(Some(LONG)) {
+                Ok(()) => done.push(slot),
+                Err(error) => assert_eq!(error.code, Code::ConnectionBroken, "{error}"),
+            }
+            transfer.wait_quiesced(Some(LONG)).unwrap();
+        }
+        eventually("later writes go well", || cabled.write(SLOT, 1).is_ok());
+    }
+    println!("{} of 64 writes went well", done.len());
+    for slot in 0..64 {
+        let counter = cabled.pair.peer.open(100 + slot as u32, &[]);
+        let whole = cabled.pair.peer.mismatch(&cabled.pair.there, (slot * SLOT, SLOT), 2, slot * SLOT).is_none();
+        if done.contains(&slot) {
+            cabled.pair.peer.wait_count(counter, 1).unwrap();
+            assert!(whole, "slot {slot} was reported done");
+        } else if cabled.pair.peer.value(counter) == 1 {
+            assert!(whole, "slot {slot} was counted");
+        } else {
+            let fault = cabled.pair.peer.wait_count(counter, 1).unwrap_err();
+            assert_eq!(fault.code, Code::TransferFailed.as_str(), "slot {slot}: {}", fault.message);
+        }
+        assert!(cabled.pair.peer.value(counter) <= 1, "slot {slot} counted twice");
+    }
+}
+
+fn cut_control_is_restored(fabric: &Fabric) {
+    let mut cabled = Cabled::new(fabric, 1 << 20, |_| {});
+    let counter = cabled.pair.peer.open(1, &[]);
+    let back = cabled.pair.engine.counter(Some(2), std::slice::from_ref(&cabled.pair.peer.address)).unwrap();
+    for round in 1..=3 {
+        cabled.write(100_000, 1).unwrap();
+        cabled.pair.peer.wait_count(counter, round).unwrap();
+        let num_before = cabled.proxy.num_connections();
+        let control = if round == 1 { 0 } else { num_before - 1 };
+        cabled.proxy.cut(control);
+        eventually("the connection is made again", || cabled.proxy.num_connections() > num_before);
+        eventually("the path is ready again", || cabled.state() == "ready");
+        let pair = &mut cabled.pair;
+        let transfer = pair.peer.write(&pair.there, (0, 8), &pair.region, 0, How::counted(2)).unwrap();
+        pair.peer.wait(transfer).unwrap();
+        back.wait(round, Some(LONG)).unwrap();
+        // What the control connection carries still works: a revocation and its answer.
+        cabled.pair.region.revoke(None, LONG).unwrap();
+    }
+}
+
+fn unplugged_is_lost(fabric: &Fabric) {
+    let mut cabled = Cabled::new(fabric, 4096, |settings| {
+        (settings.heartbeat, settings.heartbeats_lost) = (Duration::from_millis(100), 5);
+    });
+    let counter = cabled.pair.engine.counter(Some(2), std::slice::from_ref(&cabled.pair.peer.address)).unwrap();
+    cabled.write(64, 1).unwrap();
+    cabled.proxy.silence();
+    assert_code(counter.wait(1, Some(LONG)), Code::PeerLost);
+    assert_code(cabled.write(64, 1), Code::PeerLost);
+    assert_eq!(cabled.state(), "lost");
+    let fault = cabled.pair.peer.open(3, &[cabled.pair.engine.address()]);
+    let fault = cabled.pair.peer.wait_count(fault, 1).unwrap_err();
+    assert_eq!(fault.code, Code::PeerLost.as_str(), "{}", fault.message);
+}
+
+/// The control connection breaks and cannot be restored: lost within the heartbeats, not before.
+fn stays_away(fabric: &Fabric) {
+    let cabled = Cabled::new(fabric, 4096, |settings| {
+        (settings.heartbeat, settings.heartbeats_lost) = (Duration::from_millis(100), 5);
+    });
+    let counter = cabled.pair.engine.counter(Some(2), std::slice::from_ref(&cabled.pair.peer.address)).unwrap();
+    cabled.proxy.refuse(true);
+    let broke = std::time::Instant::now();
+    cabled.proxy.cut(0);
+    assert_code(counter.wait(1, Some(LONG)), Code::PeerLost);
+    assert!(broke.elapsed() > Duration::from_millis(200), "given up after {:?}", broke.elapsed());
+    assert!(broke.elapsed() < Duration::from_secs(10), "given up only after {:?}", broke.elapsed());
+}

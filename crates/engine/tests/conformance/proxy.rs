@@ -1,0 +1,112 @@
+//! A cable that can be cut: forwards bytes between a socket of ours and a peer's listener, one connection at a time.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyfabric_engine::Address;
+
+/// Forwards every connection to one address, until it is told otherwise.
+pub(crate) struct Proxy {
+    /// Where to connect instead.
+    pub(crate) address: Address,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Both ends of each connection, in the order in which they were made.
+    connections: Mutex<Vec<(TcpStream, TcpStream)>>,
+    /// Nothing passes, nothing is closed: a cable that is unplugged.
+    silent: AtomicBool,
+    /// New connections are closed at once.
+    refusing: AtomicBool,
+    over: AtomicBool,
+}
+
+impl Proxy {
+    pub(crate) fn before(address: &Address) -> Self {
+        let to = address.sockets[0];
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let ours = listener.local_addr().expect("its address");
+        let shared = Arc::new(Shared {
+            connections: Mutex::default(),
+            silent: AtomicBool::new(false),
+            refusing: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+        });
+        let accepting = Arc::clone(&shared);
+        std::thread::spawn(move || accepting.accept(&listener, to));
+        Self { address: Address { engine: address.engine, sockets: vec![ours] }, shared }
+    }
+
+    pub(crate) fn num_connections(&self) -> usize {
+        self.shared.connections().len()
+    }
+
+    /// Ends a connection, both ways.
+    pub(crate) fn cut(&self, connection: usize) {
+        let connections = self.shared.connections();
+        let (ours, theirs) = &connections[connection];
+        let _ = (ours.shutdown(Shutdown::Both), theirs.shutdown(Shutdown::Both));
+    }
+
+    pub(crate) fn silence(&self) {
+        self.shared.silent.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn refuse(&self, refusing: bool) {
+        self.shared.refusing.store(refusing, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.over.store(true, Ordering::SeqCst);
+        // Wakes the accepting thread; the forwarding ones end with their connections.
+        let _ = TcpStream::connect(self.address.sockets[0]);
+        for connection in 0..self.num_connections() {
+            self.cut(connection);
+        }
+    }
+}
+
+impl Shared {
+    fn connections(&self) -> std::sync::MutexGuard<'_, Vec<(TcpStream, TcpStream)>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn accept(self: Arc<Self>, listener: &TcpListener, to: SocketAddr) {
+        while let Ok((ours, _)) = listener.accept() {
+            if self.over.load(Ordering::SeqCst) {
+                return;
+            }
+            if self.refusing.load(Ordering::SeqCst) {
+                continue;
+            }
+            let Ok(theirs) = TcpStream::connect(to) else { continue };
+            let _ = (ours.set_nodelay(true), theirs.set_nodelay(true));
+            for (from, to) in [(&ours, &theirs), (&theirs, &ours)] {
+                let (from, to) = (from.try_clone().expect("a clone"), to.try_clone().expect("a clone"));
+                let shared = Arc::clone(&self);
+                std::thread::spawn(move || shared.forward(from, to));
+            }
+            self.connections().push((ours, theirs));
+        }
+    }
+
+    fn forward(&self, mut from: TcpStream, mut to: TcpStream) {
+        let mut bytes = vec![0; 256 << 10];
+        loop {
+            let nbytes = from.read(&mut bytes).unwrap_or(0);
+            while self.silent.load(Ordering::SeqCst) && !self.over.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if nbytes == 0 || to.write_all(&bytes[..nbytes]).is_err() {
+                let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+                return;
+            }
+        }
+    }
+}
