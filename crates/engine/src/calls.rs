@@ -259,6 +259,10 @@ impl Inner {
             match (&state.session, resume, state.phase) {
                 (Some(session), Some(resume), _) if session.token == resume.token => return Ok(session.token),
                 (_, Some(_), _) => return Err(Rejection::NoSession),
+                // Our welcome was lost with its connection: the caller has never heard of the session, nor used it.
+                (Some(session), None, Phase::Broken { .. }) if !session.is_caller && peer.base.received() == 0 => {
+                    return Ok(session.token);
+                }
                 (Some(_), None, _) => return Err(Rejection::Crossed),
                 (None, None, Phase::Calling) if self.address.engine < peer.address.engine => {
                     return Err(Rejection::Crossed);

@@ -238,7 +238,7 @@ impl Inner {
                 self.settle_path(peer, Some("no answer on the Unix socket: another network namespace?".into()));
             }
             Phase::Broken { until_ns, .. } if now_ns >= until_ns => {
-                return self.lose(peer, "its control connection broke and could not be restored");
+                return self.give_up(peer, "its control connection broke and could not be restored");
             }
             Phase::Broken { until_ns, retry_ns } if now_ns >= retry_ns => {
                 peer.state().phase = Phase::Broken { until_ns, retry_ns: u64::MAX };
@@ -250,9 +250,28 @@ impl Inner {
         let silent_ns = now_ns.saturating_sub(peer.heard_ns());
         if silent_ns > interval_ns * u64::from(self.config.heartbeats_lost) {
             let seconds = silent_ns as f64 / 1e9;
-            return self.lose(peer, &format!("nothing heard for {seconds:.1} s"));
+            return self.give_up(peer, &format!("nothing heard for {seconds:.1} s"));
         }
         self.send_due(driver, peer, now_ns);
+    }
+
+    /// A peer is lost; unless it called, and our welcome went down with the
+    /// connection: then it has never heard of the session, and may call again.
+    fn give_up(&self, peer: &Arc<Peer>, why: &str) {
+        {
+            let mut state = peer.state();
+            let is_unheard = state.session.as_ref().is_some_and(|session| !session.is_caller)
+                && matches!(state.phase, Phase::Broken { .. })
+                && peer.base.received() == 0;
+            if !is_unheard {
+                drop(state);
+                return self.lose(peer, why);
+            }
+            (state.session, state.phase) = (None, Phase::Idle);
+        }
+        let failure = Failure::ConnectionBroken(why.to_owned());
+        peer.fail_waiting(&failure);
+        self.counters.peer_lost(peer.address.engine, &peer.address.to_string(), &failure);
     }
 
     fn send_due(&self, driver: &mut Driver, peer: &Arc<Peer>, now_ns: u64) {

@@ -74,7 +74,10 @@ impl Inner {
                         self.welcomed(driver, calling, Way::Call(call), *welcome, VERSION);
                     }
                 }
-                Mail::Refused { call } => self.simulated_call_failed(driver, call, io::ErrorKind::ConnectionRefused),
+                Mail::Failed { call, refused } => {
+                    let kind = if refused { io::ErrorKind::ConnectionRefused } else { io::ErrorKind::ConnectionReset };
+                    self.simulated_call_failed(driver, call, kind);
+                }
             }
         }
     }

@@ -105,6 +105,23 @@ fn a_broken_control_connection_is_restored_and_loses_nothing() {
 }
 
 #[test]
+fn a_connection_that_breaks_in_the_handshake_loses_nobody() {
+    for_seeds(150, |world| {
+        let (one, other) = (world.engine(), world.engine());
+        let (of_one, of_other) = (world.region(&one, NBYTES), world.region(&other, NBYTES));
+        let first = write(world, &one, &of_one, &of_other);
+        for _ in 0..world.random.between(1, 3) {
+            world.some_steps(4);
+            world.inject(&Fault::Cut(id(&one), id(&other)));
+        }
+        world.run(Duration::from_secs(10));
+        assert!([Some(Ok(())), BROKEN, Some(Err(Code::TransferTimeout))].contains(&outcome(&first)));
+        write(world, &one, &of_one, &of_other).wait(None).unwrap();
+        write(world, &other, &of_other, &of_one).wait(None).unwrap();
+    });
+}
+
+#[test]
 fn calls_that_cross_become_one_session() {
     for_seeds(150, |world| {
         let engines: Vec<Engine> = (0..world.random.between(2, 5)).map(|_| world.engine()).collect();

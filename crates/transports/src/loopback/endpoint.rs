@@ -35,10 +35,12 @@ pub enum Mail {
         /// The answer.
         welcome: Box<Welcome>,
     },
-    /// Nobody listens there.
-    Refused {
+    /// The call came to nothing.
+    Failed {
         /// Of the call.
         call: u64,
+        /// Nobody listens there; otherwise the connection was reset.
+        refused: bool,
     },
 }
 
@@ -98,7 +100,7 @@ impl Endpoint {
                 state.push_at(due_ns, Event::Mail { from: self.idx, to, mail });
             }
             _ => {
-                let mail = Mail::Refused { call };
+                let mail = Mail::Failed { call, refused: true };
                 state.push_at(due_ns, Event::Mail { from: self.idx, to: self.idx, mail });
             }
         }

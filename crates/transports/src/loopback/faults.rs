@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyfabric_wire::EngineId;
 
+use super::endpoint::Mail;
 use super::link::News;
 use super::simulation::{Event, Life, Simulation, State};
 
@@ -138,8 +139,19 @@ impl State {
             // What is under way is lost from some message on.
             let until_ns = self.now_ns() + self.random.below(self.fabric.control_ns.1);
             self.queue.retain(|(due_ns, _), event| {
-                !matches!(event, Event::News { news: News::Control { connection: over, .. }, .. } if *over == connection)
-                    || *due_ns < until_ns
+                match event {
+                    Event::News { news: News::Control { connection: over, .. }, .. } if *over == connection => {
+                        return *due_ns < until_ns;
+                    }
+                    // An answer that is lost is a connection reset.
+                    Event::Mail { mail, .. } if *due_ns >= until_ns => {
+                        if matches!(mail, Mail::Answered { call, .. } if *call == connection) {
+                            *mail = Mail::Failed { call: connection, refused: false };
+                        }
+                    }
+                    _ => {}
+                }
+                true
             });
             let due_ns = self.control_due(peer, Some(owner));
             self.push_at(due_ns, Event::News { from: peer, to: owner, news: News::Broken { connection } });

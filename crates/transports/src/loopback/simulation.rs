@@ -359,7 +359,7 @@ impl State {
         match mail {
             Mail::Called { call, .. } if self.stands[to].has_left() => {
                 let due_ns = self.due();
-                self.push_at(due_ns, Event::Mail { from: to, to: from, mail: Mail::Refused { call } });
+                self.push_at(due_ns, Event::Mail { from: to, to: from, mail: Mail::Failed { call, refused: true } });
             }
             _ if self.stands[to].is_dead() => {}
             mail => self.stands[to].mail.push_back(mail),
