@@ -80,6 +80,8 @@ def region_numpy(region: Region, dtype: npt.DTypeLike, shape: int | Sequence[int
     if not address and region.nbytes:
         msg = f"region {region.id} is closed"
         raise Closed(msg, operation="view", region=region.id)
+    if not address:
+        return np.empty(dimensions, element)  # numpy takes no null pointer, though there is nothing behind it
     # A view outlives the registration: it also holds what was registered, which the region lets go of.
     data: Any = np.asarray(_Exporter((region, region._owner), address, region.nbytes, region.writable))
     return data[:nbytes].view(element).reshape(dimensions)
