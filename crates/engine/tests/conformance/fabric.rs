@@ -135,4 +135,4 @@ macro_rules! on_fabrics {
 
 pub(crate) use {on_every_fabric, on_fabrics};
 
-const DEADLINE: Duration = Duration::from_secs(90);
+const DEADLINE: Duration = Duration::from_secs(180);

@@ -90,7 +90,8 @@ fn more_than_four_gib(fabric: &Fabric) {
     let there = pair.peer.region(BYTES, if is_mapped { Memory::Allocated } else { Memory::Alias });
     let counter = pair.peer.open(1, &[]);
     let (src, dst) = (source.slice(0..BYTES).unwrap(), there.remote().slice(0..BYTES).unwrap());
-    let options = WriteOptions { imm: Some(1), timeout: Some(LONG), ..WriteOptions::default() };
+    // The pages are new to this process and to the machine: on a busy one that takes long.
+    let options = WriteOptions { imm: Some(1), timeout: Some(3 * LONG), ..WriteOptions::default() };
     pair.engine.write(&src, &dst, options).unwrap().wait(None).unwrap();
     pair.peer.wait_count(counter, 1).unwrap();
     for start in [0, 1 << 31, (4 << 30) - 100_000, BYTES - 100_000] {
