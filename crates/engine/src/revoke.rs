@@ -97,13 +97,13 @@ impl Inner {
                 if peer.links().all(Link::is_quiet) {
                     region.released_by(peer.idx);
                 }
-            } else if peer.has_session() {
+            } else if !fenced && peer.has_session() {
+                // Only who can write without us is asked. Others find themselves refused: a notice that nobody waits
+                // for could arrive after a new descriptor, and take that back too.
                 // ORDERING: a number of its own, no more.
                 let revoke = self.revokes.next.fetch_add(1, Ordering::Relaxed);
-                if !fenced {
-                    lock(&self.revokes.asked)
-                        .insert(revoke, Asked { peer: peer.idx, region: Arc::clone(region), revocation });
-                }
+                lock(&self.revokes.asked)
+                    .insert(revoke, Asked { peer: peer.idx, region: Arc::clone(region), revocation });
                 peer.base.send_control(Control::Revoke { region: region.id, revoke }.encode());
             }
         }

@@ -36,6 +36,8 @@ pub struct TcpLink {
     closed: AtomicBool,
     /// Some lane may have something to send.
     busy: AtomicBool,
+    /// Every stream has stood at once.
+    was_whole: AtomicBool,
     stats: PeerStats,
 }
 
@@ -72,6 +74,7 @@ impl TcpLink {
             bindings: Mutex::default(),
             closed: AtomicBool::new(false),
             busy: AtomicBool::new(false),
+            was_whole: AtomicBool::new(false),
             stats: PeerStats::new(num_streams + 1),
         }
     }
@@ -91,6 +94,9 @@ impl TcpLink {
         let before = self.lanes.write().unwrap_or_else(PoisonError::into_inner)[idx].replace(lane);
         if let Some(before) = before {
             before.stop(&Failure::ConnectionBroken("replaced by a new connection".into()));
+        }
+        if self.missing_lanes().is_empty() {
+            self.was_whole.store(true, Ordering::Relaxed);
         }
         // ORDERING: with `close`, which says so before it takes the lanes: one of us stops this one.
         if self.closed.load(Ordering::SeqCst) {
@@ -351,7 +357,9 @@ impl Link for TcpLink {
     }
 
     fn is_degraded(&self) -> bool {
-        !self.missing_lanes().is_empty()
+        // Streams that were never there are still being made; nothing is broken.
+        // ORDERING: for people.
+        self.was_whole.load(Ordering::Relaxed) && !self.missing_lanes().is_empty()
     }
 
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
