@@ -34,8 +34,9 @@ def info(json_to: str | None) -> None:
 
 def _print(found: dict[str, Any]) -> None:
     console = data()
-    build = " ".join(f"{name} {value}" for name, value in found["build"].items())
-    console.print(f"[bold]anyfabric {found['version']}[/bold]  {build}", highlight=False)
+    build = found["build"]
+    described = f"{build['profile']} build for {build['target']}, wire version {build['wire_version']}"
+    console.print(f"[bold]anyfabric {found['version']}[/bold]  {described}", highlight=False)
     console.print(f"address {found['address']}", highlight=False, soft_wrap=True)
     console.print(_transports(found["transports"]))
     console.print(_devices(found["devices"]))

@@ -23,6 +23,8 @@ __all__ = ["document", "plot", "table"]
 
 Row = dict[str, Any]
 
+WIDTH_INCHES = 13
+ROW_INCHES = 4
 CAPTION = (
     "Latency: half a round trip until the counter has it, in microseconds. Dimmed: what the machine does "
     "without an engine, and our speed against it."
@@ -78,30 +80,39 @@ def plot(rows: list[Row], baselines: list[Row], path: Path) -> None:
     except ImportError as cause:
         msg = "plots need matplotlib; try: pip install 'anyfabric[plot]'"
         raise Unsupported(msg, operation="plot") from cause
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    for label, points in _lines(rows, baselines).items():
-        style = {"linestyle": ":", "alpha": 0.7} if "baseline" in points[0] else {"marker": "o"}
-        sizes = [max(p["size_bytes"], 1) for p in points]
-        left.plot(sizes, [p["gb_per_s"] for p in points], label=label, **style)
-        right.plot(sizes, [p["latency_us"]["p50"] for p in points], label=label, **style)
-    for axes, title in ((left, "GB/s"), (right, "median latency in microseconds")):
-        axes.set(xscale="log", yscale="log", xlabel="size in bytes", title=title)
-        axes.set_xscale("log", base=2)
-        axes.grid(visible=True, which="major", alpha=0.3)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    panels = _panels(rows, baselines)
+    figure, grid = pyplot.subplots(
+        len(panels), 2, figsize=(WIDTH_INCHES, ROW_INCHES * len(panels)), layout="constrained", squeeze=False
+    )
+    for (title, lines), (left, right) in zip(panels.items(), grid, strict=True):
+        for label, points in lines.items():
+            style = {"linestyle": ":", "alpha": 0.8} if "baseline" in points[0] else {"marker": "o"}
+            sizes = [max(p["size_bytes"], 1) for p in points]
+            left.plot(sizes, [p["gb_per_s"] for p in points], label=label, **style)
+            right.plot(sizes, [p["latency_us"]["p50"] for p in points], label=label, **style)
+        for axes, unit in ((left, "GB/s"), (right, "median latency, us")):
+            axes.set(yscale="log", xlabel="size in bytes", ylabel=unit, title=title)
+            axes.set_xscale("log", base=2)
+            axes.grid(visible=True, which="major", alpha=0.3)
+        right.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 
-def _lines(rows: list[Row], baselines: list[Row]) -> dict[str, list[Row]]:
-    lines: dict[str, list[Row]] = {}
+def _panels(rows: list[Row], baselines: list[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Lines by pair of engines, then by what they measure, each in the order of sizes."""
+    panels: dict[str, dict[str, list[Row]]] = {}
     for row in [*rows, *baselines]:
-        name = row.get("baseline", row["op"])
         pages = f" x {row['pages']}" if row["pages"] > 1 else ""
-        label = f"{row['transport']} {name}{pages} {row['polling']} {row['memory']}"
-        lines.setdefault(label, []).append(row)
-    return {label: sorted(points, key=lambda p: p["size_bytes"]) for label, points in lines.items()}
+        memory = f", {row['memory']}" if row["op"] in USE_MEMORY else ""
+        label = f"{row.get('baseline', row['op'])}{pages}{memory}"
+        panel = panels.setdefault(f"{row['transport']}, {row['polling']}", {})
+        panel.setdefault(label, []).append(row)
+    for lines in panels.values():
+        for points in lines.values():
+            points.sort(key=lambda p: p["size_bytes"])
+    return panels
 
 
 def _title(row: Row) -> str:
