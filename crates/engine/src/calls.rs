@@ -246,7 +246,10 @@ impl Inner {
         if callee != self.address.engine || hello.address.engine == self.address.engine {
             return Err(Rejection::OtherIncarnation);
         }
-        let peer = self.find_peer(hello.address.engine);
+        let mut peer = self.find_peer(hello.address.engine);
+        if let Some(unheard) = peer.take_if(|peer| resume.is_none() && peer.is_unheard()) {
+            self.forget(&unheard, "it calls anew: it never heard of its session");
+        }
         // While we close we still meet whom something of ours waits for: our own call may have crossed this one.
         if self.is_closed() && peer.as_ref().is_none_or(|peer| peer.is_clear()) {
             return Err(Rejection::Closing);
@@ -259,10 +262,6 @@ impl Inner {
             match (&state.session, resume, state.phase) {
                 (Some(session), Some(resume), _) if session.token == resume.token => return Ok(session.token),
                 (_, Some(_), _) => return Err(Rejection::NoSession),
-                // Our welcome was lost with its connection: the caller has never heard of the session, nor used it.
-                (Some(session), None, Phase::Broken { .. }) if !session.is_caller && peer.base.received() == 0 => {
-                    return Ok(session.token);
-                }
                 (Some(_), None, _) => return Err(Rejection::Crossed),
                 (None, None, Phase::Calling) if self.address.engine < peer.address.engine => {
                     return Err(Rejection::Crossed);

@@ -60,6 +60,7 @@ impl Inner {
                 peer.dispatch_waiting();
                 return;
             }
+            state.established_ns = now_ns;
             state.session = Some(session.clone());
         }
         match self.shm_obstacle(&session) {
@@ -255,23 +256,12 @@ impl Inner {
         self.send_due(driver, peer, now_ns);
     }
 
-    /// A peer is lost; unless it called, and our welcome went down with the
-    /// connection: then it has never heard of the session, and may call again.
     fn give_up(&self, peer: &Arc<Peer>, why: &str) {
-        {
-            let mut state = peer.state();
-            let is_unheard = state.session.as_ref().is_some_and(|session| !session.is_caller)
-                && matches!(state.phase, Phase::Broken { .. })
-                && peer.base.received() == 0;
-            if !is_unheard {
-                drop(state);
-                return self.lose(peer, why);
-            }
-            (state.session, state.phase) = (None, Phase::Idle);
+        if peer.is_unheard() {
+            self.forget(peer, why);
+        } else {
+            self.lose(peer, why);
         }
-        let failure = Failure::ConnectionBroken(why.to_owned());
-        peer.fail_waiting(&failure);
-        self.counters.peer_lost(peer.address.engine, &peer.address.to_string(), &failure);
     }
 
     fn send_due(&self, driver: &mut Driver, peer: &Arc<Peer>, now_ns: u64) {

@@ -356,7 +356,19 @@ impl Inner {
 
     /// As [`Inner::lose`], for an end that is nobody's fault.
     pub(crate) fn part_from(&self, peer: &Arc<Peer>, why: &str, level: u8) {
-        let failure = Failure::PeerLost(why.to_owned());
+        self.part(peer, Failure::PeerLost(why.to_owned()), level, why);
+    }
+
+    /// Gives up a session that the peer never heard of: what was under way to
+    /// it fails, and the peer is met again like a new one.
+    pub(crate) fn forget(&self, peer: &Arc<Peer>, why: &str) {
+        self.peers.write().unwrap_or_else(PoisonError::into_inner).by_engine.remove(&peer.address.engine);
+        self.part(peer, Failure::ConnectionBroken(why.to_owned()), 30, why);
+        let next = self.peer_at(&peer.address);
+        peer.losses.take().into_iter().for_each(|imm| next.losses.note(imm));
+    }
+
+    fn part(&self, peer: &Arc<Peer>, failure: Failure, level: u8, why: &str) {
         if peer.lost().is_some() {
             return;
         }

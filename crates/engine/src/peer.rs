@@ -120,6 +120,7 @@ pub(crate) struct PeerState {
     /// Why no faster transport is used.
     pub(crate) reason: String,
     pub(crate) heartbeat_ns: u64,
+    pub(crate) established_ns: u64,
     pub(crate) retry_lane_ns: u64,
     pub(crate) backoff_ns: u64,
 }
@@ -166,6 +167,7 @@ impl Peer {
             session: None,
             reason: String::new(),
             heartbeat_ns: now_ns,
+            established_ns: now_ns,
             retry_lane_ns: 0,
             backoff_ns: 0,
         };
@@ -197,6 +199,16 @@ impl Peer {
     /// Whether the two have met, be the control connection up or being restored.
     pub(crate) fn has_session(&self) -> bool {
         self.state().session.is_some()
+    }
+
+    /// Whether it called, and its control connection broke before anything came:
+    /// our welcome went down with it, and the session is ours alone.
+    pub(crate) fn is_unheard(&self) -> bool {
+        let state = self.state();
+        matches!(state.phase, Phase::Broken { .. })
+            && state.session.as_ref().is_some_and(|session| !session.is_caller)
+            && self.heard_ns() <= state.established_ns
+            && self.base.received() == 0
     }
 
     /// The link that carries the data, once chosen.

@@ -1,8 +1,8 @@
 //! Which counted writes may be split over NICs.
 //!
 //! A receiver that is told quarters, and not of which write, may add up the
-//! quarters of two writes that both failed halfway, and count one that never
-//! came whole. So at most one split write of an imm is under way to a peer, and
+//! quarters of two writes that are both halfway, and count one although neither
+//! is whole; for good, when both failed there. So at most one split write of an imm is under way to a peer, and
 //! after one has failed none of that imm is split any more: the others go whole,
 //! over one NIC. The receiver keeps the quarters of different peers apart.
 

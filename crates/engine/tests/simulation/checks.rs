@@ -60,8 +60,9 @@ impl Chaos {
     fn check_transfers(&self) {
         for sent in self.sent.iter().filter(|sent| self.nodes[sent.from].is_awake()) {
             let ended = outcome(&sent.transfer).unwrap_or_else(|| panic!("not ended: {:?}", sent.transfer));
-            assert!(sent.transfer.is_quiesced(), "not quiesced: {:?}", sent.transfer);
             let tos = sent.units.iter().map(|unit| unit.to).chain(sent.message.iter().map(|(to, _)| *to));
+            let ends = (sent.from, tos.clone().collect::<Vec<_>>());
+            assert!(sent.transfer.is_quiesced(), "{ends:?}, {ended:?} and not quiesced: {:?}", sent.transfer);
             let sound = self.nodes[sent.from].is_sound && tos.into_iter().all(|to| self.nodes[to].is_sound);
             if let Err(code) = ended {
                 assert!(!sound, "{code:?} between engines that nothing happened to: {:?}", sent.transfer);
