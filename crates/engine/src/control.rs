@@ -48,7 +48,6 @@ impl Inner {
             return self.lose(peer, &format!("its connection cannot be used: {error}"));
         }
         peer.heard(now_ns);
-        let is_caller = session.is_caller;
         {
             let mut state = peer.state();
             state.backoff_ns = 0;
@@ -61,13 +60,20 @@ impl Inner {
                 return;
             }
             state.established_ns = now_ns;
-            state.session = Some(session.clone());
+            state.session = Some(session);
         }
+        self.choose_path(driver, peer);
+    }
+
+    /// Settles what carries the data; on the same host after meeting on the
+    /// Unix socket.
+    pub(crate) fn choose_path(&self, driver: &mut Driver, peer: &Arc<Peer>) {
+        let Some(session) = peer.state().session.clone() else { return };
         match self.shm_obstacle(&session) {
             Some(obstacle) => self.settle_path(peer, Some(obstacle)),
             None => {
-                peer.state().phase = Phase::Joining { until_ns: now_ns + nanos(HANDSHAKE) };
-                if is_caller {
+                peer.state().phase = Phase::Joining { until_ns: self.clock.now_ns() + nanos(HANDSHAKE) };
+                if session.is_caller {
                     self.start_join(driver, peer, session.token);
                 }
             }

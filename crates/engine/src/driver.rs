@@ -160,8 +160,10 @@ impl Inner {
         match event {
             Event::Call(idx) => {
                 if let Some(peer) = self.peer(idx) {
-                    if peer.phase() == Phase::Idle {
-                        self.call(driver, &peer);
+                    match peer.phase() {
+                        Phase::Idle => self.call(driver, &peer),
+                        Phase::Up if peer.link().is_none() => self.choose_path(driver, &peer),
+                        _ => {}
                     }
                 }
             }

@@ -231,7 +231,7 @@ impl Inner {
 
     /// Makes sure that a path is there or under way.
     pub(crate) fn prepare(&self, peer: &Peer) {
-        if peer.phase() == Phase::Idle {
+        if peer.needs_call() {
             self.push_event(Event::Call(peer.idx));
             self.wake();
         }

@@ -85,8 +85,13 @@ impl Inner {
             (Local::Join { engine, token, probe }, None) => {
                 let peer = self.find_peer(engine).filter(|peer| {
                     let state = peer.state();
-                    matches!(state.phase, Phase::Joining { .. })
-                        && state.session.as_ref().is_some_and(|session| session.token == token)
+                    // Also who found no path at first and tries again.
+                    let is_expected = match state.phase {
+                        Phase::Joining { .. } => true,
+                        Phase::Up => peer.link().is_none(),
+                        _ => false,
+                    };
+                    is_expected && state.session.as_ref().is_some_and(|session| session.token == token)
                 });
                 (peer.ok_or((None, "not expected".to_owned()))?, probe, None)
             }

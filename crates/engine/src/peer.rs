@@ -211,6 +211,15 @@ impl Peer {
             && self.base.received() == 0
     }
 
+    /// Whether nobody is making a path: there was no call, or it found none.
+    pub(crate) fn needs_call(&self) -> bool {
+        match self.phase() {
+            Phase::Idle => true,
+            Phase::Up => self.link().is_none(),
+            _ => false,
+        }
+    }
+
     /// The link that carries the data, once chosen.
     pub(crate) fn link(&self) -> Option<&Arc<dyn Link>> {
         self.link.get()
