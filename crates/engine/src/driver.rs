@@ -118,12 +118,15 @@ impl Inner {
         moved
     }
 
-    /// Everything that a descriptor announces, now or within `timeout`.
-    pub(crate) fn poll_descriptors(&self, driver: &mut Driver, timeout: Duration) {
+    /// Everything that a descriptor announces, now or within `timeout`; true
+    /// when there was something.
+    pub(crate) fn poll_descriptors(&self, driver: &mut Driver, timeout: Duration) -> bool {
         let mut ready = driver.take_ready();
         let _ = self.poller.wait(timeout, &mut ready);
+        let some = !ready.is_empty();
         driver.put_ready(ready);
         self.handle_ready(driver);
+        some
     }
 
     pub(crate) fn handle_ready(&self, driver: &mut Driver) {

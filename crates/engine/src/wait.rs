@@ -129,6 +129,7 @@ impl Inner {
     /// The worker's life.
     pub(crate) fn work(self: &Arc<Self>) {
         let busy = self.config.polling == Polling::Busy;
+        let mut linger_until_ns = 0;
         while !self.presence.is_stopped() {
             let Some(mut driver) = self.try_driver() else {
                 if self.presence.user_blocked.load(Ordering::SeqCst) {
@@ -157,11 +158,23 @@ impl Inner {
                 self.poll_descriptors(&mut driver, Duration::ZERO);
                 continue;
             }
-            self.block_worker(driver);
+            if now_ns < linger_until_ns {
+                // More of a stream is on its way: whoever sends it would pay for waking us.
+                if self.poll_descriptors(&mut driver, Duration::ZERO) {
+                    linger_until_ns = now_ns + LINGER_NS;
+                }
+                drop(driver);
+                std::thread::yield_now();
+                continue;
+            }
+            if self.block_worker(driver) && self.uses_streams() {
+                linger_until_ns = self.clock.now_ns() + LINGER_NS;
+            }
         }
     }
 
-    fn block_worker(&self, mut driver: MutexGuard<'_, Driver>) {
+    /// Blocks in epoll; true when a descriptor was ready.
+    fn block_worker(&self, mut driver: MutexGuard<'_, Driver>) -> bool {
         // ORDERING: announce, then look once more; partners: `wake` and `Doorbell::notify_remote`.
         self.doorbell.set_patience(0, 0);
         self.presence.worker_blocked.store(true, Ordering::SeqCst);
@@ -177,6 +190,7 @@ impl Inner {
         let mut ready = driver.take_ready();
         drop(driver);
         let _ = self.poller.wait(timeout, &mut ready);
+        let some = !ready.is_empty();
         self.presence.worker_blocked.store(false, Ordering::SeqCst);
         // Who drives meanwhile sees the same descriptors: they stay ready until they are read.
         if let Some(mut driver) = self.try_driver() {
@@ -185,6 +199,7 @@ impl Inner {
             self.handle_ready(&mut driver);
             self.poll_links(&mut driver);
         }
+        some
     }
 
     /// Gives back what only a living engine answers: whoever calls from now on is refused and not left waiting.
@@ -346,6 +361,10 @@ const TURNS: usize = 32;
 const LEASE: Duration = Duration::from_micros(200);
 /// The same while that thread blocks in epoll; it unparks the worker itself.
 const PARK: Duration = Duration::from_millis(100);
+/// How long a worker looks for more of a stream before it blocks.
+///
+/// MEASURED: longer than a gap within a stream on loopback; shorter than what a heartbeat may cost an idle engine.
+const LINGER_NS: u64 = 100_000;
 /// Longest sleep on the doorbell: bounds what a lost wake-up can cost.
 const NAP: Duration = Duration::from_millis(50);
 /// Milliseconds that a closing engine waits for the driver.
