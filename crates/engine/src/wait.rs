@@ -350,8 +350,8 @@ enum Driven {
 /// peer to wake somebody, or two processes that answer each other would find
 /// each other asleep in every round.
 ///
-/// MEASURED: 60 µs to wake an idle virtual CPU; with 50 µs of spinning the
-/// median of a round trip is 120 µs, with 150 µs it is below 1 µs.
+/// MEASURED: crates/engine/examples/pair.rs, adaptive. Waking an idle virtual CPU takes 60 µs; with 50 µs of spinning
+/// an 8-byte write took 59 µs in the median, with 150 µs it takes 0.33 µs, and 5.9 µs on one shared core.
 const SPIN_NS: u64 = 150_000;
 /// From when on it lets others have the core between looks.
 const YIELD_NS: u64 = 4_000;
