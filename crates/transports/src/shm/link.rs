@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyfabric_wire::{Local, Refusal};
@@ -61,7 +61,6 @@ pub struct ShmLink {
     pub(super) bindings: Mutex<Bindings>,
     pub(super) closed: AtomicBool,
     pub(super) exited: AtomicBool,
-    pub(super) bounced: AtomicU64,
     pub(super) stats: PeerStats,
 }
 
@@ -111,7 +110,6 @@ impl ShmLink {
             bindings: Mutex::default(),
             closed: AtomicBool::new(false),
             exited: AtomicBool::new(false),
-            bounced: AtomicU64::new(0),
             stats: PeerStats::new(1),
         }
     }

@@ -258,8 +258,6 @@ impl ShmLink {
             moved = true;
         }
         if moved {
-            // ORDERING: statistics.
-            self.bounced.fetch_add(1, Ordering::Relaxed);
             self.notify();
         }
         match (job.extent_idx >= extents.num_extents(), moved) {
