@@ -224,7 +224,8 @@ impl Inner {
             }
             // SAFETY: as above.
             let stream = unsafe { <TcpStream as std::os::fd::FromRawFd>::from_raw_fd(accepted) };
-            if driver.meets.len() >= MAX_MEETS {
+            // Our own calls do not count: connecting to many peers must not turn callers away.
+            if driver.meets.values().filter(|meet| meet.call.is_none()).count() >= MAX_MEETS {
                 // The oldest has had its chance: a flood of silent connections displaces itself.
                 let oldest = driver.meets.iter().filter(|(_, meet)| meet.call.is_none());
                 let oldest = oldest.min_by_key(|(_, meet)| meet.deadline_ns).map(|(id, _)| *id);
