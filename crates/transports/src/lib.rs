@@ -15,6 +15,7 @@ mod doorbell;
 mod link;
 pub mod loopback;
 pub mod mutant;
+pub mod rdma;
 mod region;
 pub mod shm;
 mod splits;
