@@ -312,8 +312,8 @@ impl Inner {
     pub(crate) fn on_control(&self, driver: &mut Driver, peer: &Arc<Peer>, message: Control) {
         match message {
             Control::Heartbeat { received } => peer.base.confirm(received),
-            Control::Revoke { region, revoke } => {
-                driver.releases.push(Release { peer: Arc::clone(peer), region, revoke });
+            Control::Revoke { region, key, revoke } => {
+                driver.releases.push(Release { peer: Arc::clone(peer), region, key, revoke });
             }
             Control::Revoked { revoke } => self.revokes.acknowledged(self, peer, revoke),
             Control::RetireImm { imm } => {
@@ -326,7 +326,6 @@ impl Inner {
             Control::EarlyArrivalsFull { .. } => peer.refuses_early.store(true, Ordering::Relaxed),
             Control::EarlyArrivalsRoom => peer.refuses_early.store(false, Ordering::Relaxed),
             Control::Goodbye => self.part_from(peer, "it has closed its engine", 20),
-            Control::Verify { .. } | Control::Verified { .. } => {}
         }
     }
 

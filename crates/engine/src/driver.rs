@@ -26,7 +26,7 @@ pub(crate) struct Driver {
     /// Calls inside a simulation, with their deadlines.
     pub(crate) calls: BTreeMap<u64, (Calling, u64)>,
     pub(crate) joins: HashMap<u32, Join>,
-    /// Regions that peers took back, to be answered once we are out.
+    /// Keys of regions that peers took back, to be answered once we are out.
     pub(crate) releases: Vec<Release>,
     /// Immediates that peers want back, to be answered once none is under way.
     pub(crate) retires: Vec<(Arc<Peer>, Imm)>,
@@ -48,6 +48,7 @@ pub(crate) struct Listeners {
 pub(crate) struct Release {
     pub(crate) peer: Arc<Peer>,
     pub(crate) region: u64,
+    pub(crate) key: u64,
     pub(crate) revoke: u64,
 }
 
@@ -354,7 +355,8 @@ impl Inner {
             }
             let refusal = anyfabric_wire::Refusal::Revoked;
             // Every link is asked, also after one that is not out yet.
-            let out = release.peer.links().fold(true, |out, link| link.release(release.region, refusal) & out);
+            let out =
+                release.peer.links().fold(true, |out, link| link.release(release.region, release.key, refusal) & out);
             if out {
                 release.peer.base.send_control(Control::Revoked { revoke: release.revoke }.encode());
             }

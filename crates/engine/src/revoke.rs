@@ -29,8 +29,7 @@ pub(crate) struct Revokes {
 struct Asked {
     peer: PeerIdx,
     region: Arc<Region>,
-    /// Number of the revocation at the region.
-    revocation: u64,
+    key: u64,
 }
 
 impl Revokes {
@@ -42,8 +41,8 @@ impl Revokes {
                 _ => None,
             }
         };
-        if let Some(Asked { peer, region, revocation }) = asked {
-            region.let_go_by(peer, revocation);
+        if let Some(Asked { peer, region, key }) = asked {
+            region.let_go_by(peer, key);
             self.settle(inner);
         }
     }
@@ -87,10 +86,8 @@ impl Inner {
     /// more. `peer`: one, or `None` for all.
     pub(crate) fn fence(&self, region: &Arc<Region>, peer: Option<&Arc<Peer>>, timeout: Duration) -> bool {
         let peers = peer.map_or_else(|| self.peers(), |peer| vec![Arc::clone(peer)]);
-        let mut told = Vec::with_capacity(peers.len());
         for peer in &peers {
-            let revocation = region.revoke(peer.idx);
-            told.push((peer.idx, revocation));
+            let keys = region.revoke(peer.idx);
             // Every link is told, also after one that depends on the peer's word.
             let fenced = peer.links().fold(true, |fenced, link| link.withhold(region) & fenced);
             if peer.lost().is_some() {
@@ -98,17 +95,24 @@ impl Inner {
                     region.released_by(peer.idx);
                 }
             } else if !fenced && peer.has_session() {
-                // Only who can write without us is asked. Others find themselves refused: a notice that nobody waits
-                // for could arrive after a new descriptor, and take that back too.
-                // ORDERING: a number of its own, no more.
-                let revoke = self.revokes.next.fetch_add(1, Ordering::Relaxed);
-                lock(&self.revokes.asked)
-                    .insert(revoke, Asked { peer: peer.idx, region: Arc::clone(region), revocation });
-                peer.base.send_control(Control::Revoke { region: region.id, revoke }.encode());
+                // Only who can write without us is asked, once for each key; others find themselves refused.
+                for key in keys {
+                    self.ask_back(peer, region, key);
+                }
             }
         }
-        let is_out = || !told.iter().any(|(peer, revocation)| region.is_reached_by(*peer, *revocation));
+        let is_out = || {
+            let owed = region.owed_by();
+            !peers.iter().any(|peer| owed.contains(&peer.idx))
+        };
         self.wait(Some(timeout), is_out)
+    }
+
+    fn ask_back(&self, peer: &Peer, region: &Arc<Region>, key: u64) {
+        // ORDERING: a number of its own, no more.
+        let revoke = self.revokes.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.revokes.asked).insert(revoke, Asked { peer: peer.idx, region: Arc::clone(region), key });
+        peer.base.send_control(Control::Revoke { region: region.id, key, revoke }.encode());
     }
 
     /// Closes a region for good. Bytes that a writer might still touch are

@@ -182,21 +182,31 @@ impl BindingTable {
         self.by_region.entry(binding.region).or_default().push(binding);
     }
 
-    /// The owner takes a region back: nothing new is posted to it.
-    pub fn refuse(&self, region: u64, refusal: Refusal) {
-        self.by_region.get(&region).into_iter().flatten().for_each(|binding| binding.refuse(refusal));
+    /// The owner takes a key back: nothing new is posted with it. What it gave
+    /// out later has another key, and stays.
+    pub fn refuse(&self, region: u64, key: u64, refusal: Refusal) {
+        self.of_key(region, key).for_each(|binding| binding.refuse(refusal));
     }
 
-    /// Whether nothing of a refused region is under way any more; then nothing of
+    /// Whether nothing with a refused key is under way any more; then nothing of
     /// it stays mapped, and it is forgotten.
-    pub fn settle(&mut self, region: u64) -> bool {
-        let Some(bindings) = self.by_region.get(&region) else { return true };
-        if !bindings.iter().all(|binding| binding.is_idle()) && !Mutant::SkipFence.is_on() {
+    pub fn settle(&mut self, region: u64, key: u64) -> bool {
+        if !self.of_key(region, key).all(|binding| binding.is_idle()) && !Mutant::SkipFence.is_on() {
             return false;
         }
-        bindings.iter().for_each(|binding| binding.unmap());
-        self.by_region.remove(&region);
+        self.of_key(region, key).for_each(|binding| binding.unmap());
+        if let Some(bindings) = self.by_region.get_mut(&region) {
+            bindings.retain(|binding| binding.key != key);
+            if bindings.is_empty() {
+                self.by_region.remove(&region);
+            }
+        }
         true
+    }
+
+    /// There is more than one where descriptors claim different lengths.
+    fn of_key(&self, region: u64, key: u64) -> impl Iterator<Item = &Arc<Binding>> {
+        self.by_region.get(&region).into_iter().flatten().filter(move |binding| binding.key == key)
     }
 
     /// The link closes.

@@ -147,9 +147,9 @@ pub trait Link: Send + Sync {
     /// Ends or notes operations whose tickets were given up.
     fn reap(&self);
 
-    /// A peer takes its region back: nothing new is posted to it; true once
-    /// nothing is under way and nothing of it is mapped here.
-    fn release(&self, region: u64, refusal: Refusal) -> bool;
+    /// A peer takes a key of its region back: nothing new is posted with it;
+    /// true once nothing is under way and nothing of it is mapped here.
+    fn release(&self, region: u64, key: u64, refusal: Refusal) -> bool;
 
     /// The region is closed to this peer, as its [`Region`] says: true when
     /// from now on no byte of the peer lands in it, false when that depends on

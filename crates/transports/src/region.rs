@@ -45,24 +45,12 @@ pub struct Region {
 }
 
 struct AccessList {
-    /// Peers that mapped it or know its address: they write without us.
-    granted: HashMap<PeerIdx, Grant>,
-    /// Revocations so far.
-    revocations: u64,
+    /// Peers that mapped it or know its address: they write without us. With
+    /// the keys that they came with and have not let go of.
+    granted: HashMap<PeerIdx, Vec<u64>>,
     /// Random keys, and the peers for which each has been revoked. The last
     /// goes into new descriptors.
     keys: Vec<(u64, HashSet<PeerIdx>)>,
-}
-
-/// What a peer was granted, between which revocations. A new key may be granted
-/// while a revocation of the old one is on its way.
-struct Grant {
-    /// Revocations before the oldest grant that it has not let go of.
-    oldest: u64,
-    /// Revocations before the latest grant.
-    latest: u64,
-    /// The latest revocation that the peer has been told, or will be.
-    revoked: u64,
 }
 
 // SAFETY: `Backing::Foreign` holds a raw pointer into memory that its owner, which is Send and Sync, keeps alive; this
@@ -81,11 +69,7 @@ impl Region {
             nbytes,
             backing,
             closed: AtomicBool::new(false),
-            access: Mutex::new(AccessList {
-                granted: HashMap::new(),
-                revocations: 0,
-                keys: vec![(key, HashSet::new())],
-            }),
+            access: Mutex::new(AccessList { granted: HashMap::new(), keys: vec![(key, HashSet::new())] }),
         }
     }
 
@@ -141,9 +125,10 @@ impl Region {
             return Err(Refusal::NoRegion);
         }
         access.check(peer, key)?;
-        let latest = access.revocations;
-        let grant = access.granted.entry(peer).or_insert(Grant { oldest: latest, latest, revoked: 0 });
-        grant.latest = latest;
+        let keys = access.granted.entry(peer).or_default();
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
         Ok(())
     }
 
@@ -161,41 +146,33 @@ impl Region {
         }
     }
 
-    /// Refuses a peer's writes with every key that was given out so far; returns
-    /// the number of this revocation.
-    pub fn revoke(&self, peer: PeerIdx) -> u64 {
-        let mut access = self.access();
-        for (_, revoked) in &mut access.keys {
-            revoked.insert(peer);
-        }
-        access.revocations += 1;
-        let number = access.revocations;
-        if let Some(grant) = access.granted.get_mut(&peer) {
-            grant.revoked = number;
-        }
-        number
+    /// Refuses a peer's writes with every key that was given out so far. Returns
+    /// those that it was granted with and has not been asked to let go of.
+    pub fn revoke(&self, peer: PeerIdx) -> Vec<u64> {
+        let AccessList { granted, keys } = &mut *self.access();
+        let granted = granted.get(&peer).map_or(&[][..], Vec::as_slice);
+        keys.iter_mut()
+            .filter_map(|(key, revoked)| (revoked.insert(peer) && granted.contains(key)).then_some(*key))
+            .collect()
     }
 
-    /// A peer has let go of what it was granted before that revocation.
-    pub fn let_go_by(&self, peer: PeerIdx, revocation: u64) {
+    /// A peer has let go of what it was granted with that key.
+    pub fn let_go_by(&self, peer: PeerIdx, key: u64) {
         let mut access = self.access();
-        match access.granted.get_mut(&peer) {
-            Some(grant) if grant.latest >= revocation => grant.oldest = grant.oldest.max(revocation),
-            Some(_) => drop(access.granted.remove(&peer)),
-            None => {}
+        if let Some(keys) = access.granted.get_mut(&peer) {
+            keys.retain(|granted| *granted != key);
+            if keys.is_empty() {
+                access.granted.remove(&peer);
+            }
         }
-    }
-
-    /// Whether a peer may still touch what it was granted before that revocation.
-    pub fn is_reached_by(&self, peer: PeerIdx, revocation: u64) -> bool {
-        self.access().granted.get(&peer).is_some_and(|grant| grant.oldest < revocation)
     }
 
     /// Peers that have not let go of what was taken back from them.
     pub fn owed_by(&self) -> Vec<PeerIdx> {
         let is_closed = self.is_closed();
         let access = self.access();
-        let owed = access.granted.iter().filter(|(_, grant)| is_closed || grant.oldest < grant.revoked);
+        let is_owed = |peer, key| is_closed || access.check(peer, key) == Err(Refusal::Revoked);
+        let owed = access.granted.iter().filter(|(peer, keys)| keys.iter().any(|key| is_owed(**peer, *key)));
         owed.map(|(peer, _)| *peer).collect()
     }
 
@@ -228,7 +205,8 @@ impl Region {
 
 impl AccessList {
     fn check(&self, peer: PeerIdx, key: u64) -> Result<(), Refusal> {
-        match self.keys.iter().find(|(known, _)| *known == key) {
+        // Most come with the latest.
+        match self.keys.iter().rev().find(|(known, _)| *known == key) {
             None if Mutant::IgnoreKey.is_on() => Ok(()),
             None => Err(Refusal::BadKey),
             Some((_, revoked)) if revoked.contains(&peer) => Err(Refusal::Revoked),

@@ -19,14 +19,17 @@ pub enum Control {
         /// Highest sequence number that arrived without a gap.
         received: u64,
     },
-    /// The owner takes a region back: stop writing, drain, answer.
+    /// The owner takes a right back: stop writing with that key, drain, answer.
+    /// What was given out later has another key, and stays.
     Revoke {
         /// Region at the sender of this message.
         region: u64,
+        /// The key that is revoked.
+        key: u64,
         /// Echoed by the answer.
         revoke: u64,
     },
-    /// Nothing of ours will touch that region any more.
+    /// Nothing of ours will touch that region with that key any more.
     Revoked {
         /// Of the request.
         revoke: u64,
@@ -53,39 +56,13 @@ pub enum Control {
     },
     /// There is room for early arrivals again.
     EarlyArrivalsRoom,
-    /// Check bytes that were placed through shared memory, then count them.
-    Verify {
-        /// Echoed by the answer.
-        request: u64,
-        /// Region at the receiver of this message.
-        region: u64,
-        /// Key of that region.
-        key: u64,
-        /// Where the bytes begin, and how many, per extent; at most
-        /// [`Control::MAX_EXTENTS`].
-        extents: Vec<(u64, u64)>,
-        /// CRC-32 over the extents' bytes, one after the other.
-        crc: u32,
-        /// What to count when they agree, and how often.
-        imm: Option<(Imm, u32)>,
-    },
-    /// The answer to [`Control::Verify`].
-    Verified {
-        /// Of the request.
-        request: u64,
-        /// Whether the bytes agreed.
-        result: Result<(), Refusal>,
-    },
     /// An orderly close: this incarnation ends. Wire version 2.
     Goodbye,
 }
 
 impl Control {
     /// Longest encoded message.
-    pub const MAX_ENCODED: usize = 1 << 17;
-    /// Extents of a [`Control::Verify`] that surely fit: each takes at most 20
-    /// bytes, all else at most 64.
-    pub const MAX_EXTENTS: usize = (Self::MAX_ENCODED - 64) / 20;
+    pub const MAX_ENCODED: usize = 1024;
 
     /// Serialises.
     pub fn encode(&self) -> Vec<u8> {

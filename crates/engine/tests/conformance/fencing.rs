@@ -13,6 +13,7 @@ on_every_fabric!(
     revoked_is_refused,
     revoked_before_it_was_met,
     revoked_under_load,
+    new_right_outlives_the_old,
     stopped_in_the_middle,
     quarantined_until_exit,
     source_is_held,
@@ -87,6 +88,41 @@ fn revoked_under_load(fabric: &Fabric) {
         }
         assert!(pair.peer.count(Ask::HammerEnd) > 0);
     }
+}
+
+/// A writer that was stopped hears of a revocation, which nobody waits for any more, and of a new descriptor in any
+/// order: the new right stays.
+fn new_right_outlives_the_old(fabric: &Fabric) {
+    let mut pair = Pair::connected(fabric, 4096);
+    let counter = pair.engine.counter(Some(1), &[]).unwrap();
+    let write = |pair: &Pair| {
+        let (to, how) = (pair.region.descriptor().unwrap().encode(), How { timeout: Some(LONG), ..How::counted(1) });
+        Ask::Write { region: pair.there.idx, at: 0, nbytes: 64, to, to_at: 0, how }
+    };
+    let written = |pair: &mut Pair, answer: Answer| match answer {
+        Answer::Id(transfer) => pair.peer.wait(transfer),
+        Answer::Failed(fault) => Err(fault),
+        other => panic!("unexpected answer {other:?}"),
+    };
+    for round in 0..30 {
+        let first = write(&pair);
+        let answer = pair.peer.ask(first);
+        written(&mut pair, answer).unwrap();
+        pair.peer.stop();
+        let revoked = pair.region.revoke(None, Duration::from_millis(5));
+        if fabric.writer_places() {
+            assert_code(revoked, Code::WaitTimeout);
+        } else {
+            revoked.unwrap();
+        }
+        let second = write(&pair);
+        pair.peer.tell(&second);
+        pair.peer.go_on();
+        let answer = pair.peer.answer();
+        written(&mut pair, answer).unwrap_or_else(|fault| panic!("round {round}: {fault:?}"));
+        assert!(pair.region.wait_fenced(None, LONG), "round {round}: the old right is still held");
+    }
+    counter.wait(60, Some(LONG)).unwrap();
 }
 
 /// The writer is stopped in the middle of a copy. What its fabric can fence without it is released at once; elsewhere

@@ -228,15 +228,13 @@ fn hostile_control(fabric: &Fabric) {
     let mut intruder = Intruder::meet(&pair.peer.address, &mut random);
     for message in [
         Control::Heartbeat { received: u64::MAX },
-        Control::Revoke { region: u64::MAX, revoke: 1 },
+        Control::Revoke { region: u64::MAX, key: 1, revoke: 1 },
         Control::Revoked { revoke: 0 },
         Control::Revoked { revoke: u64::MAX },
         Control::RetireImm { imm: imm(3) },
         Control::ImmRetired { imm: imm(Imm::COUNT - 1) },
         Control::EarlyArrivalsFull { limit: 0 },
         Control::EarlyArrivalsRoom,
-        Control::Verified { request: 9, result: Ok(()) },
-        Control::Verify { request: 1, region: 1, key: 1, extents: vec![(u64::MAX, u64::MAX)], crc: 0, imm: None },
         Control::CountFailed { imm: imm(99) },
     ] {
         intruder.control(&message).unwrap();

@@ -26,7 +26,7 @@ fn what_revoke_returned_is_not_touched_again() {
 }
 
 #[test]
-fn a_new_descriptor_does_not_hide_the_writes_of_the_old_one() {
+fn a_new_descriptor_neither_hides_the_writes_of_the_old_one_nor_goes_with_it() {
     for_seeds(150, |world| {
         let mut pair = Pair::new(world);
         pair.flood(world, 20);
@@ -36,7 +36,7 @@ fn a_new_descriptor_does_not_hide_the_writes_of_the_old_one() {
         let old = std::mem::replace(&mut pair.remote, remote(&pair.target));
         let write = pair.write(world);
         assert!(pair.target.wait_fenced(None, Duration::from_secs(1)));
-        let _ = write.wait(None);
+        write.wait(None).unwrap();
         pair.reuse();
         world.run(ms(500));
         pair.check_untouched();

@@ -31,7 +31,7 @@ pub struct SimLink {
     bindings: Mutex<Bindings>,
     /// Regions of ours that the peer was granted, with their keys: what our NICs
     /// let it write to.
-    granted: Mutex<HashMap<u64, (u64, Weak<Region>)>>,
+    granted: Mutex<HashMap<(u64, u64), Weak<Region>>>,
     controls: Mutex<Controls>,
     turn: AtomicUsize,
     closed: AtomicBool,
@@ -151,11 +151,12 @@ impl SimLink {
             return self.regions.admit(self.peer, region, key);
         }
         let granted = lock(&self.granted);
-        let (known, memory) = granted.get(&region).ok_or(Refusal::NoRegion)?;
-        if *known != key && !Mutant::IgnoreKey.is_on() {
-            return Err(Refusal::BadKey);
-        }
-        memory.upgrade().ok_or(Refusal::NoRegion)
+        let of_any_key = || granted.iter().find_map(|((id, _), memory)| (*id == region).then_some(memory));
+        let memory = match granted.get(&(region, key)) {
+            None if Mutant::IgnoreKey.is_on() => of_any_key(),
+            memory => memory,
+        };
+        memory.ok_or(Refusal::BadKey)?.upgrade().ok_or(Refusal::NoRegion)
     }
 
     // ---- sending -------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ impl SimLink {
     fn export(&self, region: u64, key: u64) -> Result<(), Refusal> {
         let memory = self.regions.admit(self.peer, region, key)?;
         memory.grant(self.peer, key)?;
-        lock(&self.granted).insert(region, (key, Arc::downgrade(&memory)));
+        lock(&self.granted).insert((region, key), Arc::downgrade(&memory));
         Ok(())
     }
 
@@ -363,10 +364,10 @@ impl Link for SimLink {
         }
     }
 
-    fn release(&self, region: u64, refusal: Refusal) -> bool {
+    fn release(&self, region: u64, key: u64, refusal: Refusal) -> bool {
         let table = &mut lock(&self.bindings).table;
-        table.refuse(region, refusal);
-        table.settle(region)
+        table.refuse(region, key, refusal);
+        table.settle(region, key)
     }
 
     fn withhold(&self, region: &Region) -> bool {

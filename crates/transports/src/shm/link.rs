@@ -346,11 +346,11 @@ impl Link for ShmLink {
         !region.granted_to().contains(&self.peer)
     }
 
-    fn release(&self, region: u64, refusal: Refusal) -> bool {
-        lock(&self.bindings).table.refuse(region, refusal);
+    fn release(&self, region: u64, key: u64, refusal: Refusal) -> bool {
+        lock(&self.bindings).table.refuse(region, key, refusal);
         // Short writes check and copy under this lock.
         drop(lock(&self.outgoing));
-        lock(&self.bindings).table.settle(region)
+        lock(&self.bindings).table.settle(region, key)
     }
 
     fn close(&self, why: &Failure) {

@@ -418,10 +418,10 @@ impl Link for TcpLink {
         }
     }
 
-    fn release(&self, region: u64, refusal: Refusal) -> bool {
+    fn release(&self, region: u64, key: u64, refusal: Refusal) -> bool {
         let mut bindings = lock(&self.bindings);
-        bindings.refuse(region, refusal);
-        bindings.settle(region)
+        bindings.refuse(region, key, refusal);
+        bindings.settle(region, key)
     }
 
     fn withhold(&self, region: &Region) -> bool {

@@ -1,7 +1,7 @@
 //! Where inputs come from: samples, mutated.
 
-use anyfabric_wire::handshake::{Side, SEAL_BYTES};
-use anyfabric_wire::{Control, Frame};
+use anyfabric_wire::handshake::{Side, MAX_BODY, SEAL_BYTES};
+use anyfabric_wire::Frame;
 
 use crate::decoders::{body_of, Decoder};
 use crate::samples;
@@ -14,7 +14,7 @@ pub(crate) struct Corpus {
 
 impl Corpus {
     const MAX_KEPT: usize = 512;
-    const MAX_INPUT: usize = Control::MAX_ENCODED + 64;
+    const MAX_INPUT: usize = MAX_BODY + 64;
 
     pub(crate) fn new() -> Self {
         let mut samples = Vec::new();

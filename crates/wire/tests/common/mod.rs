@@ -58,28 +58,15 @@ pub(crate) fn any_refusal() -> impl Strategy<Value = Refusal> {
 }
 
 pub(crate) fn any_control() -> impl Strategy<Value = Control> {
-    let verify =
-        (any::<(u64, u64, u64, u32)>(), vec(any::<(u64, u64)>(), 0..40), option::of((any_imm(), any::<u32>())))
-            .prop_map(|((request, region, key, crc), extents, imm)| Control::Verify {
-                request,
-                region,
-                key,
-                extents,
-                crc,
-                imm,
-            });
     prop_oneof![
         any::<u64>().prop_map(|received| Control::Heartbeat { received }),
-        any::<(u64, u64)>().prop_map(|(region, revoke)| Control::Revoke { region, revoke }),
+        any::<(u64, u64, u64)>().prop_map(|(region, key, revoke)| Control::Revoke { region, key, revoke }),
         any::<u64>().prop_map(|revoke| Control::Revoked { revoke }),
         any_imm().prop_map(|imm| Control::RetireImm { imm }),
         any_imm().prop_map(|imm| Control::ImmRetired { imm }),
         any_imm().prop_map(|imm| Control::CountFailed { imm }),
         any::<u32>().prop_map(|limit| Control::EarlyArrivalsFull { limit }),
         Just(Control::EarlyArrivalsRoom),
-        verify,
-        (any::<u64>(), proptest::result::maybe_ok(Just(()), any_refusal()))
-            .prop_map(|(request, result)| Control::Verified { request, result }),
         Just(Control::Goodbye),
     ]
 }

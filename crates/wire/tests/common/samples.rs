@@ -47,22 +47,13 @@ pub(crate) fn descriptors() -> Vec<Descriptor> {
 pub(crate) fn controls() -> Vec<Control> {
     vec![
         Control::Heartbeat { received: 300 },
-        Control::Revoke { region: 3, revoke: 1 },
+        Control::Revoke { region: 3, key: 0x0123_4567_89ab_cdef, revoke: 1 },
         Control::Revoked { revoke: 1 },
         Control::RetireImm { imm: imm(Imm::FIRST_OF_ENGINE) },
         Control::ImmRetired { imm: imm(Imm::FIRST_OF_ENGINE) },
         Control::CountFailed { imm: imm(7) },
         Control::EarlyArrivalsFull { limit: 65536 },
         Control::EarlyArrivalsRoom,
-        Control::Verify {
-            request: 9,
-            region: 3,
-            key: 0x0123_4567_89ab_cdef,
-            extents: vec![(0, 4096), (1 << 33, 1)],
-            crc: 0xdead_beef,
-            imm: Some((imm(Imm::COUNT - 1), 2)),
-        },
-        Control::Verified { request: 9, result: Err(Refusal::Checksum) },
         Control::Goodbye,
     ]
 }
@@ -101,7 +92,7 @@ pub(crate) fn frames() -> Vec<Frame> {
         ..Frame::new(FrameKind::Pages, 2, 1_024_000)
     };
     vec![
-        Frame::new(FrameKind::Control, 1, 131_072),
+        Frame::new(FrameKind::Control, 1, 1024),
         write,
         pages,
         Frame { flags: FLAG_LAST, ..Frame::new(FrameKind::Message, 3, 0) },
