@@ -541,7 +541,8 @@ class Counter:
         Raises:
             WaitTimeout: Fewer than `n` in time; the message says how many.
             PeerLost: One of `sources` died before `n` was reached.
-            TransferFailed: A counted transfer of this immediate failed before `n` was reached.
+            TransferFailed: A counted transfer of this immediate failed before `n` was reached, or came
+                while too many others waited for a counter and was dropped.
             Closed: The counter or the engine was closed, also while waiting.
         """
     def reached(self, n: int, *, timeout_s: float | None = None) -> Coroutine[Any, Any, None]:

@@ -20,6 +20,7 @@ use anyfabric_wire::handshake::{Hello, Welcome};
 use anyfabric_wire::{Control, Imm};
 
 use crate::driver::{link_token, Driver, Release, HANDSHAKE};
+use crate::events::Event;
 use crate::inner::{lock, nanos, Inner};
 use crate::meet::{Meet, MeetError};
 use crate::peer::{Base, Peer, Phase, Session};
@@ -321,7 +322,11 @@ impl Inner {
                 self.answer_retires(driver);
             }
             Control::ImmRetired { imm } => self.counters.retired(imm, peer.address.engine),
-            Control::CountFailed { imm } => self.counters.lost(peer.idx, &peer.address.to_string(), imm),
+            Control::CountFailed { imm } => {
+                if self.counters.lost(peer.idx, &peer.address.to_string(), imm).is_err() {
+                    self.push_event(Event::EarlyFull(peer.idx));
+                }
+            }
             // ORDERING: notices.
             Control::EarlyArrivalsFull { .. } => peer.refuses_early.store(true, Ordering::Relaxed),
             Control::EarlyArrivalsRoom => peer.refuses_early.store(false, Ordering::Relaxed),

@@ -2,8 +2,9 @@
 //!
 //! A counter's number is its total of arrived quarters, divided by four; it
 //! only grows. Quarters of different peers are kept apart until they make a
-//! whole: two writes that both fail halfway are not one that came. Arrivals that nobody has opened a counter for are kept, up to a
-//! bound per peer. Immediates of the engine's own (2^29 and up) are handed out
+//! whole: two writes that both fail halfway are not one that came. Arrivals that
+//! nobody has opened a counter for are kept, up to a bound per peer
+//! ([`crate::early`]). Immediates of the engine's own (2^29 and up) are handed out
 //! in one sequence; a late arrival for one whose counter is closed is dropped,
 //! and it is not handed out again before every source has said that nothing
 //! with it is under way.
@@ -17,6 +18,7 @@ use std::time::Duration;
 use anyfabric_transports::{Doorbell, Failure, PeerIdx};
 use anyfabric_wire::{EngineId, Imm, Refusal};
 
+use crate::early::{Early, Missing};
 use crate::inner::Inner;
 use crate::{Code, Error, Result};
 
@@ -195,8 +197,7 @@ pub(crate) struct Counters {
 #[derive(Default)]
 struct Table {
     by_imm: HashMap<u32, Entry, BuildHasherDefault<ImmHasher>>,
-    /// Distinct early imms by peer.
-    early: HashMap<PeerIdx, u32>,
+    early: Early,
     /// Quarters that do not make a whole yet, by imm and peer. Only of imms that
     /// have an entry.
     fractions: HashMap<u32, Vec<(PeerIdx, u8)>, BuildHasherDefault<ImmHasher>>,
@@ -207,7 +208,7 @@ struct Table {
 
 enum Entry {
     Open(Arc<State>),
-    Early { quarters: u64, peer: PeerIdx, failed: Option<Error> },
+    Early { quarters: u64, peer: PeerIdx, missing: Option<Missing> },
 }
 
 impl Counters {
@@ -230,39 +231,51 @@ impl Counters {
         self.num_waiters.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Opens a counter for `imm`, or for a fresh one.
-    pub(crate) fn open(&self, imm: Option<Imm>, sources: Vec<EngineId>) -> Result<Arc<State>> {
+    /// Opens a counter for `imm`, or for a fresh one. `name_of` tells a peer's
+    /// address.
+    pub(crate) fn open(
+        &self,
+        imm: Option<Imm>,
+        sources: Vec<EngineId>,
+        name_of: impl FnOnce(PeerIdx) -> String,
+    ) -> Result<Arc<State>> {
         let mut table = self.lock();
         let imm = match imm {
             Some(imm) => imm,
             None => table.fresh()?,
         };
-        let (mut quarters, mut failed) = (0, None);
-        match table.by_imm.remove(&imm.value()) {
+        let (quarters, missing) = match table.by_imm.remove(&imm.value()) {
             Some(Entry::Open(state)) => {
                 table.by_imm.insert(imm.value(), Entry::Open(state));
                 let message = format!("a counter for imm {} is open already; close it first", imm.value());
                 return Err(Error::invalid(message).during("counter"));
             }
-            Some(Entry::Early { quarters: early, peer, failed: failure }) => {
-                (quarters, failed) = (early, failure);
-                table.early.entry(peer).and_modify(|count| *count = count.saturating_sub(1));
+            Some(Entry::Early { quarters, peer, missing }) => {
+                table.early.given(peer);
+                (quarters, missing)
             }
-            None => {}
-        }
+            None => (0, table.early.take_dropped(imm)),
+        };
         let state = Arc::new(State {
             imm,
             quarters: AtomicU64::new(quarters),
             closed: AtomicBool::new(false),
-            settled_early: AtomicBool::new(failed.is_some()),
+            settled_early: AtomicBool::new(false),
             has_waiters: AtomicBool::new(false),
-            rest: Mutex::new(Rest { failure: failed, sources, waiters: Vec::new() }),
+            rest: Mutex::new(Rest { failure: None, sources, waiters: Vec::new() }),
         });
         table.by_imm.insert(imm.value(), Entry::Open(Arc::clone(&state)));
+        drop(table);
+        if let Some(missing) = missing {
+            state.fail(missing.error(imm, &name_of(missing.peer())));
+        }
         Ok(state)
     }
 
     /// Counts an arrival.
+    ///
+    /// # Errors
+    /// [`Refusal::Full`]: there is no counter, and no room to keep it for one.
     #[inline]
     pub(crate) fn add(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> std::result::Result<(), Refusal> {
         let mut guard = self.lock();
@@ -288,35 +301,36 @@ impl Counters {
             // Nobody opens an imm of ours but by asking for a fresh one: this is a late arrival.
             None if imm.is_of_engine() => Ok(()),
             None => {
-                table.count_early(peer)?;
+                let missing = table.early.keep(peer, imm)?;
                 let quarters = whole(&mut table.fractions, peer, imm, quarters);
-                table.by_imm.insert(imm.value(), Entry::Early { quarters, peer, failed: None });
+                table.by_imm.insert(imm.value(), Entry::Early { quarters, peer, missing });
                 Ok(())
             }
         }
     }
 
     /// A counted operation of `peer` failed: its count will never come.
-    pub(crate) fn lost(&self, peer: PeerIdx, peer_name: &str, imm: Imm) {
-        let message = format!("a transfer counted by imm {} failed at its writer {peer_name}", imm.value());
-        let mut error = Error::new(Code::TransferFailed, message).during("counter");
-        error.context.peer = Some(peer_name.to_owned());
+    ///
+    /// # Errors
+    /// As [`Counters::add`].
+    pub(crate) fn lost(&self, peer: PeerIdx, peer_name: &str, imm: Imm) -> std::result::Result<(), Refusal> {
+        let failed = Missing::Failed(peer);
         let mut table = self.lock();
         match table.by_imm.get_mut(&imm.value()) {
             Some(Entry::Open(state)) => {
                 let state = Arc::clone(state);
                 drop(table);
-                state.fail(error);
+                state.fail(failed.error(imm, peer_name));
                 self.doorbell.notify();
             }
-            Some(Entry::Early { failed, .. }) => *failed = Some(error),
+            Some(Entry::Early { missing, .. }) => *missing = Some(failed),
             None if imm.is_of_engine() => {}
             None => {
-                if table.count_early(peer).is_ok() {
-                    table.by_imm.insert(imm.value(), Entry::Early { quarters: 0, peer, failed: Some(error) });
-                }
+                table.early.keep(peer, imm)?;
+                table.by_imm.insert(imm.value(), Entry::Early { quarters: 0, peer, missing: Some(failed) });
             }
         }
+        Ok(())
     }
 
     /// A peer is lost: fails the counters that name it as a source.
@@ -383,9 +397,14 @@ impl Counters {
         }
     }
 
-    /// Whether a peer's early arrivals are below half of their bound.
+    /// See [`Early::has_room`].
     pub(crate) fn has_room(&self, peer: PeerIdx) -> bool {
-        self.lock().early.get(&peer).is_none_or(|count| *count < MAX_EARLY / 2)
+        self.lock().early.has_room(peer)
+    }
+
+    /// See [`Early::is_flooded_by`].
+    pub(crate) fn is_flooded_by(&self, peer: PeerIdx) -> bool {
+        self.lock().early.is_flooded_by(peer)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -405,15 +424,6 @@ impl Table {
             }
         }
         Err(Error::new(Code::ResourceExhausted, "every immediate is in use").during("counter"))
-    }
-
-    fn count_early(&mut self, peer: PeerIdx) -> std::result::Result<(), Refusal> {
-        let count = self.early.entry(peer).or_default();
-        if *count >= MAX_EARLY {
-            return Err(Refusal::Full);
-        }
-        *count += 1;
-        Ok(())
     }
 
     fn open_states(&self) -> Vec<Arc<State>> {
@@ -467,6 +477,3 @@ impl Hasher for ImmHasher {
         self.0 = (self.0 ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
     }
 }
-
-/// Distinct immediates of one peer that are kept without a counter.
-pub(crate) const MAX_EARLY: u32 = 4096;

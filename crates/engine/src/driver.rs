@@ -195,15 +195,21 @@ impl Inner {
             }
             Event::EarlyFull(idx) => {
                 if let Some(peer) = self.peer(idx) {
-                    // ORDERING: only the driver looks at it.
-                    if !peer.told_full.swap(true, std::sync::atomic::Ordering::Relaxed) {
-                        let limit = crate::counter::MAX_EARLY;
-                        peer.base.send_control(Control::EarlyArrivalsFull { limit }.encode());
-                        let line = format!("{} sends immediates that no counter is open for", peer.address);
-                        self.log(30, line);
-                    }
+                    self.on_early_full(&peer);
                 }
             }
+        }
+    }
+
+    fn on_early_full(&self, peer: &Arc<Peer>) {
+        if self.counters.is_flooded_by(peer.idx) {
+            return self.lose(peer, "it goes on sending immediates that no counter is open for");
+        }
+        // ORDERING: only the driver looks at it.
+        if !peer.told_full.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            let limit = crate::early::MAX_EARLY;
+            peer.base.send_control(Control::EarlyArrivalsFull { limit }.encode());
+            self.log(30, format!("{} sends immediates that no counter is open for", peer.address));
         }
     }
 

@@ -310,7 +310,8 @@ impl Engine {
             }
         };
         let engines = sources.iter().map(|source| source.engine).collect();
-        let state = self.inner.counters.open(imm, engines)?;
+        let name_of = |peer| self.inner.peer(peer).map_or_else(String::new, |peer| peer.address.to_string());
+        let state = self.inner.counters.open(imm, engines, name_of)?;
         let counter = Counter::new(Arc::clone(&self.inner), state);
         for source in sources.iter().filter(|source| **source != self.inner.address) {
             let peer = self.inner.peer_at(source);

@@ -258,7 +258,7 @@ impl Inner {
         let limits = [
             ("queue_depth", self.config.queue_depth as u64),
             ("max_message_bytes", self.config.max_message_bytes.into()),
-            ("early_imms_per_peer", crate::counter::MAX_EARLY.into()),
+            ("early_imms_per_peer", crate::early::MAX_EARLY.into()),
             ("tcp_streams", self.config.tcp_streams as u64),
         ];
         EngineInfo {

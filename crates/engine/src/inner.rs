@@ -13,8 +13,9 @@ use anyfabric_transports::{Clock, Doorbell, Failure, Link, PeerIdx, Region, Regi
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Control, EngineId, Imm, Refusal};
 
-use crate::counter::{Counters, MAX_EARLY};
+use crate::counter::Counters;
 use crate::driver::{Driver, Listeners, LISTENER, LOCAL_LISTENER, WAKE};
+use crate::early::MAX_EARLY;
 use crate::events::{Event, EventLog};
 use crate::meet::random;
 use crate::messages::{Message, Messages};

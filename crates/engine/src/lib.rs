@@ -26,6 +26,7 @@ mod connect;
 mod control;
 mod counter;
 mod driver;
+mod early;
 mod engine;
 mod error;
 mod events;

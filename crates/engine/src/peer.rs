@@ -10,7 +10,7 @@ use anyfabric_transports::loopback::SimLink;
 use anyfabric_transports::shm::ShmLink;
 use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::{
-    BindingState, ControlPath, Failure, Link, Losses, Op, Payload, PeerIdx, Region, Sink, Ticket,
+    BindingState, ControlPath, Failure, Link, Loss, Losses, Op, Payload, PeerIdx, Region, Sink, Ticket,
 };
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Imm, Refusal};
@@ -339,7 +339,7 @@ impl Peer {
             }
         };
         let Submission { id, imm, verify, ticket, .. } = submission;
-        link.post(Op { id, payload, imm, verify, ticket, losses: Arc::clone(&self.losses) });
+        link.post(Op { id, payload, imm, verify, ticket, loss: Loss::new(Arc::clone(&self.losses)) });
         None
     }
 

@@ -28,7 +28,7 @@ pub use binding::{Binding, BindingState, BindingTable, Target};
 pub use clock::Clock;
 pub use copy::{copy, copy_large, NON_TEMPORAL_BYTES};
 pub use doorbell::Doorbell;
-pub use link::{ControlPath, Inline, Link, LinkError, Losses, Op, Payload, Sink};
+pub use link::{ControlPath, Inline, Link, LinkError, Loss, Losses, Op, Payload, Sink};
 pub use region::{Backing, PeerIdx, Region, RegionTable};
 pub use splits::Splits;
 pub use stats::{Histogram, NicStats, PeerStats};

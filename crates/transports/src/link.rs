@@ -1,6 +1,7 @@
 //! The trait that every transport implements, and what passes through it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyfabric_plan::Extents;
@@ -25,8 +26,8 @@ pub struct Op {
     pub verify: bool,
     /// Ended by whoever carries the operation out.
     pub ticket: Arc<Ticket>,
-    /// Where to note a count that will never come.
-    pub losses: Arc<Losses>,
+    /// Where to note that its count will never come.
+    pub loss: Loss,
 }
 
 /// What an operation moves.
@@ -57,11 +58,21 @@ impl Op {
         }
     }
 
-    /// Ends it. A counted operation that failed is noted, so that the receiver
-    /// is told.
+    /// Has the receiver told that its count will never come, if it has one. Once:
+    /// by the time of the second notice another operation may use the imm.
+    pub fn note_loss(&self) {
+        if let Some((imm, _)) = self.imm {
+            // ORDERING: it guards nothing but itself.
+            if !self.loss.is_noted.swap(true, Ordering::Relaxed) {
+                self.loss.losses.note(imm);
+            }
+        }
+    }
+
+    /// Ends it. When it failed and was counted the receiver is told.
     pub fn end(self, result: Result<(), Failure>) {
-        if let (Err(_), Some((imm, _))) = (&result, self.imm) {
-            self.losses.note(imm);
+        if result.is_err() {
+            self.note_loss();
         }
         if let Payload::Write { binding, .. } = &self.payload {
             binding.leave();
@@ -84,6 +95,20 @@ pub struct Inline<'a> {
     pub extents: &'a Extents,
     /// What the receiver counts, and how often.
     pub imm: Option<(Imm, u32)>,
+}
+
+/// One operation's place among the [`Losses`].
+#[derive(Debug)]
+pub struct Loss {
+    losses: Arc<Losses>,
+    is_noted: AtomicBool,
+}
+
+impl Loss {
+    /// Not lost yet.
+    pub fn new(losses: Arc<Losses>) -> Self {
+        Self { losses, is_noted: AtomicBool::new(false) }
+    }
 }
 
 /// Counts that will never come: the engine tells the receiver.
@@ -231,4 +256,37 @@ pub enum LinkError {
     /// The peer is not what it claims to be.
     #[error("{0}")]
     Peer(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Clock, Doorbell};
+
+    /// A transfer is given up, and looked after again and again until it ends.
+    #[test]
+    fn a_lost_count_is_noted_once() {
+        let doorbell = Arc::new(Doorbell::private().expect("memory"));
+        let losses = Arc::new(Losses::default());
+        let op = |imm| Op {
+            id: 1,
+            payload: Payload::Signal,
+            imm,
+            verify: false,
+            ticket: Arc::new(Ticket::new(Arc::clone(&doorbell), Clock::Real, 1, 0, 0)),
+            loss: Loss::new(Arc::clone(&losses)),
+        };
+        let imm = Imm::new(7).expect("below 2^30");
+        let counted = op(Some((imm, 4)));
+        counted.note_loss();
+        counted.note_loss();
+        assert_eq!(losses.take(), [imm]);
+        // The imm may be another operation's by now.
+        counted.end(Err(Failure::Cancelled));
+        assert!(losses.take().is_empty());
+        op(Some((imm, 1))).end(Err(Failure::Cancelled));
+        op(Some((imm, 1))).end(Ok(()));
+        op(None).end(Err(Failure::Cancelled));
+        assert_eq!(losses.take(), [imm]);
+    }
 }

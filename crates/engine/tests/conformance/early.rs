@@ -6,7 +6,13 @@ use crate::ask::{Answer, Ask, How};
 use crate::fabric::{on_every_fabric, Fabric};
 use crate::harness::{assert_code, assert_fault, eventually, Pair, LONG};
 
-on_every_fabric!(kept_until_a_counter_opens, bounded_by_peer, late_arrivals_count_for_nobody, imms_are_checked);
+on_every_fabric!(
+    kept_until_a_counter_opens,
+    bounded_by_peer,
+    what_was_not_kept_is_not_waited_for,
+    late_arrivals_count_for_nobody,
+    imms_are_checked,
+);
 
 fn kept_until_a_counter_opens(fabric: &Fabric) {
     let mut pair = Pair::connected(fabric, 4096);
@@ -54,6 +60,44 @@ fn bounded_by_peer(fabric: &Fabric) {
         }
     });
     counters[5].wait(2, Some(LONG)).unwrap();
+}
+
+/// Beyond the bound an arrival is dropped. Its writer may think that it went well; whoever opens a counter for it
+/// later is told, and waits for nothing.
+fn what_was_not_kept_is_not_waited_for(fabric: &Fabric) {
+    let mut pair = Pair::connected(fabric, 4096);
+    let bound = pair.engine.info().limits["early_imms_per_peer"] as u32;
+    let to = pair.region.descriptor().unwrap().encode();
+    let flood = Ask::Flood { region: pair.there.idx, to, first_imm: 0, num_imms: 2 * bound };
+    let went_well = match pair.peer.ask(flood) {
+        Answer::Flooded(went_well, _) => went_well.min(2 * bound),
+        other => panic!("unexpected answer {other:?}"),
+    };
+    // Everything before it has come, on every fabric that reports a write before it is counted.
+    pair.peer.send(pair.engine.address(), b"that was all").unwrap();
+    pair.engine.receive(Some(LONG)).unwrap();
+    let mut num_dropped = 0;
+    for imm in 0..went_well {
+        let counter = pair.engine.counter(Some(imm), &[]).unwrap();
+        if let Err(error) = counter.wait(1, Some(LONG)) {
+            num_dropped += 1;
+            assert_eq!((error.code, counter.value()), (Code::TransferFailed, 0), "imm {imm}: {error}");
+            assert_eq!(error.context.peer, Some(pair.peer.address.to_string()), "{error}");
+            assert!(error.message.contains(&format!("imm {imm} ")), "{error}");
+        }
+    }
+    println!("{went_well} went well, {num_dropped} were dropped");
+    // A stream refuses what it does not keep, so what went well was kept. Elsewhere nobody could say no.
+    assert_eq!(num_dropped, went_well - bound, "of {went_well} that went well");
+    // With its counter a failure is given away: the imm is as good as new.
+    let counter = pair.engine.counter(Some(went_well - 1), &[]).unwrap();
+    eventually("the writer may go on", || {
+        match pair.peer.write(&pair.there, (0, 8), &pair.region, 0, How::counted(went_well - 1)) {
+            Ok(transfer) => pair.peer.wait(transfer).is_ok(),
+            Err(_) => false,
+        }
+    });
+    counter.wait(1, Some(LONG)).unwrap();
 }
 
 fn late_arrivals_count_for_nobody(fabric: &Fabric) {

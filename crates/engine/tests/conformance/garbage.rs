@@ -310,6 +310,10 @@ fn crowded_by_one(fabric: &Fabric) {
         }
     }
     assert!(full.is_some(), "10000 early arrivals were kept");
+    // Whoever waits for one that was not kept is told.
+    let lost = pair.peer.open(100_000 + full.unwrap(), &[]);
+    let fault = pair.peer.wait_count(lost, 1).unwrap_err();
+    assert_eq!(fault.code, Code::TransferFailed.as_str(), "{}", fault.message);
     let mut full = None;
     for op in 20_000..40_000 {
         if intruder.write(Frame::new(FrameKind::Message, op, 0), &[1; 100]) == Some(Err(Refusal::Full)) {
@@ -324,6 +328,14 @@ fn crowded_by_one(fabric: &Fabric) {
     pair.peer.wait_count(counter, 1).unwrap();
     pair.engine.send(&pair.peer.address, b"me too".to_vec(), None).unwrap().wait(Some(LONG)).unwrap();
     while pair.peer.receive().unwrap() != b"me too" {}
+    // Who goes on and on is given up.
+    for value in 200_000..400_000 {
+        if intruder.control(&Control::CountFailed { imm: Imm::new(value).unwrap() }).is_err() {
+            break;
+        }
+    }
+    wait_for_end(&mut intruder.stream);
+    still_works(&mut pair, fabric);
 }
 
 /// Ring indices and entries written by a peer are untrusted.

@@ -75,7 +75,6 @@ struct Flight {
     failure: Option<Failure>,
     /// Its count is split over NICs.
     split: Option<Imm>,
-    told_loss: bool,
     posted_ns: u64,
 }
 
@@ -332,7 +331,7 @@ impl Link for SimLink {
             self.stats.nic(part.nics.0).sent(nbytes / parts.len() as u64);
         }
         let (id, posted_ns) = (op.id, self.simulation.now_ns());
-        let flight = Flight { op, parts_left: parts.len(), failure: None, split, told_loss: false, posted_ns };
+        let flight = Flight { op, parts_left: parts.len(), failure: None, split, posted_ns };
         lock(&self.flights).insert(id, flight);
         let mut state = self.simulation.state();
         for part in parts {
@@ -356,10 +355,9 @@ impl Link for SimLink {
 
     fn reap(&self) {
         // What a NIC has been told cannot be taken back; it may yet arrive.
-        for flight in lock(&self.flights).values_mut() {
-            if let (false, Some(_), Some((imm, _))) = (flight.told_loss, flight.op.ticket.given_up(), flight.op.imm) {
-                flight.told_loss = true;
-                flight.op.losses.note(imm);
+        for flight in lock(&self.flights).values() {
+            if flight.op.ticket.given_up().is_some() {
+                flight.op.note_loss();
             }
         }
     }

@@ -331,8 +331,8 @@ impl Link for ShmLink {
             }
         }
         for op in lock(&self.outgoing).awaiting.values() {
-            if let (Some(_), Some((imm, _))) = (op.ticket.given_up(), op.imm) {
-                op.losses.note(imm);
+            if op.ticket.given_up().is_some() {
+                op.note_loss();
             }
         }
         for (op, why) in given_up {

@@ -46,8 +46,8 @@ impl Shared {
     /// Notes the lost count of an operation that was given up but may yet arrive.
     pub(super) fn note_loss(&self) {
         if let Some(op) = lock(&self.op).as_ref() {
-            if let (Some(_), Some((imm, _))) = (op.ticket.given_up(), op.imm) {
-                op.losses.note(imm);
+            if op.ticket.given_up().is_some() {
+                op.note_loss();
             }
         }
     }
