@@ -4,7 +4,7 @@ use anyfabric_engine::{Engine, PageList, ScatterTarget, WriteOptions};
 
 use crate::ask::How;
 use crate::fabric::{on_every_fabric, on_fabrics, random, Fabric};
-use crate::harness::{fill, Pair, Peer, LONG};
+use crate::harness::{fill, wait_for_streams, Pair, Peer, LONG};
 use crate::pattern;
 
 on_every_fabric!(write_counts_once, page_counts_once, target_counts_once);
@@ -19,6 +19,7 @@ mod uneven {
 fn write_counts_once(fabric: &Fabric) {
     let mut random = random();
     let mut pair = Pair::connected(fabric, 8 << 20);
+    wait_for_streams(&pair.engine, &pair.peer.address, fabric);
     fill(&pair.region, 1);
     let counter = pair.peer.open(7, &[]);
     // From the smallest to sizes that every stream gets a share of, at odd places.
@@ -48,6 +49,7 @@ fn write_counts_once(fabric: &Fabric) {
 fn page_counts_once(fabric: &Fabric) {
     let mut random = random();
     let mut pair = Pair::connected(fabric, 8 << 20);
+    wait_for_streams(&pair.engine, &pair.peer.address, fabric);
     fill(&pair.region, 3);
     let counter = pair.peer.open(8, &[]);
     let mut counted = 0;
@@ -84,6 +86,10 @@ fn target_counts_once(fabric: &Fabric) {
             (peer, there, counter)
         })
         .collect();
+    for (peer, ..) in &peers {
+        engine.connect(&peer.address, Some(LONG)).unwrap();
+        wait_for_streams(&engine, &peer.address, fabric);
+    }
     // Two targets at each peer; one large enough to be split.
     let mut targets = Vec::new();
     for (idx, (_, there, _)) in peers.iter().enumerate() {

@@ -314,6 +314,16 @@ pub(crate) fn fill(region: &Region, seed: u64) {
     pattern::fill(bytes(region), seed, 0);
 }
 
+/// Waits until large writes are split as far as they will be: streams are made after the path.
+pub(crate) fn wait_for_streams(engine: &Engine, peer: &Address, fabric: &Fabric) {
+    let manner = match fabric.streams.0 {
+        _ if !fabric.is_tcp() => return,
+        1 => "1 stream".to_owned(),
+        num_streams => format!("{num_streams} streams"),
+    };
+    eventually("every stream stands", || engine.path(peer).nics == [&*manner]);
+}
+
 /// Waits until something becomes true, with a bound.
 pub(crate) fn eventually(what: &str, is_true: impl FnMut() -> bool) {
     eventually_within(LONG, what, is_true);
