@@ -36,6 +36,10 @@ test: $(STAMPS)/test $(STAMPS)/demo $(STAMPS)/native ## Run every test; end with
 	@tools/test_rust.sh
 	@$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-rdma
+test-rdma: tools-present ## Run the RDMA tests in a virtual machine with Soft-RoCE NICs; installs qemu where it can
+	@$(PYTHON) tests/rdma/run.py $(ARGS) || { code=$$?; test $$code = 77 || exit $$code; }
+
 .PHONY: check
 check: $(STAMPS)/check $(STAMPS)/native ## Formatters, linters, types, the stub, the layers, the docs
 	cargo fmt --all --check
