@@ -1,7 +1,7 @@
 """`make test-rdma`: every scenario in a virtual machine with Soft-RoCE NICs, from programs built on the host.
 
-Exit code: 0 passed; 1 something failed; 77 this machine cannot run the bed, and the last line says why. What a
-scenario prints goes to `<target>/rdma/<name>.log`, and to the terminal when it failed.
+Exit code: 0 passed; 1 something failed; 77 this machine cannot run the bed, and the last line says why. The
+output of a scenario goes to `<target>/rdma/<name>.log`, and to the terminal when it failed.
 """
 
 from __future__ import annotations
