@@ -23,6 +23,7 @@ mod stats;
 pub mod sys;
 pub mod tcp;
 mod ticket;
+pub mod verbs;
 
 pub use binding::{Binding, BindingState, BindingTable, Target};
 pub use clock::Clock;

@@ -132,7 +132,12 @@ pub trait Domain: Send + Sync + 'static {
     /// # Safety
     /// The memory is valid for reads, and for writes if `writable`, until the
     /// registration is dropped.
-    unsafe fn register(&self, address: *mut u8, nbytes: u64, writable: bool) -> Result<Self::Memory, NicError>;
+    unsafe fn register(
+        self: &Arc<Self>,
+        address: *mut u8,
+        nbytes: u64,
+        writable: bool,
+    ) -> Result<Self::Memory, NicError>;
 
     /// What a peer needs to write into registered memory.
     fn remote(memory: &Self::Memory) -> RemoteMemory;

@@ -1,0 +1,51 @@
+//! ConnectX and every other RoCE or InfiniBand NIC, through libibverbs.
+//!
+//! The library is opened at run time ([`sys`]); without it, or without a device,
+//! the transport is simply not there. A [`VerbsNic`] is one port of a device
+//! with one completion queue and two shared receive queues; a rail is two
+//! reliable connected queue pairs: one for writes and immediates, one for
+//! messages, so that neither uses up the other's receives.
+//!
+//! Memory, for 1024 peers and 4 NICs: a queue pair for writes has room for 256
+//! work requests and one for messages for 16, together about 50 KiB of locked
+//! memory on ConnectX, so 200 MiB; completion queue, receive queues and message
+//! buffers are a NIC's, about 4 MiB each, however many peers there are.
+
+mod chain;
+mod device;
+#[cfg(test)]
+mod layout;
+mod nic;
+mod qp;
+mod rails;
+mod receives;
+mod settings;
+mod sys;
+
+pub use device::{no_device, VerbsDomain, VerbsMemory};
+pub use nic::VerbsNic;
+pub use settings::VerbsSettings;
+
+use crate::rdma::NicError;
+
+/// Opens the NICs that are named ("mlx5_0", "mlx5_0:2"), in that order; without
+/// names the fastest active ports, at most `max_nics`, by name.
+///
+/// # Errors
+/// Without libibverbs, for a NIC that is not there or may not be opened, and
+/// when no port is active.
+pub fn open(nics: &[String], max_nics: usize, settings: &VerbsSettings) -> Result<Vec<VerbsNic>, NicError> {
+    if settings.library.is_none() {
+        if let Some(why) = no_device() {
+            return Err(NicError::Device(why));
+        }
+    }
+    let library = sys::Library::open(settings.library.as_deref())?;
+    let mut found = device::open_all(library, nics, settings)?;
+    if nics.is_empty() {
+        let fastest = found.iter().map(|(_, port)| port.gbps).max().unwrap_or(0);
+        found.retain(|(_, port)| port.gbps == fastest);
+    }
+    found.truncate(max_nics);
+    found.into_iter().map(|(domain, port)| VerbsNic::new(domain, port, settings)).collect()
+}

@@ -1,0 +1,458 @@
+//! One port as a [`Nic`]: its queues and its rails.
+//!
+//! Every work request has a sequence number on its queue pair. Batches wait in
+//! the order in which they were posted, each with the number of its last
+//! request; a completion ends all up to its own number. After a fault the
+//! device flushes what was posted, one completion a request.
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use super::chain::{Chain, Request};
+use super::device::{Port, VerbsDomain, VerbsMemory};
+use super::qp::{End, QueuePair};
+use super::rails::{
+    fault_of, id_of, is_after, manner, parts_of, CompletionQueue, Kind, NumberHasher, Posted, Rail, Waiting, MAX_RAILS,
+};
+use super::receives::{ImmReceives, MessageBuffers};
+use super::sys::{self, SendWr, Sge, Wc};
+use super::VerbsSettings;
+use crate::rdma::{Batch, Completions, Fault, Marks, Nic, NicAbout, NicError, RailIdx};
+
+/// One port of a device, driven through libibverbs.
+pub struct VerbsNic {
+    // Queue pairs go before the queues that they use.
+    rails: Vec<Rail>,
+    free: Vec<RailIdx>,
+    by_number: HashMap<u32, RailIdx, BuildHasherDefault<NumberHasher>>,
+    imms: ImmReceives,
+    messages: MessageBuffers,
+    queue: CompletionQueue,
+    domain: Arc<VerbsDomain>,
+    port: Port,
+    settings: VerbsSettings,
+    about: NicAbout,
+    /// Requests of one rail that are held back.
+    chain: Chain,
+    held_for: RailIdx,
+    /// Completions that the queue still has room for, beside those of receives.
+    budget: usize,
+    /// Rails that broke while something was posted, to be reported.
+    faulty: Vec<RailIdx>,
+    completions: Box<[Wc; POLL]>,
+}
+
+// SAFETY: the raw pointers are to objects of libibverbs that this owns; they have no thread of their own.
+unsafe impl Send for VerbsNic {}
+
+impl VerbsNic {
+    pub(super) fn new(domain: Arc<VerbsDomain>, port: Port, settings: &VerbsSettings) -> Result<Self, NicError> {
+        let queue = CompletionQueue::new(&domain)?;
+        let imms = ImmReceives::new(&domain, id_of(Kind::Imm, 0, 0, 0))?;
+        let messages = MessageBuffers::new(&domain, id_of(Kind::Message, 0, 0, 0))?;
+        let about = NicAbout {
+            name: if domain.attributes.phys_port_cnt > 1 {
+                format!("{}:{}", domain.name, port.number)
+            } else {
+                domain.name.clone()
+            },
+            manner: manner(&port),
+            gbps: port.gbps,
+            max_write_bytes: port.max_message.into(),
+            max_message_bytes: MessageBuffers::BYTES,
+            is_ordered: true,
+        };
+        let budget = queue.depth().saturating_sub(imms.depth + MessageBuffers::RECEIVES);
+        Ok(Self {
+            rails: Vec::new(),
+            free: Vec::new(),
+            by_number: HashMap::default(),
+            imms,
+            messages,
+            queue,
+            domain,
+            port,
+            settings: settings.clone(),
+            about,
+            chain: Chain::new(),
+            held_for: 0,
+            budget,
+            faulty: Vec::new(),
+            completions: Box::new([Wc::default(); POLL]),
+        })
+    }
+
+    fn rail(&mut self, rail: RailIdx) -> Option<&mut Rail> {
+        self.rails.get_mut(rail as usize).filter(|rail| rail.pairs.is_some())
+    }
+
+    /// Notes what broke a rail, once; the device flushes the rest.
+    fn break_rail(&mut self, rail: RailIdx, why: Fault) {
+        let Some(broken) = self.rail(rail) else { return };
+        if broken.fault.is_none() {
+            broken.fault = Some(why);
+            broken.stop();
+            self.faulty.push(rail);
+        }
+    }
+
+    /// Hands over what is held back, for whichever rail.
+    fn hand_over(&mut self) -> Result<(), Fault> {
+        let (rail, held) = (self.held_for, self.chain.len() as u32);
+        if held == 0 {
+            return Ok(());
+        }
+        let domain = Arc::clone(&self.domain);
+        let Some(Rail { pairs: Some((pair, _)), writes, .. }) = self.rails.get_mut(rail as usize) else {
+            return Err(Fault::Flushed);
+        };
+        // SAFETY: the queue pair lives, the function is its device's, and registrations outlive what is posted.
+        match unsafe { self.chain.post((*domain.context).ops.post_send, pair.qp) } {
+            Ok(()) => {
+                writes.taken = writes.next;
+                Ok(())
+            }
+            Err((taken, code)) => {
+                writes.taken = writes.taken.wrapping_add(taken as u32);
+                let fault = Fault::Local(code);
+                self.break_rail(rail, fault);
+                Err(fault)
+            }
+        }
+    }
+
+    fn hold_for(&mut self, rail: RailIdx) {
+        if self.held_for != rail {
+            // A fault of the other rail is that rail's; it ends there.
+            let _ = self.hand_over();
+            self.held_for = rail;
+        }
+    }
+
+    fn check(&self, rail: RailIdx) -> Result<&Rail, Fault> {
+        match self.rails.get(rail as usize) {
+            Some(Rail { fault: Some(fault), .. }) => Err(*fault),
+            Some(found) if found.is_connected => Ok(found),
+            _ => Err(Fault::Flushed),
+        }
+    }
+
+    fn sent(&mut self, wc: &Wc, kind: Kind, to: &mut impl Completions) {
+        let (life, idx, sequence) = parts_of(wc.wr_id);
+        let Some(rail) = self.rails.get_mut(idx as usize).filter(|rail| rail.life == life) else { return };
+        let posted = if kind == Kind::Write { &mut rail.writes } else { &mut rail.messages };
+        let until = sequence.wrapping_add(1);
+        if rail.pairs.is_none() || !is_after(until, posted.done) {
+            return;
+        }
+        let mut end = |posted: &mut Posted, until: u32, result: Result<(), Fault>| {
+            while let Some(Waiting { token, buffer, .. }) = posted.take_until(until) {
+                buffer.into_iter().for_each(|buffer| self.messages.release(buffer));
+                to.completed(idx, token, result);
+            }
+        };
+        if wc.status == 0 {
+            end(posted, until, Ok(()));
+        } else {
+            let fault = fault_of(wc);
+            // What was posted before the first fault is placed. Later, and when the device only flushes, a request
+            // without a completion of its own may have been lost with the others.
+            let is_first = rail.fault.is_none() && fault != Fault::Flushed;
+            let fault = *rail.fault.get_or_insert(fault);
+            end(posted, sequence, if is_first { Ok(()) } else { Err(fault) });
+            end(posted, until, Err(fault));
+            if !rail.is_told && !self.faulty.contains(&idx) {
+                self.faulty.push(idx);
+            }
+        }
+        self.budget += until.wrapping_sub(posted.done) as usize;
+        posted.done = until;
+    }
+
+    /// Reports broken rails, and ends what their device never took.
+    #[cold]
+    fn settle_faulty(&mut self, to: &mut impl Completions) {
+        for at in (0..self.faulty.len()).rev() {
+            let idx = self.faulty[at];
+            let Some(rail) = self.rails.get_mut(idx as usize) else { continue };
+            let Some(fault) = rail.fault else { continue };
+            if !std::mem::replace(&mut rail.is_told, true) {
+                rail.stop();
+                to.broken(idx, fault);
+            }
+            for posted in [&mut rail.writes, &mut rail.messages] {
+                if posted.done != posted.taken {
+                    // The device still flushes what it took.
+                    continue;
+                }
+                self.budget += posted.under_way() as usize;
+                (posted.taken, posted.done) = (posted.next, posted.next);
+                for Waiting { token, buffer, .. } in posted.batches.drain(..) {
+                    buffer.into_iter().for_each(|buffer| self.messages.release(buffer));
+                    to.completed(idx, token, Err(fault));
+                }
+            }
+            if rail.writes.batches.is_empty() && rail.messages.batches.is_empty() {
+                self.faulty.swap_remove(at);
+            }
+        }
+    }
+
+    fn received(&mut self, wc: &Wc, kind: Kind, to: &mut impl Completions) {
+        let rail = self.by_number.get(&wc.qp_num).copied();
+        let posted = match kind {
+            Kind::Imm => {
+                if let (Some(rail), 0) = (rail, wc.status) {
+                    to.arrived(rail, u32::from_be(wc.imm_data));
+                }
+                self.imms.take()
+            }
+            _ => {
+                let buffer = parts_of(wc.wr_id).2 as usize;
+                if let (Some(rail), 0) = (rail, wc.status) {
+                    to.message(rail, self.messages.received(buffer, wc.byte_len as usize));
+                }
+                self.messages.give_back(buffer)
+            }
+        };
+        if let Err(error) = posted {
+            // The queue is as deep as what is posted, so this is a device that is gone; its rails will say so.
+            log::error!("{error}");
+        }
+        if let (Some(rail), true) = (rail, wc.status != 0 && wc.status != sys::WC_WR_FLUSH_ERR) {
+            self.break_rail(rail, fault_of(wc));
+        }
+    }
+}
+
+impl Nic for VerbsNic {
+    type Domain = VerbsDomain;
+
+    fn domain(&self) -> &Arc<VerbsDomain> {
+        &self.domain
+    }
+
+    fn about(&self) -> &NicAbout {
+        &self.about
+    }
+
+    fn is_up(&mut self) -> bool {
+        self.domain.query_port(self.port.number).is_ok_and(|port| port.state == sys::PORT_ACTIVE)
+    }
+
+    fn open(&mut self) -> Result<RailIdx, NicError> {
+        if self.rails.len() >= MAX_RAILS && self.free.is_empty() {
+            return Err(NicError::Device(format!(
+                "{}: {MAX_RAILS} rails are open, as many as can be",
+                self.about.name
+            )));
+        }
+        let pair =
+            |receives, depth| QueuePair::new(&self.domain, self.queue.cq, receives, depth, &self.port, &self.settings);
+        let writes = pair(self.imms.queue.srq, DEPTH)?;
+        let messages = pair(self.messages.queue.srq, MESSAGES)?;
+        let idx = self.free.pop().unwrap_or_else(|| {
+            self.rails.push(Rail::default());
+            self.rails.len() as RailIdx - 1
+        });
+        self.by_number.insert(writes.number(), idx);
+        self.by_number.insert(messages.number(), idx);
+        let rail = &mut self.rails[idx as usize];
+        rail.life = rail.life.wrapping_add(1);
+        rail.pairs = Some((writes, messages));
+        Ok(idx)
+    }
+
+    fn address(&self, rail: RailIdx) -> Vec<u8> {
+        let Some(Rail { pairs: Some((writes, messages)), .. }) = self.rails.get(rail as usize) else {
+            return Vec::new();
+        };
+        let end = End {
+            is_ethernet: self.port.is_ethernet,
+            mtu: self.port.mtu,
+            lid: self.port.lid,
+            gid: self.port.gid,
+            writes: (writes.number(), writes.psn),
+            messages: (messages.number(), messages.psn),
+        };
+        end.encode()
+    }
+
+    fn connect(&mut self, rail: RailIdx, theirs: &[u8]) -> Result<(), NicError> {
+        let end = End::decode(theirs)?;
+        if end.is_ethernet != self.port.is_ethernet {
+            let name = &self.about.name;
+            return Err(NicError::Peer(format!("{name} and the peer's NIC are on Ethernet and InfiniBand")));
+        }
+        let (port, settings) = (self.port, self.settings.clone());
+        let rail = self.rail(rail).ok_or_else(|| NicError::Device("the rail was closed".into()))?;
+        if let Some((writes, messages)) = &rail.pairs {
+            writes.connect(&port, &settings, &end, end.writes)?;
+            messages.connect(&port, &settings, &end, end.messages)?;
+        }
+        rail.is_connected = true;
+        Ok(())
+    }
+
+    fn fence(&mut self, rail: RailIdx) {
+        if self.held_for == rail {
+            let _ = self.hand_over();
+        }
+        self.break_rail(rail, Fault::Flushed);
+        if let Some(rail) = self.rail(rail) {
+            rail.is_told = true;
+            rail.stop();
+        }
+    }
+
+    fn close(&mut self, rail: RailIdx) {
+        if self.held_for == rail {
+            let _ = self.hand_over();
+        }
+        let Some(closed) = self.rails.get_mut(rail as usize) else { return };
+        let Some((writes, messages)) = closed.pairs.take() else { return };
+        self.by_number.remove(&writes.number());
+        self.by_number.remove(&messages.number());
+        drop((writes, messages));
+        for posted in [&mut closed.writes, &mut closed.messages] {
+            self.budget += posted.under_way() as usize;
+            posted.batches.drain(..).filter_map(|batch| batch.buffer).for_each(|buffer| self.messages.release(buffer));
+        }
+        *closed = Rail { life: closed.life, ..Rail::default() };
+        self.faulty.retain(|faulty| *faulty != rail);
+        self.free.push(rail);
+    }
+
+    fn room(&self, rail: RailIdx) -> usize {
+        let Some(rail) = self.rails.get(rail as usize) else { return 0 };
+        (DEPTH.saturating_sub(rail.writes.under_way()) as usize).min(self.budget)
+    }
+
+    fn post(&mut self, rail: RailIdx, batch: &Batch<'_, VerbsMemory>) -> Result<usize, Fault> {
+        self.check(rail)?;
+        let count = batch.writes.len().min(self.room(rail));
+        let Some(last) = count.checked_sub(1) else { return Ok(0) };
+        self.hold_for(rail);
+        let Rail { writes, life, pairs, .. } = &mut self.rails[rail as usize];
+        let max_inline = pairs.as_ref().map_or(0, |(writes, _)| writes.max_inline);
+        let (life, first) = (*life, writes.next);
+        writes.next = first.wrapping_add(count as u32);
+        writes.batches.push_back(Waiting { token: batch.token, end: writes.next, buffer: None });
+        self.budget -= count;
+        let whole = count == batch.writes.len();
+        let (source, target) = (batch.source, batch.target);
+        for (idx, write) in batch.writes[..count].iter().enumerate() {
+            if self.chain.is_full() && self.hand_over().is_err() {
+                break;
+            }
+            let imm = match batch.marks {
+                Marks::Each(imm) => Some(imm),
+                Marks::Last(imm) if whole && idx == last => Some(imm),
+                _ => None,
+            };
+            let length = write.nbytes as u32;
+            self.chain.push(&Request {
+                id: id_of(Kind::Write, life, rail, first.wrapping_add(idx as u32)),
+                local: Sge { addr: source.base + write.src, length, lkey: source.lkey },
+                remote: (target.base.wrapping_add(write.dst), target.key as u32),
+                imm,
+                is_inline: length <= max_inline,
+            });
+        }
+        Ok(count)
+    }
+
+    fn signal(&mut self, rail: RailIdx, imm: u32, token: u32) -> Result<bool, Fault> {
+        self.check(rail)?;
+        if self.room(rail) == 0 {
+            return Ok(false);
+        }
+        self.hold_for(rail);
+        if self.chain.is_full() {
+            self.hand_over()?;
+        }
+        let Rail { writes, life, .. } = &mut self.rails[rail as usize];
+        let id = id_of(Kind::Write, *life, rail, writes.next);
+        writes.next = writes.next.wrapping_add(1);
+        writes.batches.push_back(Waiting { token, end: writes.next, buffer: None });
+        self.budget -= 1;
+        // No byte is written, so the key is not looked at (InfiniBand C9-88).
+        self.chain.push(&Request { id, local: Sge::default(), remote: (0, 0), imm: Some(imm), is_inline: false });
+        Ok(true)
+    }
+
+    fn send(&mut self, rail: RailIdx, message: &[u8], token: u32) -> Result<bool, Fault> {
+        let Rail { messages, life, .. } = self.check(rail)?;
+        let (life, sequence) = (*life, messages.next);
+        if self.budget == 0 || messages.under_way() >= MESSAGES {
+            return Ok(false);
+        }
+        let Some((buffer, mut sge)) = self.messages.fill(message) else { return Ok(false) };
+        let mut request = SendWr {
+            wr_id: id_of(Kind::Send, life, rail, sequence),
+            sg_list: &raw mut sge,
+            num_sge: 1,
+            opcode: sys::WR_SEND,
+            send_flags: sys::SEND_SIGNALED,
+            ..SendWr::EMPTY
+        };
+        let Rail { messages, pairs, .. } = &mut self.rails[rail as usize];
+        let Some((_, pair)) = pairs else { return Err(Fault::Flushed) };
+        messages.next = sequence.wrapping_add(1);
+        messages.batches.push_back(Waiting { token, end: messages.next, buffer: Some(buffer) });
+        self.budget -= 1;
+        let mut bad = std::ptr::null_mut();
+        // SAFETY: the queue pair lives; request and piece live through the call, the buffer until its completion.
+        let failed = unsafe { ((*self.domain.context).ops.post_send)(pair.qp, &raw mut request, &raw mut bad) };
+        if failed == 0 {
+            messages.taken = messages.next;
+        } else {
+            self.break_rail(rail, Fault::Local(failed.unsigned_abs()));
+        }
+        Ok(true)
+    }
+
+    fn flush(&mut self, rail: RailIdx) -> Result<(), Fault> {
+        if self.held_for == rail {
+            self.hand_over()?;
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, to: &mut impl Completions) -> bool {
+        // SAFETY: the queue lives; there is room for POLL completions.
+        let count = unsafe {
+            let poll = (*self.domain.context).ops.poll_cq;
+            poll(self.queue.cq, POLL as i32, self.completions.as_mut_ptr())
+        };
+        for idx in 0..usize::try_from(count).unwrap_or(0).min(POLL) {
+            let wc = self.completions[idx];
+            match Kind::of(wc.wr_id) {
+                kind @ (Kind::Write | Kind::Send) => self.sent(&wc, kind, to),
+                kind => self.received(&wc, kind, to),
+            }
+        }
+        if !self.faulty.is_empty() {
+            self.settle_faulty(to);
+        }
+        count > 0
+    }
+
+    fn event_fd(&self) -> Option<RawFd> {
+        Some(self.queue.fd())
+    }
+
+    fn arm(&mut self) -> bool {
+        self.queue.arm();
+        true
+    }
+}
+
+/// Work requests under way on one rail.
+const DEPTH: u32 = 256;
+/// Messages under way on one rail.
+const MESSAGES: u32 = 16;
+/// Completions taken at once.
+const POLL: usize = 32;

@@ -1,0 +1,221 @@
+//! Shared receive queues: what arrivals and messages use up.
+//!
+//! An immediate needs a receive without memory, a message one with a buffer.
+//! Both are posted again in batches, long before they run out.
+
+use std::alloc::Layout;
+use std::sync::Arc;
+
+use super::device::{VerbsDomain, VerbsMemory};
+use super::sys::{RecvWr, Sge, Srq, SrqInitAttr};
+use crate::rdma::{Domain, NicError};
+
+/// A shared receive queue; destroyed on drop.
+pub(super) struct ReceiveQueue {
+    domain: Arc<VerbsDomain>,
+    pub(super) srq: *mut Srq,
+}
+
+/// Receives for immediates: without memory, each like the other.
+pub(super) struct ImmReceives {
+    pub(super) queue: ReceiveQueue,
+    template: Box<[RecvWr; REFILL]>,
+    used: usize,
+    pub(super) depth: usize,
+}
+
+/// Buffers for messages: some to receive into, some to send from.
+pub(super) struct MessageBuffers {
+    pub(super) queue: ReceiveQueue,
+    memory: VerbsMemory,
+    bytes: Buffers,
+    /// One a receive buffer.
+    requests: Box<[RecvWr]>,
+    // Pointed to by the requests.
+    _sges: Box<[Sge]>,
+    used: Vec<usize>,
+    free: Vec<usize>,
+}
+
+/// Page-aligned memory that the NIC writes to.
+struct Buffers {
+    start: *mut u8,
+    layout: Layout,
+}
+
+impl ReceiveQueue {
+    fn new(domain: &Arc<VerbsDomain>, depth: usize) -> Result<Self, NicError> {
+        let mut init =
+            SrqInitAttr { srq_context: std::ptr::null_mut(), max_wr: depth as u32, max_sge: 1, srq_limit: 0 };
+        // SAFETY: the domain is open; the attributes live through the call.
+        let srq = unsafe { (domain.library.create_srq)(domain.pd, &raw mut init) };
+        if srq.is_null() {
+            let error = std::io::Error::last_os_error();
+            return Err(NicError::Device(format!("{}: no shared receive queue: {error}", domain.name)));
+        }
+        Ok(Self { domain: Arc::clone(domain), srq })
+    }
+
+    /// # Safety
+    /// The chain from `first` is well formed, and its memory stays registered.
+    unsafe fn post(&self, first: *mut RecvWr) -> Result<(), NicError> {
+        let mut bad = std::ptr::null_mut();
+        // SAFETY: the queue lives; as promised by the caller.
+        let failed = unsafe { ((*self.domain.context).ops.post_srq_recv)(self.srq, first, &raw mut bad) };
+        if failed == 0 {
+            return Ok(());
+        }
+        let error = std::io::Error::from_raw_os_error(failed);
+        Err(NicError::Device(format!("{}: receives cannot be posted: {error}", self.domain.name)))
+    }
+}
+
+impl Drop for ReceiveQueue {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, dropped once, after every queue pair that uses it.
+        unsafe { (self.domain.library.destroy_srq)(self.srq) };
+    }
+}
+
+impl ImmReceives {
+    /// Creates and fills the queue; `id` comes back with every completion.
+    pub(super) fn new(domain: &Arc<VerbsDomain>, id: u64) -> Result<Self, NicError> {
+        let most = usize::try_from(domain.attributes.max_srq_wr).unwrap_or(0).max(REFILL);
+        let depth = IMM_DEPTH.min(most) / REFILL * REFILL;
+        let queue = ReceiveQueue::new(domain, depth)?;
+        let empty = RecvWr { wr_id: id, next: std::ptr::null_mut(), sg_list: std::ptr::null_mut(), num_sge: 0 };
+        let mut template = Box::new([empty; REFILL]);
+        for idx in 1..REFILL {
+            template[idx - 1].next = &raw mut template[idx];
+        }
+        let mut this = Self { queue, template, used: 0, depth };
+        for _ in 0..depth / REFILL {
+            this.refill()?;
+        }
+        Ok(this)
+    }
+
+    /// A receive was used up.
+    #[inline]
+    pub(super) fn take(&mut self) -> Result<(), NicError> {
+        self.used += 1;
+        if self.used < REFILL {
+            return Ok(());
+        }
+        self.used = 0;
+        self.refill()
+    }
+
+    #[cold]
+    fn refill(&mut self) -> Result<(), NicError> {
+        // SAFETY: the template is a well-formed chain that names no memory.
+        unsafe { self.queue.post(self.template.as_mut_ptr()) }
+    }
+}
+
+impl MessageBuffers {
+    /// Longest message.
+    pub(super) const BYTES: usize = 8192;
+    /// Receives.
+    pub(super) const RECEIVES: usize = 128;
+    const SENDS: usize = 64;
+
+    /// Creates and fills the queue; `id` plus the buffer's number comes back
+    /// with every completion.
+    pub(super) fn new(domain: &Arc<VerbsDomain>, id: u64) -> Result<Self, NicError> {
+        let queue = ReceiveQueue::new(domain, Self::RECEIVES)?;
+        let bytes = Buffers::new((Self::RECEIVES + Self::SENDS) * Self::BYTES)?;
+        // SAFETY: the buffers live as long as the registration, which is dropped before them.
+        let memory = unsafe { domain.register(bytes.start, bytes.layout.size() as u64, true) }?;
+        let sge = |idx: usize| Sge {
+            addr: bytes.start as u64 + (idx * Self::BYTES) as u64,
+            length: Self::BYTES as u32,
+            lkey: memory.lkey,
+        };
+        let mut sges: Box<[Sge]> = (0..Self::RECEIVES).map(sge).collect();
+        let request = |(idx, sge): (usize, &mut Sge)| RecvWr {
+            wr_id: id + idx as u64,
+            next: std::ptr::null_mut(),
+            sg_list: &raw mut *sge,
+            num_sge: 1,
+        };
+        let requests = sges.iter_mut().enumerate().map(request).collect();
+        let free = (Self::RECEIVES..Self::RECEIVES + Self::SENDS).collect();
+        let used = (0..Self::RECEIVES).collect();
+        let mut this = Self { queue, memory, bytes, requests, _sges: sges, used, free };
+        this.refill()?;
+        Ok(this)
+    }
+
+    /// What came into a receive buffer; [`MessageBuffers::give_back`] follows.
+    pub(super) fn received(&self, idx: usize, nbytes: usize) -> &[u8] {
+        let (idx, nbytes) = (idx.min(Self::RECEIVES - 1), nbytes.min(Self::BYTES));
+        // SAFETY: inside the buffers; the NIC has completed the receive and will not write until it is posted again.
+        unsafe { std::slice::from_raw_parts(self.bytes.start.add(idx * Self::BYTES), nbytes) }
+    }
+
+    /// A receive buffer may be used again.
+    pub(super) fn give_back(&mut self, idx: usize) -> Result<(), NicError> {
+        self.used.push(idx.min(Self::RECEIVES - 1));
+        if self.used.len() < Self::RECEIVES / 8 {
+            return Ok(());
+        }
+        self.refill()
+    }
+
+    fn refill(&mut self) -> Result<(), NicError> {
+        for pair in 0..self.used.len() {
+            let next = self.used.get(pair + 1).map_or(std::ptr::null_mut(), |&next| &raw mut self.requests[next]);
+            self.requests[self.used[pair]].next = next;
+        }
+        let Some(&first) = self.used.first() else { return Ok(()) };
+        self.used.clear();
+        // SAFETY: a chain over distinct receives whose buffers live as long as the queue.
+        unsafe { self.queue.post(&raw mut self.requests[first]) }
+    }
+
+    /// Copies a message into a buffer; `None` when all are in use or it is too
+    /// long.
+    pub(super) fn fill(&mut self, message: &[u8]) -> Option<(usize, Sge)> {
+        if message.len() > Self::BYTES {
+            return None;
+        }
+        let idx = self.free.pop()?;
+        // SAFETY: a send buffer that no work request uses, long enough.
+        let at = unsafe { self.bytes.start.add(idx * Self::BYTES) };
+        // SAFETY: as above; the message is elsewhere.
+        unsafe { at.copy_from_nonoverlapping(message.as_ptr(), message.len()) };
+        Some((idx, Sge { addr: at as u64, length: message.len() as u32, lkey: self.memory.lkey }))
+    }
+
+    /// A send buffer may be used again.
+    pub(super) fn release(&mut self, idx: usize) {
+        self.free.push(idx);
+    }
+}
+
+impl Buffers {
+    fn new(nbytes: usize) -> Result<Self, NicError> {
+        let failed = || NicError::Device(format!("no memory for {nbytes} bytes of message buffers"));
+        let layout = Layout::from_size_align(nbytes, PAGE).map_err(|_| failed())?;
+        // SAFETY: the layout has a size.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        if start.is_null() {
+            return Err(failed());
+        }
+        Ok(Self { start, layout })
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { std::alloc::dealloc(self.start, self.layout) };
+    }
+}
+
+/// Receives for immediates of one NIC.
+const IMM_DEPTH: usize = 8192;
+/// Receives posted at once.
+const REFILL: usize = 64;
+const PAGE: usize = 4096;

@@ -1,0 +1,500 @@
+//! libibverbs, opened at run time: just what is used of it.
+//!
+//! Layouts are rdma-core's, which has kept them since 2005; where a C compiler
+//! and `infiniband/verbs.h` are there, the tests in `layout.rs`
+//! compare each with the real one. Only the beginnings are declared of structures that the
+//! library allocates.
+//!
+//! Symbols are bound by version: `dlsym` would give whichever is the default.
+//! Posting and polling have no symbols: they go through the table that the
+//! device's own library has put into `context->ops`. The library is never
+//! closed, for its providers stay loaded.
+
+use std::ffi::{c_char, c_int, c_uint, c_void, CStr, CString};
+
+use crate::rdma::NicError;
+
+/// Declares the functions that are bound, and where to find each.
+macro_rules! library {
+    ($($name:ident: fn($($argument:ty),*) $(-> $result:ty)? = $symbol:literal, $version:literal;)*) => {
+        /// The functions of libibverbs that are used.
+        #[derive(Debug, Clone, Copy)]
+        pub(super) struct Library {
+            $(pub(super) $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
+            /// IBVERBS_1.8: relaxed ordering needs it.
+            pub(super) reg_mr_iova2:
+                Option<unsafe extern "C" fn(*mut Pd, *mut c_void, usize, u64, c_uint) -> *mut Mr>,
+            /// IBVERBS_1.11: GIDs with their types.
+            pub(super) query_gid_table:
+                Option<unsafe extern "C" fn(*mut Context, *mut GidEntry, usize, u32, usize) -> isize>,
+            /// IBVERBS_1.12: memory of other devices.
+            pub(super) reg_dmabuf_mr: Option<unsafe extern "C" fn(*mut Pd, u64, usize, u64, c_int, c_int) -> *mut Mr>,
+        }
+
+        impl Library {
+            /// Binds everything in an open library.
+            ///
+            /// # Safety
+            /// `handle` is libibverbs, or a library with the same functions.
+            unsafe fn bind(handle: *mut c_void) -> Result<Self, NicError> {
+                // SAFETY: each symbol has, at that version, the type that is declared for it.
+                unsafe {
+                    Ok(Self {
+                        $($name: std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) $(-> $result)?>(
+                            required(handle, $symbol, $version)?,
+                        ),)*
+                        reg_mr_iova2: std::mem::transmute::<*mut c_void, Option<_>>(
+                            symbol(handle, c"ibv_reg_mr_iova2", c"IBVERBS_1.8"),
+                        ),
+                        query_gid_table: std::mem::transmute::<*mut c_void, Option<_>>(
+                            symbol(handle, c"_ibv_query_gid_table", c"IBVERBS_1.11"),
+                        ),
+                        reg_dmabuf_mr: std::mem::transmute::<*mut c_void, Option<_>>(
+                            symbol(handle, c"ibv_reg_dmabuf_mr", c"IBVERBS_1.12"),
+                        ),
+                    })
+                }
+            }
+        }
+    };
+}
+
+library! {
+    get_device_list: fn(*mut c_int) -> *mut *mut Device = c"ibv_get_device_list", c"IBVERBS_1.1";
+    free_device_list: fn(*mut *mut Device) = c"ibv_free_device_list", c"IBVERBS_1.1";
+    get_device_name: fn(*mut Device) -> *const c_char = c"ibv_get_device_name", c"IBVERBS_1.1";
+    open_device: fn(*mut Device) -> *mut Context = c"ibv_open_device", c"IBVERBS_1.1";
+    close_device: fn(*mut Context) -> c_int = c"ibv_close_device", c"IBVERBS_1.1";
+    query_device: fn(*mut Context, *mut DeviceAttr) -> c_int = c"ibv_query_device", c"IBVERBS_1.1";
+    query_port: fn(*mut Context, u8, *mut PortAttr) -> c_int = c"ibv_query_port", c"IBVERBS_1.1";
+    query_gid: fn(*mut Context, u8, c_int, *mut Gid) -> c_int = c"ibv_query_gid", c"IBVERBS_1.1";
+    alloc_pd: fn(*mut Context) -> *mut Pd = c"ibv_alloc_pd", c"IBVERBS_1.1";
+    dealloc_pd: fn(*mut Pd) -> c_int = c"ibv_dealloc_pd", c"IBVERBS_1.1";
+    reg_mr: fn(*mut Pd, *mut c_void, usize, c_int) -> *mut Mr = c"ibv_reg_mr", c"IBVERBS_1.1";
+    dereg_mr: fn(*mut Mr) -> c_int = c"ibv_dereg_mr", c"IBVERBS_1.1";
+    create_comp_channel: fn(*mut Context) -> *mut CompChannel = c"ibv_create_comp_channel", c"IBVERBS_1.0";
+    destroy_comp_channel: fn(*mut CompChannel) -> c_int = c"ibv_destroy_comp_channel", c"IBVERBS_1.0";
+    get_cq_event: fn(*mut CompChannel, *mut *mut Cq, *mut *mut c_void) -> c_int = c"ibv_get_cq_event", c"IBVERBS_1.1";
+    ack_cq_events: fn(*mut Cq, c_uint) = c"ibv_ack_cq_events", c"IBVERBS_1.1";
+    create_cq: fn(*mut Context, c_int, *mut c_void, *mut CompChannel, c_int) -> *mut Cq
+        = c"ibv_create_cq", c"IBVERBS_1.1";
+    destroy_cq: fn(*mut Cq) -> c_int = c"ibv_destroy_cq", c"IBVERBS_1.1";
+    create_srq: fn(*mut Pd, *mut SrqInitAttr) -> *mut Srq = c"ibv_create_srq", c"IBVERBS_1.1";
+    destroy_srq: fn(*mut Srq) -> c_int = c"ibv_destroy_srq", c"IBVERBS_1.1";
+    create_qp: fn(*mut Pd, *mut QpInitAttr) -> *mut Qp = c"ibv_create_qp", c"IBVERBS_1.1";
+    modify_qp: fn(*mut Qp, *mut QpAttr, c_int) -> c_int = c"ibv_modify_qp", c"IBVERBS_1.1";
+    destroy_qp: fn(*mut Qp) -> c_int = c"ibv_destroy_qp", c"IBVERBS_1.1";
+}
+
+impl Library {
+    /// Opens libibverbs, or the library at `path`; loaded once, it stays.
+    pub(super) fn open(path: Option<&str>) -> Result<Self, NicError> {
+        let name = path.unwrap_or("libibverbs.so.1");
+        let c_name = CString::new(name).map_err(|_| NicError::Library(format!("{name:?} cannot be a path")))?;
+        // SAFETY: loads the library that administrators put there for this; its constructors register providers.
+        let handle = unsafe { libc::dlopen(c_name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        if handle.is_null() {
+            // SAFETY: after a failed dlopen dlerror gives a string that lives until the next call of it.
+            let why = unsafe { CStr::from_ptr(libc::dlerror()) }.to_string_lossy().into_owned();
+            return Err(NicError::Library(format!("{why}; install libibverbs1 and ibverbs-providers (rdma-core)")));
+        }
+        // SAFETY: it is libibverbs, by its name or by the word of whoever set the path.
+        unsafe { Self::bind(handle) }
+    }
+}
+
+unsafe extern "C" {
+    fn dlvsym(handle: *mut c_void, symbol: *const c_char, version: *const c_char) -> *mut c_void;
+}
+
+/// A symbol at its version, null when there is none.
+///
+/// # Safety
+/// `handle` is an open library.
+unsafe fn symbol(handle: *mut c_void, name: &CStr, version: &CStr) -> *mut c_void {
+    // SAFETY: both strings live through the call.
+    unsafe { dlvsym(handle, name.as_ptr(), version.as_ptr()) }
+}
+
+/// A symbol that must be there.
+///
+/// # Safety
+/// As [`symbol`].
+unsafe fn required(handle: *mut c_void, name: &CStr, version: &CStr) -> Result<*mut c_void, NicError> {
+    // SAFETY: as promised by the caller.
+    let found = unsafe { symbol(handle, name, version) };
+    if found.is_null() {
+        let (name, version) = (name.to_string_lossy(), version.to_string_lossy());
+        return Err(NicError::Library(format!("libibverbs has no {name}@{version}: it is too old, or something else")));
+    }
+    Ok(found)
+}
+
+// ---- what the library allocates ----------------------------------------------------------------
+
+/// A device in the list; only its name is asked for, by function.
+#[repr(C)]
+pub(super) struct Device {
+    opaque: [u8; 0],
+}
+
+/// An open device.
+#[repr(C)]
+pub(super) struct Context {
+    pub(super) device: *mut Device,
+    pub(super) ops: ContextOps,
+    pub(super) cmd_fd: c_int,
+    pub(super) async_fd: c_int,
+    pub(super) num_comp_vectors: c_int,
+}
+
+/// What the device's own library does without a system call.
+#[repr(C)]
+pub(super) struct ContextOps {
+    before_poll: [*const c_void; 11],
+    pub(super) poll_cq: unsafe extern "C" fn(*mut Cq, c_int, *mut Wc) -> c_int,
+    pub(super) req_notify_cq: unsafe extern "C" fn(*mut Cq, c_int) -> c_int,
+    before_srq: [*const c_void; 7],
+    pub(super) post_srq_recv: unsafe extern "C" fn(*mut Srq, *mut RecvWr, *mut *mut RecvWr) -> c_int,
+    before_send: [*const c_void; 4],
+    pub(super) post_send: unsafe extern "C" fn(*mut Qp, *mut SendWr, *mut *mut SendWr) -> c_int,
+    after_send: [*const c_void; 6],
+}
+
+/// A protection domain.
+#[repr(C)]
+pub(super) struct Pd {
+    opaque: [u8; 0],
+}
+
+/// A registration.
+#[repr(C)]
+pub(super) struct Mr {
+    context: *mut Context,
+    pd: *mut Pd,
+    pub(super) addr: *mut c_void,
+    pub(super) length: usize,
+    handle: u32,
+    pub(super) lkey: u32,
+    pub(super) rkey: u32,
+}
+
+/// A completion channel.
+#[repr(C)]
+pub(super) struct CompChannel {
+    context: *mut Context,
+    pub(super) fd: c_int,
+    refcnt: c_int,
+}
+
+/// A completion queue.
+#[repr(C)]
+pub(super) struct Cq {
+    context: *mut Context,
+    channel: *mut CompChannel,
+    cq_context: *mut c_void,
+    handle: u32,
+    pub(super) cqe: c_int,
+}
+
+/// A shared receive queue.
+#[repr(C)]
+pub(super) struct Srq {
+    opaque: [u8; 0],
+}
+
+/// A queue pair.
+#[repr(C)]
+pub(super) struct Qp {
+    context: *mut Context,
+    qp_context: *mut c_void,
+    pd: *mut Pd,
+    send_cq: *mut Cq,
+    recv_cq: *mut Cq,
+    srq: *mut Srq,
+    handle: u32,
+    pub(super) qp_num: u32,
+}
+
+// ---- what we allocate --------------------------------------------------------------------------
+
+/// A port's address.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Gid {
+    pub(super) raw: [u8; 16],
+    // The C union holds 64-bit words.
+    align: [u64; 0],
+}
+
+impl Gid {
+    pub(super) const fn new(raw: [u8; 16]) -> Self {
+        Self { raw, align: [] }
+    }
+}
+
+/// A GID with its type.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct GidEntry {
+    pub(super) gid: Gid,
+    pub(super) gid_index: u32,
+    pub(super) port_num: u32,
+    pub(super) gid_type: u32,
+    pub(super) ndev_ifindex: u32,
+}
+
+/// What a device can do.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DeviceAttr {
+    pub(super) fw_ver: [u8; 64],
+    node_guid: u64,
+    sys_image_guid: u64,
+    pub(super) max_mr_size: u64,
+    page_size_cap: u64,
+    pub(super) vendor_id: u32,
+    pub(super) vendor_part_id: u32,
+    hw_ver: u32,
+    pub(super) max_qp: c_int,
+    pub(super) max_qp_wr: c_int,
+    device_cap_flags: c_uint,
+    max_sge: c_int,
+    max_sge_rd: c_int,
+    max_cq: c_int,
+    pub(super) max_cqe: c_int,
+    rest: [c_int; 19],
+    max_srq: c_int,
+    pub(super) max_srq_wr: c_int,
+    max_srq_sge: c_int,
+    max_pkeys: u16,
+    local_ca_ack_delay: u8,
+    pub(super) phys_port_cnt: u8,
+}
+
+/// A port. The symbol fills the first 48 bytes, which hold all that is used.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PortAttr {
+    pub(super) state: c_uint,
+    pub(super) max_mtu: c_uint,
+    pub(super) active_mtu: c_uint,
+    pub(super) gid_tbl_len: c_int,
+    port_cap_flags: u32,
+    pub(super) max_msg_sz: u32,
+    bad_pkey_cntr: u32,
+    qkey_viol_cntr: u32,
+    pkey_tbl_len: u16,
+    pub(super) lid: u16,
+    sm_lid: u16,
+    lmc: u8,
+    max_vl_num: u8,
+    sm_sl: u8,
+    subnet_timeout: u8,
+    init_type_reply: u8,
+    pub(super) active_width: u8,
+    pub(super) active_speed: u8,
+    phys_state: u8,
+    pub(super) link_layer: u8,
+    flags: u8,
+    port_cap_flags2: u16,
+    active_speed_ex: u32,
+}
+
+/// Depths of a queue pair.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct QpCap {
+    pub(super) max_send_wr: u32,
+    pub(super) max_recv_wr: u32,
+    pub(super) max_send_sge: u32,
+    pub(super) max_recv_sge: u32,
+    pub(super) max_inline_data: u32,
+}
+
+/// How to make a queue pair.
+#[repr(C)]
+pub(super) struct QpInitAttr {
+    pub(super) qp_context: *mut c_void,
+    pub(super) send_cq: *mut Cq,
+    pub(super) recv_cq: *mut Cq,
+    pub(super) srq: *mut Srq,
+    pub(super) cap: QpCap,
+    pub(super) qp_type: c_uint,
+    pub(super) sq_sig_all: c_int,
+}
+
+/// How to make a shared receive queue.
+#[repr(C)]
+pub(super) struct SrqInitAttr {
+    pub(super) srq_context: *mut c_void,
+    pub(super) max_wr: u32,
+    pub(super) max_sge: u32,
+    pub(super) srq_limit: u32,
+}
+
+/// Where to send to.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct AhAttr {
+    pub(super) dgid: Gid,
+    pub(super) flow_label: u32,
+    pub(super) sgid_index: u8,
+    pub(super) hop_limit: u8,
+    pub(super) traffic_class: u8,
+    pub(super) dlid: u16,
+    pub(super) sl: u8,
+    pub(super) src_path_bits: u8,
+    pub(super) static_rate: u8,
+    pub(super) is_global: u8,
+    pub(super) port_num: u8,
+}
+
+/// How to change a queue pair.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct QpAttr {
+    pub(super) qp_state: c_uint,
+    pub(super) cur_qp_state: c_uint,
+    pub(super) path_mtu: c_uint,
+    pub(super) path_mig_state: c_uint,
+    pub(super) qkey: u32,
+    pub(super) rq_psn: u32,
+    pub(super) sq_psn: u32,
+    pub(super) dest_qp_num: u32,
+    pub(super) qp_access_flags: c_uint,
+    pub(super) cap: QpCap,
+    pub(super) ah_attr: AhAttr,
+    pub(super) alt_ah_attr: AhAttr,
+    pub(super) pkey_index: u16,
+    pub(super) alt_pkey_index: u16,
+    pub(super) en_sqd_async_notify: u8,
+    pub(super) sq_draining: u8,
+    pub(super) max_rd_atomic: u8,
+    pub(super) max_dest_rd_atomic: u8,
+    pub(super) min_rnr_timer: u8,
+    pub(super) port_num: u8,
+    pub(super) timeout: u8,
+    pub(super) retry_cnt: u8,
+    pub(super) rnr_retry: u8,
+    pub(super) alt_port_num: u8,
+    pub(super) alt_timeout: u8,
+    pub(super) rate_limit: u32,
+}
+
+/// A piece of local memory.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sge {
+    pub(super) addr: u64,
+    pub(super) length: u32,
+    pub(super) lkey: u32,
+}
+
+/// A work request to send; of its unions the members that are used.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SendWr {
+    pub(super) wr_id: u64,
+    pub(super) next: *mut SendWr,
+    pub(super) sg_list: *mut Sge,
+    pub(super) num_sge: c_int,
+    pub(super) opcode: c_uint,
+    pub(super) send_flags: c_uint,
+    /// In network byte order.
+    pub(super) imm_data: u32,
+    pub(super) remote_addr: u64,
+    pub(super) rkey: u32,
+    pub(super) rest_of_wr: [u64; 2],
+    pub(super) rest: [u64; 7],
+}
+
+impl SendWr {
+    pub(super) const EMPTY: Self = Self {
+        wr_id: 0,
+        next: std::ptr::null_mut(),
+        sg_list: std::ptr::null_mut(),
+        num_sge: 0,
+        opcode: 0,
+        send_flags: 0,
+        imm_data: 0,
+        remote_addr: 0,
+        rkey: 0,
+        rest_of_wr: [0; 2],
+        rest: [0; 7],
+    };
+}
+
+/// A work request to receive.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RecvWr {
+    pub(super) wr_id: u64,
+    pub(super) next: *mut RecvWr,
+    pub(super) sg_list: *mut Sge,
+    pub(super) num_sge: c_int,
+}
+
+/// A completion.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wc {
+    pub(super) wr_id: u64,
+    pub(super) status: c_uint,
+    pub(super) opcode: c_uint,
+    pub(super) vendor_err: u32,
+    pub(super) byte_len: u32,
+    /// In network byte order.
+    pub(super) imm_data: u32,
+    pub(super) qp_num: u32,
+    src_qp: u32,
+    wc_flags: c_uint,
+    pkey_index: u16,
+    slid: u16,
+    sl: u8,
+    dlid_path_bits: u8,
+}
+
+pub(super) const WC_LOC_LEN_ERR: c_uint = 1;
+pub(super) const WC_LOC_PROT_ERR: c_uint = 4;
+pub(super) const WC_WR_FLUSH_ERR: c_uint = 5;
+pub(super) const WC_REM_INV_REQ_ERR: c_uint = 9;
+pub(super) const WC_REM_ACCESS_ERR: c_uint = 10;
+pub(super) const WC_REM_OP_ERR: c_uint = 11;
+pub(super) const WC_RETRY_EXC_ERR: c_uint = 12;
+pub(super) const WC_RNR_RETRY_EXC_ERR: c_uint = 13;
+
+pub(super) const WR_RDMA_WRITE: c_uint = 0;
+pub(super) const WR_RDMA_WRITE_WITH_IMM: c_uint = 1;
+pub(super) const WR_SEND: c_uint = 2;
+pub(super) const SEND_SIGNALED: c_uint = 1 << 1;
+pub(super) const SEND_INLINE: c_uint = 1 << 3;
+
+pub(super) const ACCESS_LOCAL_WRITE: c_int = 1;
+pub(super) const ACCESS_REMOTE_WRITE: c_int = 1 << 1;
+pub(super) const ACCESS_RELAXED_ORDERING: c_int = 1 << 20;
+
+pub(super) const QPT_RC: c_uint = 2;
+pub(super) const QPS_INIT: c_uint = 1;
+pub(super) const QPS_RTR: c_uint = 2;
+pub(super) const QPS_RTS: c_uint = 3;
+pub(super) const QPS_ERR: c_uint = 6;
+pub(super) const QP_STATE: c_int = 1;
+pub(super) const QP_ACCESS_FLAGS: c_int = 1 << 3;
+pub(super) const QP_PKEY_INDEX: c_int = 1 << 4;
+pub(super) const QP_PORT: c_int = 1 << 5;
+pub(super) const QP_AV: c_int = 1 << 7;
+pub(super) const QP_PATH_MTU: c_int = 1 << 8;
+pub(super) const QP_TIMEOUT: c_int = 1 << 9;
+pub(super) const QP_RETRY_CNT: c_int = 1 << 10;
+pub(super) const QP_RNR_RETRY: c_int = 1 << 11;
+pub(super) const QP_RQ_PSN: c_int = 1 << 12;
+pub(super) const QP_MAX_QP_RD_ATOMIC: c_int = 1 << 13;
+pub(super) const QP_MIN_RNR_TIMER: c_int = 1 << 15;
+pub(super) const QP_SQ_PSN: c_int = 1 << 16;
+pub(super) const QP_MAX_DEST_RD_ATOMIC: c_int = 1 << 17;
+pub(super) const QP_DEST_QPN: c_int = 1 << 20;
+
+pub(super) const PORT_ACTIVE: c_uint = 4;
+pub(super) const LINK_LAYER_ETHERNET: u8 = 2;
+pub(super) const GID_TYPE_ROCE_V2: u32 = 2;
