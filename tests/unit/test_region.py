@@ -138,12 +138,30 @@ def test_empty_regions(engine):
         assert region[0:0].nbytes == 0
 
 
-def test_registering_twice_and_overlapping_is_fine(engine):
+def test_registering_twice_and_overlapping_is_fine(engine, peer):
     array = np.arange(64, dtype=np.uint8)
+    alive = weakref.ref(array)
     first, second, inner = engine.register(array), engine.register(array), engine.register(array[8:16])
+    del array
+    source = peer.allocate(64)
+    source.numpy()[:] = 7
+    to = [region.descriptor() for region in (first, second)]
+    assert to[0] != to[1]
+    for remote in to:
+        peer.write(source, remote).wait()
     first.close()
-    assert second.numpy()[63] == 63
-    assert inner.numpy().tolist() == list(range(8, 16))
+    with pytest.raises(af.Refused):
+        peer.write(source, to[0]).wait()
+    source.numpy()[:] = 9
+    peer.write(source, to[1]).wait()
+    assert second.numpy()[63] == 9
+    assert inner.numpy().tolist() == [9] * 8
+    second.close()
+    gc.collect()
+    assert alive() is not None
+    inner.close()
+    gc.collect()
+    assert alive() is None
 
 
 def test_descriptors_and_addresses_travel(engine):

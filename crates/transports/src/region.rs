@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use anyfabric_wire::Refusal;
 
@@ -39,10 +39,17 @@ pub struct Region {
     /// Whether peers may write into it.
     pub writable: bool,
     nbytes: u64,
+    /// What each NIC made of the memory. Before the backing, for fields are
+    /// dropped in this order.
+    natives: OnceLock<Box<[Native]>>,
     backing: Backing,
     closed: AtomicBool,
     access: Mutex<AccessList>,
 }
+
+/// A native registration, shared with other regions over the same memory; see
+/// [`crate::rdma::Registrations`].
+pub(crate) type Native = OnceLock<Arc<dyn Any + Send + Sync>>;
 
 struct AccessList {
     /// Peers that mapped it or know its address: they write without us. With
@@ -67,6 +74,7 @@ impl Region {
             id,
             writable,
             nbytes,
+            natives: OnceLock::new(),
             backing,
             closed: AtomicBool::new(false),
             access: Mutex::new(AccessList { granted: HashMap::new(), keys: vec![(key, HashSet::new())] }),
@@ -94,6 +102,11 @@ impl Region {
             // SAFETY: inside the region, as was just checked.
             unsafe { *self.as_ptr().add(offset as usize) ^= 1 };
         }
+    }
+
+    /// Where each of an engine's NICs keeps what it made of the memory.
+    pub(crate) fn natives(&self, num_domains: usize) -> &[Native] {
+        self.natives.get_or_init(|| (0..num_domains).map(|_| Native::new()).collect())
     }
 
     /// Who owns the memory.

@@ -1,5 +1,7 @@
 //! Semantic 7: fencing is awaited, never assumed.
 
+use std::cell::UnsafeCell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyfabric_engine::{Code, WriteOptions};
@@ -14,6 +16,7 @@ on_every_fabric!(
     revoked_before_it_was_met,
     revoked_under_load,
     new_right_outlives_the_old,
+    registered_twice,
     stopped_in_the_middle,
     quarantined_until_exit,
     source_is_held,
@@ -124,6 +127,52 @@ fn new_right_outlives_the_old(fabric: &Fabric) {
     }
     counter.wait(60, Some(LONG)).unwrap();
 }
+
+/// Two regions over the same bytes are two rights: what becomes of one is nothing to the other.
+fn registered_twice(fabric: &Fabric) {
+    let mut pair = Pair::connected(fabric, 4096);
+    let memory = Arc::new(Shared(UnsafeCell::new([0; 4096])));
+    let register = || {
+        let owner = Box::new(Arc::clone(&memory));
+        // SAFETY: the array is on the heap, where each region's owner keeps it.
+        unsafe { pair.engine.register(memory.0.get().cast(), 4096, true, owner) }.unwrap()
+    };
+    let (first, second, third) = (register(), register(), register());
+    let to: Vec<_> = [&first, &second, &third].map(|region| region.descriptor().unwrap().encode()).into();
+    let counter = pair.engine.counter(Some(1), &[]).unwrap();
+    let mut write = |idx: usize| {
+        let (region, how) = (pair.there.idx, How { timeout: Some(LONG), ..How::counted(1) });
+        match pair.peer.ask(Ask::Write { region, at: 0, nbytes: 4096, to: to[idx].clone(), to_at: 0, how }) {
+            Answer::Id(transfer) => pair.peer.wait(transfer),
+            Answer::Failed(fault) => Err(fault),
+            other => panic!("unexpected answer {other:?}"),
+        }
+    };
+    (0..3).for_each(|idx| write(idx).unwrap());
+    first.close(LONG);
+    second.revoke(None, LONG).unwrap();
+    for idx in 0..2 {
+        assert_fault(write(idx), Code::Refused);
+    }
+    write(2).unwrap();
+    drop(first);
+    drop(second);
+    write(2).unwrap();
+    counter.wait(5, Some(LONG)).unwrap();
+    third.close(LONG);
+    assert_fault(write(2), Code::Refused);
+    assert_eq!(counter.value(), 5);
+    drop((third, counter));
+    assert_eq!(Arc::strong_count(&memory), 1, "somebody still holds the memory");
+}
+
+/// Memory of several regions.
+struct Shared(UnsafeCell<[u8; 4096]>);
+
+// SAFETY: it is touched through the regions only, where races are part of what is tested.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
 
 /// The writer is stopped in the middle of a copy. What its fabric can fence without it is released at once; elsewhere
 /// the revocation times out, and only after the writer has gone on and answered the bytes are ours again.

@@ -4,7 +4,9 @@
 //! connection between one of our NICs and one of a peer's.
 
 mod nic;
+mod registrations;
 
 pub use nic::{
     Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicError, RailIdx, RemoteMemory, MAX_ADDRESS_BYTES,
 };
+pub use registrations::Registrations;
