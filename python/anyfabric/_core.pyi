@@ -589,7 +589,10 @@ class Watcher:
         Source bytes are read when it fires, not now; its deadline starts then. Operations that are
         due together fire in the order of `value`, then of `at`.
 
-        Raises: As `Engine.write`: everything is checked now.
+        It takes no place in the queue until it fires, and fires whether there is room or not.
+        Cancelled before that, its `imm` fails at the receiver as that of any failed transfer.
+
+        Raises: As `Engine.write`, but for `QueueFull`: everything is checked now.
         """
     def _at_write(
         self, value: int, src: Region | Slice, dst: Descriptor | RemoteSlice, imm: int | None

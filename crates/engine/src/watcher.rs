@@ -131,7 +131,8 @@ impl Watcher {
     }
 
     /// Submits an operation when the word is `value` or more; at once if it
-    /// is. Its deadline starts then.
+    /// is. Its deadline starts then. It is never turned away for want of room in
+    /// the queue: nobody is there to be told.
     ///
     /// # Errors
     /// As the operation itself: everything is checked now.
@@ -178,11 +179,19 @@ impl Watcher {
             trigger.ticket.part_ended(Ok(()));
             return Ok(transfer);
         }
+        let (ticket, shared) = (Arc::clone(&trigger.ticket), Arc::downgrade(&self.shared));
         {
             let mut armed = lock(&self.shared.armed);
             armed.entry(value).or_default().push(trigger);
             self.shared.note_next(&armed);
         }
+        // Cancelled, it does not wait for the word to let go of its region and to tell the receiver.
+        let name = Arc::as_ptr(&ticket) as usize;
+        ticket.on_end(Box::new(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.disarm(value, name);
+            }
+        }));
         self.shared.fire_due();
         self.inner.watching.nudge();
         Ok(transfer)
@@ -268,22 +277,45 @@ impl Shared {
             self.note_next(&armed);
             all
         };
-        for trigger in armed.into_values().flatten() {
-            trigger.ticket.part_ended(Err(why.clone()));
+        armed.into_values().flatten().for_each(|trigger| trigger.end(why.clone()));
+    }
+
+    /// Ends the trigger with that ticket, if it has not fired.
+    fn disarm(&self, value: u64, ticket: usize) {
+        let trigger = {
+            let mut armed = lock(&self.armed);
+            let Some(at_value) = armed.get_mut(&value) else { return };
+            let idx = at_value.iter().position(|trigger| Arc::as_ptr(&trigger.ticket) as usize == ticket);
+            let trigger = idx.map(|idx| at_value.remove(idx));
+            if at_value.is_empty() {
+                armed.remove(&value);
+                self.note_next(&armed);
+            }
+            trigger
+        };
+        if let Some(trigger) = trigger {
+            trigger.end(Failure::Cancelled);
         }
     }
 }
 
 impl Trigger {
     fn fire(self) {
-        let Self { inner, peer, content, imm, ticket } = self;
-        if let Some(why) = ticket.given_up() {
-            ticket.part_ended(Err(why));
-            return;
+        if let Some(why) = self.ticket.given_up() {
+            return self.end(why);
         }
+        let Self { inner, peer, content, imm, ticket } = self;
         ticket.restart(nanos(inner.config.timeout));
         inner.track(&ticket, imm.map(|(imm, _)| imm), vec![Arc::clone(&peer)]);
         inner.submit(&peer, content, imm, false, &ticket);
+    }
+
+    /// It will not be submitted: whoever counts on it is told.
+    fn end(self, why: Failure) {
+        if let Some((imm, _)) = self.imm {
+            self.peer.losses.note(imm);
+        }
+        self.ticket.part_ended(Err(why));
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) struct Settings {
     pub(crate) listen: String,
     pub(crate) heartbeat: Duration,
     pub(crate) heartbeats_lost: u32,
+    pub(crate) timeout: Duration,
     pub(crate) queue_depth: usize,
     pub(crate) raise_when_full: bool,
 }
@@ -35,6 +36,7 @@ impl Settings {
             listen: self.listen.clone(),
             heartbeat: self.heartbeat,
             heartbeats_lost: self.heartbeats_lost,
+            timeout: self.timeout,
             queue_depth: self.queue_depth,
             queue_full: if self.raise_when_full { QueueFull::Raise } else { QueueFull::Block },
             ..Config::default()

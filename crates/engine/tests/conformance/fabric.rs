@@ -43,6 +43,7 @@ impl Fabric {
             listen: "127.0.0.1:0".into(),
             heartbeat: Duration::from_secs(1),
             heartbeats_lost: 5,
+            timeout: Config::default().timeout,
             queue_depth: Config::default().queue_depth,
             raise_when_full: false,
         }

@@ -35,3 +35,4 @@ mod mutants;
 mod nic;
 mod sizes;
 mod visibility;
+mod watching;
