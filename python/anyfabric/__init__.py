@@ -54,6 +54,7 @@ from anyfabric.errors import (
 )
 from anyfabric.pages import Pages, Target, Write, WritePages
 from anyfabric.path import Path
+from anyfabric.topology import Topology, read_topology
 from anyfabric.watcher import Trigger
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "ResourceExhausted",
     "Slice",
     "Target",
+    "Topology",
     "Transfer",
     "TransferFailed",
     "TransferTimeout",
@@ -91,4 +93,5 @@ __all__ = [
     "Write",
     "WritePages",
     "__version__",
+    "read_topology",
 ]

@@ -661,6 +661,9 @@ def error_codes() -> list[str]:
 def build_info() -> dict[str, str]:
     """`{"profile": "release" | "debug", "rustc": ..., "target": ..., "wire_version": ...}`."""
 
+def topology_json(root: str, nics: list[str], nics_per_device: int | None) -> str:
+    """The machine below `root` and its groups; see `anyfabric.topology`, which makes objects of it."""
+
 # Baselines of `anyfabric perf`: the least that the hardware and the kernel allow, with nothing of the
 # engine on the way. They take addresses, check nothing, release the GIL and return the nanoseconds of
 # each round. Index arrays are as in `Engine._write_pages`.

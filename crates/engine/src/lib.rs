@@ -40,6 +40,7 @@ mod region;
 mod remote;
 mod revoke;
 mod simulated;
+mod topology;
 mod transfer;
 mod wait;
 mod watcher;
@@ -58,5 +59,6 @@ pub use info::{
 pub use messages::Message;
 pub use region::{Region, Slice};
 pub use remote::{Remote, RemoteSlice};
+pub use topology::{topology, GpuInfo, GroupInfo, GroupNic, NicPortInfo, TopologyInfo};
 pub use transfer::Transfer;
 pub use watcher::{Operation, Watcher};

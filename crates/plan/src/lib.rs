@@ -7,8 +7,10 @@ mod choose;
 mod extents;
 mod pages;
 mod shards;
+mod topology;
 
 pub use choose::{choose, Candidate, Choice};
 pub use extents::{Extent, Extents};
 pub use pages::{PageError, PageList};
 pub use shards::{quarters, shard_bytes, shard_pages, Shard, MAX_SHARDS};
+pub use topology::{Core, Device, Distance, Fabric, Gpu, Group, NicPort, Place, Request, Topology};

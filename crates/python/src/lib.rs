@@ -28,6 +28,7 @@ mod pages;
 mod peer_group;
 mod region;
 mod settings;
+mod topology;
 mod transfer;
 mod waiting;
 mod watcher;
@@ -63,6 +64,8 @@ mod _core {
     use crate::peer_group::PeerGroup;
     #[pymodule_export]
     use crate::region::{Region, Slice};
+    #[pymodule_export]
+    use crate::topology::topology_json;
     #[pymodule_export]
     use crate::transfer::Transfer;
     #[pymodule_export]

@@ -1,8 +1,9 @@
-"""`anyfabric info`: what an engine started here would have, and every setting with its origin."""
+"""`anyfabric info`: what an engine started here would have, the machine, every setting with its origin."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from rich.markup import escape
@@ -12,18 +13,24 @@ import anyfabric
 from anyfabric import _core
 from anyfabric.cli.output import data, json_option, messages, write_json
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
 __all__ = ["info"]
 
 
 @click.command()
 @json_option
 def info(json_to: str | None) -> None:
-    """Show devices, NICs, transports and why one is not available, and every setting.
+    """Show devices, NICs, transports and why one is not available, the machine, and every setting.
 
     Starts an engine with the settings in force, asks it, and closes it.
     """
     with anyfabric.Engine() as engine:
         found = engine.info()
+    found["topology"] = asdict(anyfabric.read_topology())
     found["version"] = anyfabric.__version__
     found["build"] = _core.build_info()
     if json_to is not None:
@@ -40,6 +47,7 @@ def _print(found: dict[str, Any]) -> None:
     console.print(f"address {found['address']}", highlight=False, soft_wrap=True)
     console.print(_transports(found["transports"]))
     console.print(_devices(found["devices"]))
+    _print_topology(console, found["topology"])
     console.print(_settings(found["settings"]))
     for name in found["unknown_variables"]:
         messages().print(f"[yellow]{name} is set, but no setting is called so[/yellow]")
@@ -66,6 +74,39 @@ def _devices(devices: list[dict[str, Any]]) -> Table:
     for device in devices:
         table.add_row(device["name"], ", ".join(device["nics"]))
     return table
+
+
+def _print_topology(console: Console, topology: dict[str, Any]) -> None:
+    nics, gpus = topology["nics"], topology["gpus"]
+    console.print(f"Machine: {topology['num_cores']} cores, {len(gpus)} GPUs, {len(nics)} RDMA ports")
+    if not nics:
+        return
+    ports = Table(title="RDMA ports", title_justify="left")
+    for column in ("port", "fabric", "state", "Gbit/s", "node", "PCI address", "interfaces", "passed over"):
+        ports.add_column(column, overflow="fold")
+    for nic in nics:
+        node = "-" if nic["node"] is None else str(nic["node"])
+        facts = (nic["name"], nic["fabric"], nic["state"], str(nic["gbps"]), node, nic["pci"] or "-")
+        ports.add_row(*facts, ", ".join(nic["netdevs"]), nic["passed_over"] or "")
+    console.print(ports)
+    groups = Table(title="Groups: what serves which device", title_justify="left")
+    for column in ("device", "NICs and how far", "cores of its worker"):
+        groups.add_column(column, overflow="fold")
+    for group in topology["groups"]:
+        served = ", ".join(f"{nic['name']} ({nic['distance']})" for nic in group["nics"])
+        groups.add_row(group["device"], served or "-", _ranges(group["cpus"]) or "any")
+    console.print(groups)
+
+
+def _ranges(cpus: Sequence[int]) -> str:
+    """`1-4,7` for `[1, 2, 3, 4, 7]`."""
+    ranges: list[list[int]] = []
+    for cpu in cpus:
+        if ranges and cpu == ranges[-1][1] + 1:
+            ranges[-1][1] = cpu
+        else:
+            ranges.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def _settings(settings: list[dict[str, Any]]) -> Table:

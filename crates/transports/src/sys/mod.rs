@@ -1,4 +1,4 @@
-//! The few Linux calls that the standard library does not offer, made safe.
+//! The few Linux calls that the standard library does not offer, made safe; and what Linux says of the machine.
 
 mod fd;
 mod futex;
@@ -6,6 +6,7 @@ mod memory;
 mod poll;
 mod process;
 mod socket;
+mod topology;
 
 pub use fd::{fork_generation, Fd};
 pub use futex::{futex_wait, futex_wake_all};
@@ -16,6 +17,7 @@ pub use process::{foreign_read, foreign_write, pid_fd, Foreign, ForeignWrite};
 pub use socket::{
     abstract_listener, accept_local, connect_local, peer_credentials, receive_with_fds, send_with_fds, Credentials,
 };
+pub use topology::{allowed_cpus, parse_cpu_list, read_topology};
 
 use std::io;
 

@@ -1,0 +1,309 @@
+//! A machine as transports see it, and which NICs and cores serve a device.
+//!
+//! What is here was read by somebody else (`transports::sys::read_topology`);
+//! here it is compared and chosen from.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use crate::MAX_SHARDS;
+
+/// What a machine has. Order is stable: by name or PCI address.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// Physical cores.
+    pub cores: Vec<Core>,
+    /// GPUs.
+    pub gpus: Vec<Gpu>,
+    /// RDMA ports.
+    pub nics: Vec<NicPort>,
+}
+
+/// One physical core.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Core {
+    /// Its hardware threads, in order.
+    pub cpus: Vec<u32>,
+    /// Its NUMA node; 0 on a machine without nodes.
+    pub node: u32,
+}
+
+/// One GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    /// PCI address, `0000:53:00.0`.
+    pub pci: String,
+    /// Where it is plugged in.
+    pub place: Place,
+}
+
+/// One port of an RDMA device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicPort {
+    /// `mlx5_0`, or `mlx5_0:2` where a device has several ports.
+    pub name: String,
+    /// The RDMA device.
+    pub device: String,
+    /// Its port, from 1.
+    pub port: u32,
+    /// PCI address of the device; `None` for one of software.
+    pub pci: Option<String>,
+    /// Network interfaces on the same port.
+    pub netdevs: Vec<String>,
+    /// What it speaks.
+    pub fabric: Fabric,
+    /// Whether the port is active.
+    pub is_up: bool,
+    /// Link rate in Gbit/s; 0 where unknown.
+    pub gbps: u32,
+    /// Rate of its slot in Gbit/s, as negotiated; 0 where unknown.
+    pub slot_gbps: u32,
+    /// Where it is plugged in.
+    pub place: Place,
+}
+
+/// What a port speaks: NICs of one group speak the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fabric {
+    /// InfiniBand.
+    InfiniBand,
+    /// RoCE or iWARP.
+    Ethernet,
+    /// AWS Elastic Fabric Adapter.
+    Efa,
+    /// Anything else.
+    Other,
+}
+
+/// Where a device is plugged in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// NUMA node, where the firmware says.
+    pub node: Option<u32>,
+    /// Names from the host bridge (`pci0000:44`) down to the device's own
+    /// address; empty for a device of software.
+    pub path: Vec<String>,
+}
+
+/// How far two places are apart, nearest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Distance {
+    /// Below one port of a host bridge: through a PCIe switch, not through the CPU.
+    Switch,
+    /// Below one host bridge.
+    HostBridge,
+    /// On one NUMA node.
+    Node,
+    /// Between NUMA nodes.
+    System,
+    /// One of them has no known place.
+    Unknown,
+}
+
+/// Where bytes lie, as far as choosing NICs is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Device {
+    /// Host memory of a NUMA node.
+    Host(u32),
+    /// A GPU, by its index in [`Topology::gpus`].
+    Gpu(usize),
+}
+
+/// What the user asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Request<'a> {
+    /// Only these NICs, by name; all when empty. They are used whatever their
+    /// state, speed and fabric: whoever names a NIC means it.
+    pub nics: &'a [String],
+    /// NICs of each device, 1 to 4; as many as are nearest when `None`.
+    pub nics_per_device: Option<usize>,
+    /// CPUs that this process may use; all when empty.
+    pub allowed_cpus: &'a [u32],
+}
+
+/// The NICs and the cores of one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// The device.
+    pub device: Device,
+    /// Indices in [`Topology::nics`] and how far each is, nearest first.
+    pub nics: Vec<(usize, Distance)>,
+    /// CPUs for its worker, one of each core, near its NICs; empty when there
+    /// is no reason to prefer any.
+    pub cpus: Vec<u32>,
+}
+
+impl Place {
+    /// How far another place is.
+    pub fn distance(&self, other: &Self) -> Distance {
+        let shared = self.path.iter().zip(&other.path).take_while(|(ours, theirs)| ours == theirs).count();
+        match (shared, self.node, other.node) {
+            (2.., _, _) => Distance::Switch,
+            (1, _, _) => Distance::HostBridge,
+            (_, Some(ours), Some(theirs)) if ours == theirs => Distance::Node,
+            (_, Some(_), Some(_)) => Distance::System,
+            _ => Distance::Unknown,
+        }
+    }
+}
+
+impl Topology {
+    /// Its devices: host memory of each node, then each GPU.
+    pub fn devices(&self) -> Vec<Device> {
+        let mut nodes: Vec<u32> = self.cores.iter().map(|core| core.node).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes.into_iter().map(Device::Host).chain((0..self.gpus.len()).map(Device::Gpu)).collect()
+    }
+
+    /// How far a NIC is from a device.
+    pub fn distance(&self, device: Device, nic: &NicPort) -> Distance {
+        match device {
+            Device::Host(node) => Place { node: Some(node), path: Vec::new() }.distance(&nic.place),
+            Device::Gpu(idx) => self.gpus.get(idx).map_or(Distance::Unknown, |gpu| gpu.place.distance(&nic.place)),
+        }
+    }
+
+    /// NICs that groups are made of, without those that `request` rules out; of
+    /// each other one, why it is passed over.
+    pub fn usable(&self, request: &Request<'_>) -> (Vec<usize>, BTreeMap<usize, String>) {
+        let all = 0..self.nics.len();
+        if !request.nics.is_empty() {
+            let named = |idx: &usize| {
+                let nic = &self.nics[*idx];
+                request.nics.iter().any(|name| *name == nic.name || *name == format!("{}:{}", nic.device, nic.port))
+            };
+            let why = |idx: usize| (idx, "not among the NICs that were named".to_owned());
+            return (all.clone().filter(named).collect(), all.filter(|idx| !named(idx)).map(why).collect());
+        }
+        let up = || self.nics.iter().filter(|nic| nic.is_up);
+        let fastest = up().map(|nic| nic.gbps).max().unwrap_or(0);
+        let is_slow = |nic: &NicPort| nic.gbps < fastest / SLOW;
+        let mut gbps_of: BTreeMap<Fabric, u64> = BTreeMap::new();
+        for nic in up().filter(|nic| !is_slow(nic)) {
+            *gbps_of.entry(nic.fabric).or_default() += u64::from(nic.gbps);
+        }
+        let chosen = gbps_of.iter().max_by_key(|(fabric, gbps)| (**gbps, Reverse(**fabric))).map(|(fabric, _)| *fabric);
+        let mut passed_over = BTreeMap::new();
+        for (idx, nic) in self.nics.iter().enumerate() {
+            let why = if !nic.is_up {
+                "its port is down".to_owned()
+            } else if is_slow(nic) {
+                format!("{} Gbit/s, less than a quarter of the fastest one's {fastest}", nic.gbps)
+            } else if Some(nic.fabric) != chosen {
+                "another kind of fabric than most of the bandwidth here".to_owned()
+            } else {
+                continue;
+            };
+            passed_over.insert(idx, why);
+        }
+        (all.filter(|idx| !passed_over.contains_key(idx)).collect(), passed_over)
+    }
+
+    /// The group of every device of the machine. Every process of it that asks
+    /// the same gets the same answer: NICs and cores that several devices could
+    /// use are divided among them, the same way everywhere.
+    pub fn groups(&self, request: &Request<'_>) -> Vec<Group> {
+        let (usable, _) = self.usable(request);
+        let mut num_users = vec![0_usize; self.nics.len()];
+        let mut groups: Vec<Group> = Vec::new();
+        let devices = self.devices();
+        for device in &devices {
+            // GPUs compete with GPUs; host memory is not what the bandwidth is for.
+            if *device == Device::Gpu(0) {
+                num_users.fill(0);
+            }
+            let wanted = request.nics_per_device.unwrap_or_else(|| self.share(*device, &usable)).min(MAX_SHARDS);
+            let nics = self.nearest(*device, &usable, wanted, &mut num_users);
+            groups.push(Group { device: *device, nics, cpus: Vec::new() });
+        }
+        self.assign_cores(&mut groups, request);
+        groups
+    }
+
+    /// The part of the nearest NICs that is this device's: all of them over the
+    /// GPUs that are as near to them.
+    fn share(&self, device: Device, usable: &[usize]) -> usize {
+        let Some(nearest) = usable.iter().map(|idx| self.distance(device, &self.nics[*idx])).min() else { return 0 };
+        let near: Vec<usize> =
+            usable.iter().copied().filter(|idx| self.distance(device, &self.nics[*idx]) == nearest).collect();
+        let num_sharing = match device {
+            Device::Host(_) => 1,
+            Device::Gpu(_) => (0..self.gpus.len())
+                .filter(|gpu| near.iter().any(|idx| self.distance(Device::Gpu(*gpu), &self.nics[*idx]) <= nearest))
+                .count(),
+        };
+        near.len().div_ceil(num_sharing.max(1))
+    }
+
+    fn nearest(
+        &self,
+        device: Device,
+        usable: &[usize],
+        wanted: usize,
+        num_users: &mut [usize],
+    ) -> Vec<(usize, Distance)> {
+        let mut chosen: Vec<(usize, Distance)> = Vec::new();
+        while chosen.len() < wanted {
+            let is_chosen = |idx: usize| chosen.iter().any(|(other, _)| *other == idx);
+            let beside = |idx: usize| {
+                let place = &self.nics[idx].place;
+                chosen.iter().filter(|(other, _)| self.nics[*other].place.distance(place) == Distance::Switch).count()
+            };
+            // Near first; then one that fewer others use; then, for host memory, behind another switch.
+            let rank = |idx: &usize| {
+                let spread = if matches!(device, Device::Host(_)) { beside(*idx) } else { 0 };
+                let nic = &self.nics[*idx];
+                (self.distance(device, nic), num_users[*idx], spread, Reverse(nic.gbps), *idx)
+            };
+            let Some(next) = usable.iter().copied().filter(|idx| !is_chosen(*idx)).min_by_key(rank) else { break };
+            num_users[next] += 1;
+            chosen.push((next, self.distance(device, &self.nics[next])));
+        }
+        chosen
+    }
+
+    /// Divides each node's cores among the groups whose NICs, or else whose
+    /// device, are on it.
+    fn assign_cores(&self, groups: &mut [Group], request: &Request<'_>) {
+        let allowed = |cpu: u32| request.allowed_cpus.is_empty() || request.allowed_cpus.contains(&cpu);
+        let node_of = |group: &Group| {
+            let of_nic = group.nics.first().and_then(|(idx, _)| self.nics[*idx].place.node);
+            of_nic.or_else(|| self.node(group.device))
+        };
+        let nodes: Vec<Option<u32>> = groups.iter().map(node_of).collect();
+        let mut distinct: Vec<u32> = nodes.iter().copied().flatten().collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        for node in distinct {
+            let on_node = self.cores.iter().filter(|core| core.node == node);
+            let mut cpus: Vec<u32> =
+                on_node.filter_map(|core| core.cpus.iter().copied().find(|cpu| allowed(*cpu))).collect();
+            let mut members: Vec<&mut Group> =
+                groups.iter_mut().zip(&nodes).filter(|(_, of)| **of == Some(node)).map(|(group, _)| group).collect();
+            // The kernel's own work gathers on the machine's first CPU.
+            if cpus.len() > members.len() {
+                cpus.retain(|cpu| *cpu != 0);
+            }
+            let (num_cpus, num_members) = (cpus.len(), members.len());
+            if num_cpus < 2 {
+                continue;
+            }
+            for (idx, group) in members.iter_mut().enumerate() {
+                let start = (idx * num_cpus / num_members).min(num_cpus - 1);
+                let end = ((idx + 1) * num_cpus / num_members).max(start + 1);
+                group.cpus = cpus[start..end].to_vec();
+            }
+        }
+    }
+
+    fn node(&self, device: Device) -> Option<u32> {
+        match device {
+            Device::Host(node) => Some(node),
+            Device::Gpu(idx) => self.gpus.get(idx).and_then(|gpu| gpu.place.node),
+        }
+    }
+}
+
+/// A NIC this many times slower than the fastest is for something else.
+const SLOW: u32 = 4;

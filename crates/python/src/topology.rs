@@ -1,0 +1,20 @@
+//! What Linux says of the machine, and the groups chosen on it.
+
+use std::path::Path;
+
+use anyfabric_engine as native;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+/// `anyfabric.topology.read_topology` as JSON.
+#[pyfunction]
+#[pyo3(signature = (root, nics, nics_per_device))]
+pub(crate) fn topology_json(
+    py: Python<'_>,
+    root: &str,
+    nics: Vec<String>,
+    nics_per_device: Option<usize>,
+) -> PyResult<String> {
+    let found = py.detach(|| native::topology(Path::new(root), &nics, nics_per_device));
+    serde_json::to_string(&found).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+}

@@ -1,0 +1,194 @@
+//! Reads a machine's topology from sysfs.
+//!
+//! Every path is below a root, so that a recorded tree is read as the machine
+//! itself is. A file that is missing, unreadable or nonsense leaves its fact
+//! unknown: containers hide parts of sysfs, and a guess would be worse.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use anyfabric_plan::{Core, Fabric, Gpu, NicPort, Place, Topology};
+
+/// Reads `<root>/sys`; `/` for this machine.
+pub fn read_topology(root: &Path) -> Topology {
+    let sys = root.join("sys");
+    Topology { cores: cores(&sys), gpus: gpus(&sys), nics: nics(&sys) }
+}
+
+/// CPUs that this process may use, by `<root>/proc/self/status`; none when that
+/// does not say.
+pub fn allowed_cpus(root: &Path) -> Vec<u32> {
+    let status = text(&root.join("proc/self/status"));
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    list.map(parse_cpu_list).unwrap_or_default()
+}
+
+/// CPUs of a list such as `0-47,96-143`; what is not one is left out.
+pub fn parse_cpu_list(text: &str) -> Vec<u32> {
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        if let (Ok(first), Ok(last)) = (first.trim().parse(), last.trim().parse::<u32>()) {
+            cpus.extend(first..=last.min(MAX_CPUS));
+        }
+    }
+    cpus
+}
+
+fn cores(sys: &Path) -> Vec<Core> {
+    let mut node_of = BTreeMap::new();
+    for (name, folder) in entries(&sys.join("devices/system/node")) {
+        let Some(node) = name.strip_prefix("node").and_then(|number| number.parse().ok()) else { continue };
+        for cpu in parse_cpu_list(&text(&folder.join("cpulist"))) {
+            node_of.insert(cpu, node);
+        }
+    }
+    let cpus = sys.join("devices/system/cpu");
+    // By first thread: every thread of a core lists all of them.
+    let mut cores = BTreeMap::new();
+    for cpu in parse_cpu_list(&text(&cpus.join("online"))) {
+        let listed = parse_cpu_list(&text(&cpus.join(format!("cpu{cpu}/topology/thread_siblings_list"))));
+        let threads = if listed.contains(&cpu) { listed } else { vec![cpu] };
+        let node = node_of.get(&cpu).copied().unwrap_or(0);
+        cores.entry(threads[0]).or_insert(Core { cpus: threads, node });
+    }
+    cores.into_values().collect()
+}
+
+fn gpus(sys: &Path) -> Vec<Gpu> {
+    let mut gpus = Vec::new();
+    for (pci, folder) in entries(&sys.join("bus/pci/devices")) {
+        // 0x03: a display controller. Only NVIDIA's can be used by the CUDA paths.
+        if text(&folder.join("vendor")) == NVIDIA && text(&folder.join("class")).starts_with("0x03") {
+            gpus.push(Gpu { place: place(sys, &folder), pci });
+        }
+    }
+    gpus
+}
+
+fn nics(sys: &Path) -> Vec<NicPort> {
+    let mut nics = Vec::new();
+    for (device, folder) in entries(&sys.join("class/infiniband")) {
+        let hardware = folder.join("device");
+        let place = place(sys, &hardware);
+        let pci = place.path.last().filter(|name| is_pci(name)).cloned();
+        let driver = fs::read_link(hardware.join("driver")).ok().and_then(|link| name_of(&link));
+        let ports = entries(&folder.join("ports"));
+        for (number, port) in &ports {
+            let Ok(number) = number.parse() else { continue };
+            let name = if ports.len() > 1 { format!("{device}:{number}") } else { device.clone() };
+            nics.push(NicPort {
+                name,
+                device: device.clone(),
+                port: number,
+                pci: pci.clone(),
+                netdevs: netdevs(&folder, port, number),
+                fabric: fabric(&text(&port.join("link_layer")), driver.as_deref()),
+                is_up: text(&port.join("state")).ends_with("ACTIVE"),
+                gbps: leading_number(&text(&port.join("rate"))).round() as u32,
+                slot_gbps: slot_gbps(&hardware),
+                place: place.clone(),
+            });
+        }
+    }
+    // mlx5_2 before mlx5_10.
+    nics.sort_by_cached_key(|nic| (nic.device.len(), nic.device.clone(), nic.port));
+    nics
+}
+
+fn fabric(link_layer: &str, driver: Option<&str>) -> Fabric {
+    match (link_layer, driver) {
+        (_, Some("efa")) => Fabric::Efa,
+        ("InfiniBand", _) => Fabric::InfiniBand,
+        ("Ethernet", _) => Fabric::Ethernet,
+        _ => Fabric::Other,
+    }
+}
+
+fn netdevs(device: &Path, port: &Path, number: u32) -> Vec<String> {
+    // The kernel says of each GID which interface it belongs to; not of InfiniBand's.
+    let mut found: Vec<String> = entries(&port.join("gid_attrs/ndevs"))
+        .iter()
+        .map(|(_, file)| text(file))
+        .filter(|name| !name.is_empty())
+        .collect();
+    for (name, folder) in entries(&device.join("device/net")) {
+        if text(&folder.join("dev_port")).parse().unwrap_or(0) + 1 == number {
+            found.push(name);
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// The path below `devices`, and the node. The folder is a link to it, or, in
+/// a copy that lost its links, a folder whose `uevent` names the PCI address.
+fn place(sys: &Path, device: &Path) -> Place {
+    let node = text(&device.join("numa_node")).parse().ok();
+    let direct = device.canonicalize().ok().and_then(|real| path_below(sys, &real));
+    let path = direct.or_else(|| {
+        let uevent = text(&device.join("uevent"));
+        let pci = uevent.lines().find_map(|line| line.strip_prefix("PCI_SLOT_NAME="))?;
+        path_below(sys, &sys.join("bus/pci/devices").join(pci).canonicalize().ok()?)
+    });
+    Place { node, path: path.unwrap_or_default() }
+}
+
+fn path_below(sys: &Path, real: &Path) -> Option<Vec<String>> {
+    let below = real.strip_prefix(sys.canonicalize().ok()?.join("devices")).ok()?;
+    let names: Vec<String> = below.components().filter_map(normal).collect();
+    let end = names.iter().rposition(|name| is_pci(name))?;
+    Some(names[..=end].to_vec())
+}
+
+fn normal(component: Component<'_>) -> Option<String> {
+    match component {
+        Component::Normal(name) => name.to_str().map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// `0000:53:00.0`
+fn is_pci(name: &str) -> bool {
+    name.split([':', '.']).map(str::len).eq([4, 2, 2, 1])
+}
+
+/// Rate per lane times lanes, less the coding: what the slot carries.
+fn slot_gbps(device: &Path) -> u32 {
+    let per_lane = leading_number(&text(&device.join("current_link_speed")));
+    let num_lanes = leading_number(&text(&device.join("current_link_width")));
+    // 8b/10b up to 5 GT/s, 128b/130b and the like above.
+    let coding = if per_lane > 5.0 { 128.0 / 130.0 } else { 0.8 };
+    (per_lane * num_lanes * coding).round() as u32
+}
+
+/// `400` of `400 Gb/sec (4X NDR)`; 0 of anything else.
+fn leading_number(text: &str) -> f64 {
+    let number = text.split(|character: char| !character.is_ascii_digit() && character != '.').next();
+    number.and_then(|number| number.parse().ok()).unwrap_or(0.0)
+}
+
+/// Entries of a folder by name; none if there is no such folder.
+fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
+    let Ok(list) = fs::read_dir(folder) else { return Vec::new() };
+    let mut entries: Vec<_> = list
+        .filter_map(Result::ok)
+        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+        .collect();
+    entries.sort_unstable();
+    entries
+}
+
+fn name_of(path: &Path) -> Option<String> {
+    path.file_name().and_then(|name| name.to_str()).map(str::to_owned)
+}
+
+fn text(file: &Path) -> String {
+    fs::read_to_string(file).map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+const NVIDIA: &str = "0x10de";
+/// More than any machine; a list is not believed beyond.
+const MAX_CPUS: u32 = 1 << 16;
