@@ -7,18 +7,25 @@ output of a scenario goes to `<target>/rdma/<name>.log`, and to the terminal whe
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from image import HERE, Image, Missing, ready  # the folder is a program, not a package
 from scenarios import SCENARIOS, Scenario
 from vm import CANNOT_RUN, DEADLINE, DIED, run_in_vm
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 __all__ = ["main"]
+
+RUST_TESTS = ("--package", "anyfabric-transports", "--test", "verbs")
 
 
 def main() -> int:
@@ -39,21 +46,29 @@ def main() -> int:
         return 1
     out = Path(os.environ.get("CARGO_TARGET_DIR", "target")).resolve() / "rdma"
     out.mkdir(parents=True, exist_ok=True)
-    build(out)
+    try:
+        tests = build(out)
+    except subprocess.CalledProcessError as error:
+        print(f"nothing was run: {error}", file=sys.stderr)
+        return 1
     started = time.monotonic()
-    failed = [scenario.name for scenario in chosen if not passes(scenario, image, out)]
+    failed = [scenario.name for scenario in chosen if not passes(scenario, image, out, tests)]
     took = f"kernel {image.version}, {time.monotonic() - started:.0f} s"
     print(f"{len(chosen) - len(failed)} of {len(chosen)} RDMA scenarios passed; {took}", flush=True)
     return 1 if failed else 0
 
 
-def build(out: Path) -> None:
-    """Compile on the host, for under emulation it would take minutes."""
+def build(out: Path) -> list[str]:
+    """Compile on the host, for under emulation it would take minutes; the programs of the Rust tests."""
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     subprocess.run(["cc", *flags, "-o", out / "smoke", HERE / "smoke.c", "-libverbs"], check=True)
+    cargo = ["cargo", "test", "--no-run", "--quiet", "--message-format", "json", *RUST_TESTS]
+    lines = subprocess.run(cargo, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    programs = [json.loads(line).get("executable") for line in lines]
+    return [program for program in programs if program]
 
 
-def passes(scenario: Scenario, image: Image, out: Path) -> bool:
+def passes(scenario: Scenario, image: Image, out: Path, tests: Sequence[str]) -> bool:
     """Run one scenario, print its line, and its output if it failed."""
     log = out / f"{scenario.name}.log"
     environment = {"PATH": os.environ["PATH"], "HOME": "/root", "LC_ALL": "C", "RUST_BACKTRACE": "1"}
@@ -61,7 +76,7 @@ def passes(scenario: Scenario, image: Image, out: Path) -> bool:
     with log.open("wb") as file:
         code = run_in_vm(
             image,
-            script(scenario, out),
+            script(scenario, out, tests),
             environment=environment,
             deadline_s=scenario.deadline_s,
             stdout=file,
@@ -78,9 +93,11 @@ def passes(scenario: Scenario, image: Image, out: Path) -> bool:
     return code == 0
 
 
-def script(scenario: Scenario, out: Path) -> str:
+def script(scenario: Scenario, out: Path, tests: Sequence[str]) -> str:
     """The guest's command: the first line that fails ends it."""
-    return "\n".join(["set -eux", scenario.setup, *(f"{out}/smoke {given}" for given in scenario.smoke)])
+    smoke = [f"{out}/smoke {given}" for given in scenario.smoke]
+    rust = [f"ANYFABRIC_TEST_NICS={nics} {program}" for nics in scenario.nics for program in tests]
+    return "\n".join(["set -eux", scenario.setup, *smoke, *rust])
 
 
 if __name__ == "__main__":

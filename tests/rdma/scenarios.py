@@ -24,6 +24,7 @@ class Scenario:
         name: For `-k` and for the summary.
         about: One line for the summary.
         smoke: Arguments for `smoke`, which shows that the bed itself works, of one run each.
+        nics: The ends for the Rust tests, as in `ANYFABRIC_TEST_NICS`; one run each.
         setup: Shell lines for the guest, after `guest/nics`.
         deadline_s: For the whole; many times what it takes on a busy machine.
     """
@@ -31,13 +32,20 @@ class Scenario:
     name: str
     about: str
     smoke: tuple[str, ...]
+    nics: tuple[str, ...] = ()
     setup: str = ""
     deadline_s: float = 240
 
 
 SCENARIOS = (
-    Scenario("one-nic", "both ends on one NIC", ("rxe0 rxe0", "rxe1 rxe1")),
-    Scenario("cable", "a NIC at each end of a cable", ("rxe1 rxe2", "rxe2 rxe1")),
-    Scenario("bad-cable", "delay of 1 ms and loss of 1 %, both ways", ("rxe1 rxe2",), setup=BAD_CABLE),
+    Scenario("one-nic", "both ends on one NIC", ("rxe0 rxe0", "rxe1 rxe1"), nics=("rxe0,rxe0",)),
+    Scenario("cable", "a NIC at each end of a cable", ("rxe1 rxe2", "rxe2 rxe1"), nics=("rxe1,rxe2",)),
+    Scenario(
+        "bad-cable",
+        "delay of 1 ms and loss of 1 %, both ways",
+        ("rxe1 rxe2",),
+        nics=("rxe1,rxe2",),
+        setup=BAD_CABLE,
+    ),
     Scenario("flap", "a link goes down and up in the middle", ("rxe1 rxe2 port2", "rxe1 rxe2 port1")),
 )
