@@ -12,6 +12,7 @@ mod binding;
 mod clock;
 mod copy;
 mod doorbell;
+pub mod libfabric;
 mod link;
 pub mod loopback;
 pub mod mutant;

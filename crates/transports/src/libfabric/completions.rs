@@ -1,0 +1,217 @@
+//! What comes out of a NIC's queue, and what an endpoint takes along when it is
+//! closed.
+
+use super::buffers::Brought;
+use super::endpoint::Read;
+use super::faults::fault_of;
+use super::nic::{now_ns, FabricNic, Report, OPERATIONS};
+use super::provider::Arrivals;
+use super::rail::rail_of;
+use super::slots::Use;
+use super::sys::*;
+use crate::rdma::{Completions, Fault, RailIdx};
+
+impl FabricNic {
+    /// Takes one batch of completions; true when there was something.
+    #[inline]
+    pub(super) fn poll_queue(&mut self, to: &mut impl Completions) -> bool {
+        let mut something = false;
+        match self.queue.read(&mut self.entries, &mut self.sources) {
+            Read::Some(count) => {
+                something = true;
+                let now_ns = now_ns();
+                for idx in 0..count {
+                    self.take(self.entries[idx], self.sources[idx], now_ns, to);
+                }
+            }
+            Read::Empty => self.on_empty(),
+            Read::Failed(context, error, prov_error) => {
+                something = true;
+                self.on_failed(context, error, prov_error);
+            }
+            Read::Broken(error) => self.close_all(fault_of(error)),
+        }
+        let is_pending = !(self.announcements.is_empty() && self.reposts.is_empty() && self.reports.is_empty());
+        if is_pending {
+            something |= self.catch_up(to);
+        }
+        self.endpoints.iter_mut().flatten().for_each(|open| open.is_blocked = false);
+        something
+    }
+
+    /// Closes an endpoint: no operation on it moves a byte any more. What was under
+    /// way is told at the next poll, `first` with the cause and the rest as
+    /// flushed, and so are the rails that break, but for `quiet`.
+    #[cold]
+    pub(super) fn close_endpoint(&mut self, idx: u16, why: Fault, first: Option<u32>, quiet: Option<RailIdx>) {
+        let Some(open) = self.endpoints.get_mut(usize::from(idx)).and_then(Option::take) else { return };
+        if self.domain.binds_memory() {
+            self.domain.unbind();
+        }
+        drop(open);
+        self.resting.push(idx);
+        let reports = &mut self.reports;
+        let orphans = self.slots.orphan(idx, |batch, state| {
+            let fault = if Some(batch) == first { why } else { Fault::Flushed };
+            reports.push_back(Report::Completed(state.rail, state.token, fault));
+        });
+        for (slot, what) in orphans {
+            if let Use::Send(buffer) = what {
+                self.free_sends.push(buffer);
+            }
+            self.orphans.push(slot);
+        }
+        for (rail, state) in self.rails.iter_mut().enumerate() {
+            let Some(state) = state.as_mut().filter(|state| state.endpoint == idx && !state.is_broken) else {
+                continue;
+            };
+            state.is_broken = true;
+            if quiet != Some(rail as RailIdx) {
+                self.reports.push_back(Report::Broken(rail as RailIdx, why));
+            }
+        }
+        let slots = &mut self.slots;
+        self.announcements.retain(|batch| slots.batch(*batch).remaining > 0);
+        self.reposts.retain(|slot| (slot - OPERATIONS) / self.num_receives != u32::from(idx));
+    }
+
+    #[inline]
+    fn take(&mut self, entry: fi_cq_data_entry, source: fi_addr_t, now_ns: u64, to: &mut impl Completions) {
+        // One without a context is of the peer's doing, and so may be one with that of a receive.
+        let Some(idx) = self.slots.of(entry.op_context) else { return self.arrived(&entry, source, to) };
+        let state = self.slots.slot(idx);
+        match state.what {
+            Use::Free | Use::Orphan => return,
+            Use::Receive if entry.flags & ARRIVED_WRITE != 0 => {
+                self.arrived(&entry, source, to);
+                return self.post_receive(idx, state.endpoint);
+            }
+            Use::Receive => return self.received(idx, state.endpoint, entry.len, to),
+            Use::Write => {}
+            Use::Send(buffer) => self.free_sends.push(buffer),
+            Use::Announced => {
+                // Its message takes its place in the batch.
+                self.slots.batch(state.batch).remaining += 1;
+                self.announcements.push_back(state.batch);
+            }
+        }
+        if let Some(open) = self.endpoints[usize::from(state.endpoint)].as_mut() {
+            open.outstanding -= 1;
+            open.waiting_since_ns = if open.outstanding == 0 { 0 } else { now_ns };
+        }
+        self.slots.put_back(idx);
+        if let Some(batch) = self.slots.completed(state.batch) {
+            to.completed(batch.rail, batch.token, Ok(()));
+        }
+    }
+
+    #[inline]
+    fn arrived(&mut self, entry: &fi_cq_data_entry, source: fi_addr_t, to: &mut impl Completions) {
+        if entry.flags & FI_REMOTE_CQ_DATA == 0 {
+            return;
+        }
+        let data = entry.data;
+        let rail = if self.domain.provider().arrivals == Arrivals::Sourced {
+            self.by_source.get(&source).copied()
+        } else {
+            self.rail_with((data >> 32) as u32)
+        };
+        match rail {
+            Some(rail) => to.arrived(rail, data as u32),
+            // Meant for a rail that is closed.
+            None => log::debug!("an immediate for no rail"),
+        }
+    }
+
+    fn received(&mut self, idx: u32, endpoint: u16, nbytes: usize, to: &mut impl Completions) {
+        if let Some(open) = self.endpoints[usize::from(endpoint)].as_ref() {
+            let buffer = (idx - OPERATIONS) % self.num_receives;
+            if let Some((tag, brought)) = open.receives.read(buffer, nbytes) {
+                match (self.rail_with(tag), brought) {
+                    (Some(rail), Brought::Message(message)) => to.message(rail, message),
+                    (Some(rail), Brought::Imm(imm)) => to.arrived(rail, imm),
+                    (None, _) => log::debug!("a message for no rail"),
+                }
+            }
+        }
+        self.post_receive(idx, endpoint);
+    }
+
+    fn rail_with(&self, tag: u32) -> Option<RailIdx> {
+        let rail = rail_of(tag);
+        let state = self.rails.get(rail as usize)?.as_ref()?;
+        (state.tag == tag && !state.is_broken).then_some(rail)
+    }
+
+    /// The queue was read to its end: nothing in it names what was closed before.
+    #[inline]
+    fn on_empty(&mut self) {
+        if !self.resting.is_empty() {
+            self.resting.clear();
+            self.orphans.drain(..).for_each(|slot| self.slots.put_back(slot));
+        }
+        if self.endpoints.iter().flatten().any(|open| open.waiting_since_ns != 0) {
+            self.check_answers();
+        }
+    }
+
+    /// Breaks rails whose peers are silent; few providers do it.
+    fn check_answers(&mut self) {
+        let now_ns = now_ns();
+        for idx in 0..self.endpoints.len() {
+            let Some(open) = self.endpoints[idx].as_mut() else { continue };
+            if open.outstanding == 0 && !open.is_blocked {
+                open.waiting_since_ns = 0;
+            } else if open.waiting_since_ns != 0
+                && now_ns.saturating_sub(open.waiting_since_ns) > self.answer_timeout_ns
+            {
+                self.close_endpoint(idx as u16, Fault::Unanswered, None, None);
+            }
+        }
+    }
+
+    #[cold]
+    fn on_failed(&mut self, context: *mut std::ffi::c_void, error: i32, prov_error: i32) {
+        let Some(idx) = self.slots.of(context) else {
+            log::debug!("an error of no operation: {error} ({prov_error})");
+            return;
+        };
+        let slot = self.slots.slot(idx);
+        match slot.what {
+            Use::Free | Use::Orphan => {}
+            Use::Receive => self.close_endpoint(slot.endpoint, fault_of(error), None, None),
+            _ => self.close_endpoint(slot.endpoint, fault_of(error), Some(slot.batch), None),
+        }
+    }
+
+    #[cold]
+    fn close_all(&mut self, why: Fault) {
+        log::warn!("a completion queue of libfabric is broken: {why}");
+        (0..self.endpoints.len()).for_each(|idx| self.close_endpoint(idx as u16, why, None, None));
+    }
+
+    /// What could not be done at once, and what is still to be told.
+    #[cold]
+    fn catch_up(&mut self, to: &mut impl Completions) -> bool {
+        for _ in 0..self.reposts.len() {
+            let Some(slot) = self.reposts.pop_front() else { break };
+            self.post_receive(slot, ((slot - OPERATIONS) / self.num_receives) as u16);
+        }
+        for _ in 0..self.announcements.len() {
+            let Some(batch) = self.announcements.pop_front() else { break };
+            self.announce(batch);
+        }
+        let something = !self.reports.is_empty();
+        while let Some(report) = self.reports.pop_front() {
+            match report {
+                Report::Completed(rail, token, fault) => to.completed(rail, token, Err(fault)),
+                Report::Broken(rail, why) => to.broken(rail, why),
+            }
+        }
+        something
+    }
+}
+
+/// How providers mark the end of a peer's write: some with the one, some with the
+/// other.
+const ARRIVED_WRITE: u64 = FI_RMA | FI_REMOTE_WRITE;

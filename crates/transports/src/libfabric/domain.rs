@@ -1,0 +1,348 @@
+//! A NIC's domain: what registers memory, from any thread.
+//!
+//! Providers are asked for FI_THREAD_SAFE, so that registering needs no lock of
+//! ours. (FI_THREAD_COMPLETION would allow the same, but the tcp provider of 2.5
+//! calls a null pointer then.)
+//!
+//! Some providers (FI_MR_ENDPOINT) let memory be reached only through an endpoint
+//! that it is bound to. They get one endpoint, and when that is closed to stop a
+//! peer all memory is registered again, with the keys that it had, for the next.
+
+use std::ffi::{c_int, c_void};
+use std::os::fd::RawFd;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::library::{FabricError, Library};
+use super::provider::Provider;
+use super::sys::*;
+use crate::rdma::{Domain, NicError, RemoteMemory};
+
+/// A NIC's domain; closed when nothing uses it any more.
+pub struct FabricDomain {
+    provider: Arc<Provider>,
+    fabric: *mut fid_fabric,
+    domain: *mut fid_domain,
+    bound: Mutex<Bound>,
+}
+
+/// Memory that the NIC knows.
+pub struct FabricMemory {
+    registration: Arc<Registration>,
+    remote: RemoteMemory,
+    domain: Arc<FabricDomain>,
+}
+
+/// GPU memory that was exported as a dmabuf.
+#[derive(Debug, Clone, Copy)]
+pub struct Dmabuf {
+    /// The descriptor; stays open as long as the memory is registered.
+    pub fd: RawFd,
+    /// Where in it the memory begins.
+    pub offset: u64,
+    /// First byte, in the GPU's address space.
+    pub address: u64,
+    /// Length in bytes.
+    pub nbytes: u64,
+    /// The GPU, as CUDA numbers it.
+    pub cuda_device: u32,
+}
+
+impl FabricDomain {
+    /// Opens the NIC.
+    ///
+    /// # Errors
+    /// The library's: no permission, no such device, nothing left.
+    pub fn open(provider: Arc<Provider>) -> Result<Arc<Self>, FabricError> {
+        let library = provider.info().library();
+        let fabric = library.fabric(provider.info())?;
+        let mut domain = ptr::null_mut();
+        // SAFETY: the fabric was just opened from this entry; `domain` receives the object.
+        let code =
+            unsafe { ((*(*fabric).ops).domain)(fabric, provider.info().as_ptr(), &raw mut domain, ptr::null_mut()) };
+        if let Err(error) = library.check("fi_domain", code) {
+            close(fabric.cast());
+            return Err(error);
+        }
+        Ok(Arc::new(Self { provider, fabric, domain, bound: Mutex::default() }))
+    }
+
+    /// What it is a domain of.
+    pub const fn provider(&self) -> &Arc<Provider> {
+        &self.provider
+    }
+
+    /// Registers GPU memory; needs a library of 1.20 or later.
+    ///
+    /// # Errors
+    /// As [`Domain::register`].
+    ///
+    /// # Safety
+    /// As [`Domain::register`], for the memory that the descriptor stands for.
+    pub unsafe fn register_dmabuf(self: &Arc<Self>, dmabuf: &Dmabuf, writable: bool) -> Result<FabricMemory, NicError> {
+        let library = self.library();
+        if library.api_version() < version(1, 20) {
+            let (path, have) = (library.path(), library.version_text());
+            return Err(NicError::Library(format!("{path} is libfabric {have}; GPU memory needs 1.20 or later")));
+        }
+        let what = What {
+            address: dmabuf.address,
+            nbytes: dmabuf.nbytes,
+            access: access(writable),
+            dmabuf: Some(*dmabuf),
+            key: self.fresh_key()?,
+        };
+        self.add(what)
+    }
+
+    pub(super) fn library(&self) -> &'static Library {
+        self.provider.info().library()
+    }
+
+    pub(super) const fn fabric(&self) -> *mut fid_fabric {
+        self.fabric
+    }
+
+    pub(super) const fn as_ptr(&self) -> *mut fid_domain {
+        self.domain
+    }
+
+    /// Whether memory is bound to an endpoint, so that there can be only one.
+    pub(super) fn binds_memory(&self) -> bool {
+        self.mr_mode() & FI_MR_ENDPOINT != 0
+    }
+
+    /// Takes all memory back from the endpoint that it is bound to, which can
+    /// then be closed.
+    pub(super) fn unbind(&self) {
+        let mut bound = self.bound();
+        bound.endpoint = None;
+        bound.memory.iter().for_each(|registration| registration.withdraw());
+    }
+
+    /// Binds all memory, and what is registered later, to an endpoint.
+    pub(super) fn bind_to(&self, endpoint: *mut fid_ep) -> Result<(), NicError> {
+        let mut bound = self.bound();
+        bound.endpoint = Some(Endpoint(endpoint));
+        bound.memory.iter().try_for_each(|registration| self.register_now(registration, Some(endpoint)))
+    }
+
+    fn add(self: &Arc<Self>, what: What) -> Result<FabricMemory, NicError> {
+        let registration = Arc::new(Registration { what, mr: AtomicPtr::default(), desc: AtomicPtr::default() });
+        if self.binds_memory() {
+            let mut bound = self.bound();
+            if let Some(Endpoint(endpoint)) = bound.endpoint {
+                self.register_now(&registration, Some(endpoint))?;
+            }
+            bound.memory.push(Arc::clone(&registration));
+        } else {
+            self.register_now(&registration, None)?;
+        }
+        let base = if self.mr_mode() & FI_MR_VIRT_ADDR != 0 { registration.what.address } else { 0 };
+        let remote = RemoteMemory { base, key: registration.key() };
+        Ok(FabricMemory { registration, remote, domain: Arc::clone(self) })
+    }
+}
+
+impl Domain for FabricDomain {
+    type Memory = FabricMemory;
+
+    unsafe fn register(
+        self: &Arc<Self>,
+        address: *mut u8,
+        nbytes: u64,
+        writable: bool,
+    ) -> Result<FabricMemory, NicError> {
+        let key = self.fresh_key()?;
+        self.add(What { address: address as u64, nbytes, access: access(writable), dmabuf: None, key })
+    }
+
+    fn remote(memory: &FabricMemory) -> RemoteMemory {
+        memory.remote
+    }
+}
+
+impl FabricMemory {
+    /// First byte, in this process.
+    #[inline]
+    pub(super) fn address(&self) -> u64 {
+        self.registration.what.address
+    }
+
+    /// What the provider wants to see with every use of the memory here.
+    #[inline]
+    pub(super) fn desc(&self) -> *mut c_void {
+        // ORDERING: changed only by the thread that has the NIC, which is the one that asks.
+        self.registration.desc.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for FabricMemory {
+    fn drop(&mut self) {
+        let mut bound = self.domain.bound();
+        bound.memory.retain(|other| !Arc::ptr_eq(other, &self.registration));
+        self.registration.withdraw();
+    }
+}
+
+impl std::fmt::Debug for FabricMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FabricMemory").field("nbytes", &self.registration.what.nbytes).finish_non_exhaustive()
+    }
+}
+
+/// What is bound to the endpoint, where memory must be.
+#[derive(Default)]
+struct Bound {
+    endpoint: Option<Endpoint>,
+    memory: Vec<Arc<Registration>>,
+}
+
+struct Endpoint(*mut fid_ep);
+
+// SAFETY: only handed to calls that any thread may make.
+unsafe impl Send for Endpoint {}
+// SAFETY: the pointers are objects of the library's that live until this is dropped, and every call on them that can be
+// made through a shared reference may be made from any thread.
+unsafe impl Send for FabricDomain {}
+// SAFETY: as above.
+unsafe impl Sync for FabricDomain {}
+
+/// One registration, which may be made again for another endpoint.
+struct Registration {
+    what: What,
+    mr: AtomicPtr<fid_mr>,
+    desc: AtomicPtr<c_void>,
+}
+
+struct What {
+    address: u64,
+    nbytes: u64,
+    access: u64,
+    dmabuf: Option<Dmabuf>,
+    /// What we ask for, where the provider does not choose.
+    key: u64,
+}
+
+impl FabricDomain {
+    fn bound(&self) -> MutexGuard<'_, Bound> {
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mr_mode(&self) -> c_int {
+        // SAFETY: an entry has domain attributes for as long as it lives.
+        unsafe { (*(*self.provider.info().as_ptr()).domain_attr).mr_mode }
+    }
+
+    /// A random key as long as the provider's.
+    fn fresh_key(&self) -> Result<u64, NicError> {
+        // SAFETY: as in `mr_mode`.
+        let key_bytes = unsafe { (*(*self.provider.info().as_ptr()).domain_attr).mr_key_size };
+        let mut key = [0; 8];
+        getrandom::fill(&mut key[..key_bytes.min(8)]).map_err(|error| NicError::Device(error.to_string()))?;
+        Ok(u64::from_le_bytes(key))
+    }
+
+    fn register_now(&self, registration: &Registration, endpoint: Option<*mut fid_ep>) -> Result<(), NicError> {
+        let what = &registration.what;
+        // Nothing is registered as one byte: providers refuse a length of 0, and nobody can reach it.
+        let len = what.nbytes.max(1) as usize;
+        let iov = libc::iovec { iov_base: what.address as *mut c_void, iov_len: len };
+        let dmabuf = what.dmabuf.map(|from| fi_mr_dmabuf {
+            fd: from.fd,
+            offset: from.offset,
+            len,
+            base_addr: what.address as *mut c_void,
+        });
+        // SAFETY: null pointers and zeroes are what the members that we do not use must be.
+        let mut attr: fi_mr_attr = unsafe { std::mem::zeroed() };
+        attr.mr_iov = dmabuf.as_ref().map_or((&raw const iov).cast(), |dmabuf| ptr::from_ref(dmabuf).cast());
+        attr.iov_count = 1;
+        attr.access = what.access;
+        attr.requested_key = what.key;
+        let flags = what.dmabuf.map_or(0, |from| {
+            (attr.iface, attr.device) = (FI_HMEM_CUDA, from.cuda_device.into());
+            FI_MR_DMABUF
+        });
+        let mut mr = ptr::null_mut();
+        // SAFETY: the attributes and what they point to live through the call; who registered vouches for the memory; `mr`
+        // receives the object.
+        let code = unsafe { ((*(*self.domain).mr).regattr)(self.domain.cast(), &raw const attr, flags, &raw mut mr) };
+        self.library().check("fi_mr_regattr", code).map_err(|error| self.explain(error, what.nbytes))?;
+        if let Some(endpoint) = endpoint {
+            // SAFETY: both objects are open; the registration is ours alone.
+            let code = unsafe {
+                let ops = (*mr).fid.ops;
+                match ((*ops).bind)(mr.cast(), endpoint.cast(), 0) {
+                    0 => ((*ops).control)(mr.cast(), FI_ENABLE, ptr::null_mut()),
+                    code => code,
+                }
+            };
+            if let Err(error) = self.library().check("fi_mr_enable", code) {
+                close(mr.cast());
+                return Err(self.explain(error, what.nbytes));
+            }
+        }
+        // ORDERING: read by whoever was given the registration, or has the NIC.
+        registration.mr.store(mr, Ordering::Release);
+        // SAFETY: the registration is open.
+        registration.desc.store(unsafe { (*mr).mem_desc }, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn explain(&self, error: FabricError, nbytes: u64) -> NicError {
+        let (nic, limit) = (self.provider.nic.clone(), locked_memory_limit());
+        match error {
+            FabricError::Call { code: libc::ENOMEM, .. } if limit < nbytes => {
+                NicError::LockedMemory { nic, nbytes, limit }
+            }
+            error => NicError::Device(format!("{nic} cannot register {nbytes} bytes: {error}")),
+        }
+    }
+}
+
+impl Drop for FabricDomain {
+    fn drop(&mut self) {
+        close(self.domain.cast());
+        close(self.fabric.cast());
+    }
+}
+
+impl Registration {
+    fn key(&self) -> u64 {
+        // ORDERING: see `register_now`.
+        let mr = self.mr.load(Ordering::Acquire);
+        // SAFETY: null, or open.
+        unsafe { mr.as_ref() }.map_or(self.what.key, |mr| mr.key)
+    }
+
+    /// The NIC forgets it: from when this returns no byte lands through its key.
+    fn withdraw(&self) {
+        // ORDERING: whoever takes the pointer closes the object.
+        let mr = self.mr.swap(ptr::null_mut(), Ordering::AcqRel);
+        if !mr.is_null() {
+            close(mr.cast());
+        }
+    }
+}
+
+/// Closes an object of the library's, whose pointer is used no more.
+pub(super) fn close(object: *mut fid) {
+    // SAFETY: callers own the object and give it up here.
+    let code = unsafe { ((*(*object).ops).close)(object) };
+    if code != 0 {
+        log::warn!("libfabric does not close an object: error {code}");
+    }
+}
+
+const fn access(writable: bool) -> u64 {
+    FI_WRITE | FI_SEND | FI_RECV | if writable { FI_REMOTE_WRITE } else { 0 }
+}
+
+fn locked_memory_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: fills in a structure that lives through the call.
+    unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    limit.rlim_cur
+}

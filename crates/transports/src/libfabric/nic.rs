@@ -1,0 +1,432 @@
+//! One NIC through libfabric.
+//!
+//! Each rail has an endpoint of its own, as long as the provider has some: to stop
+//! one peer for good is to close the endpoint that it reaches. Rails that share
+//! one break together. All endpoints of a NIC complete into one queue; what
+//! arrives names its rail by a tag, or by its sender where an immediate has no
+//! room for one.
+//!
+//! An operation that fails breaks its rail: the endpoint is closed, which also is
+//! the only proof that nothing of the rail moves any more.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::buffers::{Brought, Buffers, HEADER_BYTES};
+use super::domain::{FabricDomain, FabricMemory};
+use super::endpoint::{Endpoint, Queue};
+use super::library::FabricError;
+use super::posting::Write;
+use super::provider::{Arrivals, Provider};
+use super::rail::{new_tag, Peer, Rail, RailAddress, MAX_RAILS};
+use super::slots::Slots;
+use super::sys::*;
+use crate::rdma::{Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicError, RailIdx};
+
+/// Settings of a NIC.
+#[derive(Debug, Clone)]
+pub struct FabricSettings {
+    /// A rail on which nothing completes for this long, while something should,
+    /// is broken. Most software providers never report a peer that is gone.
+    pub answer_timeout: Duration,
+    /// Endpoints at most; rails beyond that share them.
+    pub max_endpoints: usize,
+}
+
+impl Default for FabricSettings {
+    fn default() -> Self {
+        Self { answer_timeout: Duration::from_secs(5), max_endpoints: 256 }
+    }
+}
+
+/// One NIC.
+pub struct FabricNic {
+    // Declared in the order in which the library's objects must be closed.
+    pub(super) endpoints: Vec<Option<Open>>,
+    pub(super) sends: Buffers,
+    landing: Buffers,
+    pub(super) queue: Queue,
+    pub(super) domain: Arc<FabricDomain>,
+    pub(super) about: NicAbout,
+    pub(super) rails: Vec<Option<Rail>>,
+    pub(super) by_source: HashMap<fi_addr_t, RailIdx>,
+    pub(super) slots: Slots,
+    pub(super) free_sends: Vec<u32>,
+    /// Batches with a write that has completed and an immediate that has not been
+    /// sent; one entry an immediate.
+    pub(super) announcements: VecDeque<u32>,
+    /// Receives that could not be posted again.
+    pub(super) reposts: VecDeque<u32>,
+    /// What closing an endpoint ended, to be told at the next poll.
+    pub(super) reports: VecDeque<Report>,
+    /// Slots and endpoint numbers that completions in the queue may still name.
+    pub(super) orphans: Vec<u32>,
+    pub(super) resting: Vec<u16>,
+    pub(super) entries: [fi_cq_data_entry; READ_BATCH],
+    pub(super) sources: [fi_addr_t; READ_BATCH],
+    pub(super) answer_timeout_ns: u64,
+    /// Flags of every operation.
+    pub(super) op_flags: u64,
+    /// Immediates go with the writes.
+    pub(super) has_write_data: bool,
+    /// Operations that one endpoint takes at once.
+    depth: u32,
+    max_endpoints: usize,
+    pub(super) num_receives: u32,
+}
+
+/// An endpoint that is open.
+pub(super) struct Open {
+    pub(super) endpoint: Endpoint,
+    pub(super) receives: Buffers,
+    /// Operations that have not completed.
+    pub(super) outstanding: u32,
+    /// It took no more; cleared by the next poll.
+    pub(super) is_blocked: bool,
+    /// Since when nothing has completed although something should; 0 when nothing
+    /// is waited for.
+    pub(super) waiting_since_ns: u64,
+    num_rails: u32,
+}
+
+/// Something to tell at the next poll.
+pub(super) enum Report {
+    Completed(RailIdx, u32, Fault),
+    Broken(RailIdx, Fault),
+}
+
+// SAFETY: the raw pointers are in the entries, which are read only right after the library wrote them.
+unsafe impl Send for FabricNic {}
+
+impl FabricNic {
+    /// Opens a NIC.
+    ///
+    /// # Errors
+    /// The library's.
+    pub fn open(provider: Arc<Provider>, settings: &FabricSettings) -> Result<Self, NicError> {
+        let device = |error: FabricError| NicError::Device(format!("{}: {error}", provider.nic));
+        let domain = FabricDomain::open(Arc::clone(&provider)).map_err(device)?;
+        // SAFETY: an entry has all attributes but the NIC's, for as long as it lives.
+        let (mode, depth, max_endpoints, op_flags) = unsafe {
+            let info = &*provider.info().as_ptr();
+            let flags = if provider.quirks().acknowledges_writes { 0 } else { FI_DELIVERY_COMPLETE };
+            (info.mode, (*info.tx_attr).size, (*info.domain_attr).ep_cnt, flags | FI_COMPLETION)
+        };
+        let max_endpoints =
+            if domain.binds_memory() { 1 } else { max_endpoints.clamp(1, settings.max_endpoints.max(1)) };
+        // Where immediates use up receives there must be many.
+        let num_receives = if mode & FI_RX_CQ_DATA != 0 { 4 * RECEIVES } else { RECEIVES };
+        let queue = Queue::open(&domain, QUEUE_DEPTH, provider.arrivals == Arrivals::Sourced).map_err(device)?;
+        let endpoint = Endpoint::open(&domain, &queue).map_err(device)?;
+        if domain.binds_memory() {
+            domain.bind_to(endpoint.as_ptr())?;
+        }
+        let longest = endpoint.max_message_bytes(domain.library().version()).unwrap_or(usize::MAX);
+        let about = NicAbout {
+            name: provider.nic.clone(),
+            manner: provider.manner(),
+            gbps: provider.gbps.max(1),
+            max_write_bytes: endpoint.max_write_bytes().min(MAX_WRITE_BYTES),
+            max_message_bytes: MAX_MESSAGE_BYTES.min(longest.saturating_sub(HEADER_BYTES)),
+            is_ordered: false,
+        };
+        let mut this = Self {
+            endpoints: Vec::new(),
+            sends: Buffers::new(&domain, SENDS as usize, HEADER_BYTES + MAX_MESSAGE_BYTES)?,
+            landing: Buffers::new(&domain, 1, 64)?,
+            queue,
+            about,
+            rails: Vec::new(),
+            by_source: HashMap::new(),
+            slots: Slots::new(OPERATIONS, max_endpoints as u32 * num_receives),
+            free_sends: (0..SENDS).collect(),
+            announcements: VecDeque::with_capacity(OPERATIONS as usize),
+            reposts: VecDeque::with_capacity(max_endpoints * num_receives as usize),
+            reports: VecDeque::new(),
+            orphans: Vec::new(),
+            resting: Vec::new(),
+            // SAFETY: zeroes are an entry without meaning; none is read before the library wrote it.
+            entries: unsafe { std::mem::zeroed() },
+            sources: [FI_ADDR_UNSPEC; READ_BATCH],
+            answer_timeout_ns: settings.answer_timeout.as_nanos() as u64,
+            op_flags,
+            has_write_data: provider.arrivals != Arrivals::Messages,
+            depth: depth.clamp(1, OPERATIONS as usize) as u32,
+            max_endpoints,
+            num_receives,
+            domain,
+        };
+        this.add_endpoint(endpoint)?;
+        Ok(this)
+    }
+
+    /// An endpoint for another rail: one without rails, a new one, or the one with
+    /// the fewest.
+    fn endpoint_for_rail(&mut self) -> Result<u16, NicError> {
+        let open = || self.endpoints.iter().enumerate().filter_map(|(idx, open)| Some((idx, open.as_ref()?.num_rails)));
+        let least = open().min_by_key(|(_, num_rails)| *num_rails).map(|(idx, num_rails)| (idx as u16, num_rails));
+        match least {
+            Some((idx, 0)) => Ok(idx),
+            Some((idx, _)) if open().count() >= self.max_endpoints => Ok(idx),
+            _ => match self.open_endpoint() {
+                Ok(idx) => Ok(idx),
+                // The provider promised more than it has.
+                Err(error) => least.map(|(idx, _)| idx).ok_or(error),
+            },
+        }
+    }
+
+    fn open_endpoint(&mut self) -> Result<u16, NicError> {
+        let failed = |error: FabricError| NicError::Device(format!("{}: {error}", self.about.name));
+        let endpoint = Endpoint::open(&self.domain, &self.queue).map_err(failed)?;
+        if self.domain.binds_memory() {
+            self.domain.bind_to(endpoint.as_ptr())?;
+        }
+        self.add_endpoint(endpoint)
+    }
+
+    fn add_endpoint(&mut self, endpoint: Endpoint) -> Result<u16, NicError> {
+        let is_taken =
+            |idx: usize| self.resting.contains(&(idx as u16)) || self.endpoints.get(idx).is_some_and(Option::is_some);
+        let idx = (0..self.max_endpoints)
+            .find(|idx| !is_taken(*idx))
+            .ok_or_else(|| NicError::Device(format!("{}: endpoints are still being closed", self.about.name)))?;
+        let receives = Buffers::new(&self.domain, self.num_receives as usize, HEADER_BYTES + MAX_MESSAGE_BYTES)?;
+        let open = Open { endpoint, receives, outstanding: 0, is_blocked: false, waiting_since_ns: 0, num_rails: 0 };
+        self.endpoints.resize_with(self.endpoints.len().max(idx + 1), || None);
+        self.endpoints[idx] = Some(open);
+        for receive in 0..self.num_receives {
+            self.post_receive(OPERATIONS + idx as u32 * self.num_receives + receive, idx as u16);
+        }
+        Ok(idx as u16)
+    }
+
+    /// Posts the receive of a slot, now or at a later poll.
+    pub(super) fn post_receive(&mut self, slot: u32, endpoint: u16) {
+        let Some(open) = self.endpoints.get(usize::from(endpoint)).and_then(Option::as_ref) else { return };
+        self.slots.set_receive(slot, endpoint);
+        let iov = open.receives.iovec((slot - OPERATIONS) % self.num_receives, usize::MAX);
+        let mut desc = open.receives.memory().desc();
+        let message = fi_msg {
+            msg_iov: &raw const iov,
+            desc: &raw mut desc,
+            iov_count: 1,
+            addr: FI_ADDR_UNSPEC,
+            context: self.slots.context(slot),
+            data: 0,
+        };
+        // SAFETY: the buffer and the context outlive the endpoint; the rest is read during the call.
+        if unsafe { open.endpoint.receive(&message) } != 0 {
+            self.reposts.push_back(slot);
+        }
+    }
+}
+
+impl Nic for FabricNic {
+    type Domain = FabricDomain;
+
+    fn domain(&self) -> &Arc<FabricDomain> {
+        &self.domain
+    }
+
+    fn about(&self) -> &NicAbout {
+        &self.about
+    }
+
+    fn is_up(&mut self) -> bool {
+        self.domain.provider().is_up()
+    }
+
+    fn open(&mut self) -> Result<RailIdx, NicError> {
+        let free = self.rails.iter().position(Option::is_none).unwrap_or(self.rails.len());
+        if free >= MAX_RAILS as usize {
+            return Err(NicError::Device(format!("{}: {MAX_RAILS} rails are open", self.about.name)));
+        }
+        let (rail, endpoint) = (free as RailIdx, self.endpoint_for_rail()?);
+        let tag = new_tag(rail)?;
+        if let Some(open) = self.endpoints[usize::from(endpoint)].as_mut() {
+            open.num_rails += 1;
+        }
+        self.rails.resize_with(self.rails.len().max(free + 1), || None);
+        self.rails[free] = Some(Rail { endpoint, tag, peer: None, is_broken: false });
+        Ok(rail)
+    }
+
+    fn address(&self, rail: RailIdx) -> Vec<u8> {
+        let Some(rail) = self.rails.get(rail as usize).and_then(Option::as_ref) else { return Vec::new() };
+        let Some(open) = self.endpoints[usize::from(rail.endpoint)].as_ref() else { return Vec::new() };
+        let landing = FabricDomain::remote(self.landing.memory());
+        RailAddress::new(self.domain.provider(), rail.tag, landing, open.endpoint.name()).encode()
+    }
+
+    fn connect(&mut self, rail: RailIdx, theirs: &[u8]) -> Result<(), NicError> {
+        let no_rail = || NicError::Device(format!("{}: rail {rail} is not open", self.about.name));
+        let state = self.rails.get_mut(rail as usize).and_then(Option::as_mut).ok_or_else(no_rail)?;
+        let open = self.endpoints[usize::from(state.endpoint)].as_ref().ok_or_else(no_rail)?;
+        let theirs = RailAddress::decode(theirs, self.domain.provider(), open.endpoint.name().len())?;
+        let address = self.queue.insert(&theirs.name).ok_or_else(|| {
+            NicError::Peer(format!("libfabric does not take its address ({} bytes)", theirs.name.len()))
+        })?;
+        let RailAddress { tag, is_tagged, landing, .. } = theirs;
+        state.peer = Some(Peer { address, tag, is_tagged, landing });
+        if self.domain.provider().arrivals == Arrivals::Sourced {
+            self.by_source.insert(address, rail);
+        }
+        Ok(())
+    }
+
+    fn fence(&mut self, rail: RailIdx) {
+        let Some(state) = self.rails.get_mut(rail as usize).and_then(Option::as_mut) else { return };
+        if !state.is_broken {
+            let endpoint = state.endpoint;
+            self.close_endpoint(endpoint, Fault::Flushed, None, Some(rail));
+        }
+    }
+
+    fn close(&mut self, rail: RailIdx) {
+        self.fence(rail);
+        let Some(state) = self.rails.get_mut(rail as usize).and_then(Option::take) else { return };
+        if let Some(peer) = state.peer {
+            self.queue.remove(peer.address);
+            self.by_source.remove(&peer.address);
+        }
+        self.reports.retain(|report| match report {
+            Report::Completed(of, ..) | Report::Broken(of, _) => *of != rail,
+        });
+    }
+
+    #[inline]
+    fn room(&self, rail: RailIdx) -> usize {
+        let Some(rail) = self.rails.get(rail as usize).and_then(Option::as_ref) else { return 0 };
+        match self.endpoints.get(usize::from(rail.endpoint)).and_then(Option::as_ref) {
+            Some(open) if !rail.is_broken && !open.is_blocked && rail.peer.is_some() => {
+                self.slots.num_free().min(self.depth.saturating_sub(open.outstanding) as usize)
+            }
+            _ => 0,
+        }
+    }
+
+    fn post(&mut self, rail: RailIdx, batch: &Batch<'_, FabricMemory>) -> Result<usize, Fault> {
+        let room = self.room(rail);
+        let Some((endpoint, _, peer)) = self.parts(rail) else { return Err(Fault::Flushed) };
+        let count = batch.writes.len().min(room);
+        let imm = match batch.marks {
+            Marks::None => 0,
+            Marks::Each(imm) | Marks::Last(imm) => imm,
+        };
+        if count == 0 {
+            return Ok(0);
+        }
+        let Some(idx) = self.slots.begin((rail, endpoint), batch.token, imm) else { return Ok(0) };
+        let (source, desc) = (batch.source.address(), batch.source.desc());
+        let data = peer.data(imm);
+        let (mut posted, mut result) = (0, Ok(true));
+        for (nth, write) in batch.writes[..count].iter().enumerate() {
+            let has_imm = match batch.marks {
+                Marks::None => false,
+                Marks::Each(_) => true,
+                Marks::Last(_) => nth + 1 == batch.writes.len(),
+            };
+            let (address, key) = (batch.target.base + write.dst, batch.target.key);
+            let (source, nbytes) = (source + write.src, write.nbytes);
+            let write = Write { peer: peer.address, source, desc, address, key, nbytes, has_imm, data };
+            result = self.submit_write(endpoint, &write, idx, nth + 1 < count);
+            if result != Ok(true) {
+                break;
+            }
+            posted += 1;
+        }
+        self.posted(rail, idx, posted, result)
+    }
+
+    fn signal(&mut self, rail: RailIdx, imm: u32, token: u32) -> Result<bool, Fault> {
+        let room = self.room(rail);
+        let Some((endpoint, _, peer)) = self.parts(rail) else { return Err(Fault::Flushed) };
+        if room == 0 {
+            return Ok(false);
+        }
+        let Some(batch) = self.slots.begin((rail, endpoint), token, imm) else { return Ok(false) };
+        let result = if self.has_write_data {
+            let (landing, data) = (peer.landing, peer.data(imm));
+            let desc = std::ptr::null_mut();
+            let write = Write {
+                peer: peer.address,
+                source: 0,
+                desc,
+                address: landing.base,
+                key: landing.key,
+                nbytes: 0,
+                has_imm: true,
+                data,
+            };
+            self.submit_write(endpoint, &write, batch, false)
+        } else {
+            self.submit_message(rail, Brought::Imm(imm), batch)
+        };
+        self.posted(rail, batch, usize::from(result == Ok(true)), result).map(|count| count > 0)
+    }
+
+    fn send(&mut self, rail: RailIdx, message: &[u8], token: u32) -> Result<bool, Fault> {
+        let Some((endpoint, ..)) = self.parts(rail) else { return Err(Fault::Flushed) };
+        if message.len() > self.about.max_message_bytes {
+            return Err(Fault::Local(libc::EMSGSIZE as u32));
+        }
+        if self.room(rail) == 0 {
+            return Ok(false);
+        }
+        let Some(batch) = self.slots.begin((rail, endpoint), token, 0) else { return Ok(false) };
+        let result = self.submit_message(rail, Brought::Message(message), batch);
+        self.posted(rail, batch, usize::from(result == Ok(true)), result).map(|count| count > 0)
+    }
+
+    fn flush(&mut self, rail: RailIdx) -> Result<(), Fault> {
+        // Nothing is held back: the last write of a post never says that more follows.
+        self.parts(rail).map(drop).ok_or(Fault::Flushed)
+    }
+
+    fn poll(&mut self, to: &mut impl Completions) -> bool {
+        self.poll_queue(to)
+    }
+
+    fn event_fd(&self) -> Option<RawFd> {
+        self.queue.event_fd()
+    }
+
+    fn arm(&mut self) -> bool {
+        let is_waiting = !self.reports.is_empty() || !self.announcements.is_empty() || !self.reposts.is_empty();
+        is_waiting || !self.queue.may_wait()
+    }
+}
+
+impl Drop for FabricNic {
+    fn drop(&mut self) {
+        // An endpoint that memory is bound to cannot be closed.
+        if self.domain.binds_memory() {
+            self.domain.unbind();
+        }
+    }
+}
+
+/// A clock that costs a few nanoseconds and is right to some milliseconds.
+pub(super) fn now_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: fills in a structure that lives through the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
+    // Never 0, which means never.
+    (now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64).max(1)
+}
+
+/// Operations under way on a NIC at most; slots beyond are receives.
+pub(super) const OPERATIONS: u32 = 2048;
+/// Completions taken at once.
+const READ_BATCH: usize = 16;
+/// Receives of an endpoint.
+const RECEIVES: u32 = 32;
+/// Messages of a NIC on their way.
+const SENDS: u32 = 64;
+const QUEUE_DEPTH: usize = 8192;
+const MAX_MESSAGE_BYTES: usize = 4096;
+/// A longer write would complete nothing for longer than a rail may be silent.
+const MAX_WRITE_BYTES: u64 = 256 << 20;

@@ -1,0 +1,243 @@
+//! The NICs that libfabric can drive for us, and which of its providers does.
+
+use std::cmp::Reverse;
+use std::ffi::CString;
+use std::fmt;
+use std::net::IpAddr;
+
+use super::library::{text_of, FabricError, Info, Library};
+use super::quirks::Quirks;
+use super::sys::*;
+
+/// Which NICs are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Only this provider, which may then be a software one; `None` for every
+    /// provider of a NIC.
+    pub provider: Option<String>,
+    /// Only this NIC: the name of its domain, or an IP address of it.
+    pub nic: Option<String>,
+}
+
+/// One NIC through one provider.
+pub struct Provider {
+    info: Info,
+    quirks: &'static Quirks,
+    /// As the system calls the NIC.
+    device_name: String,
+    /// "efa", "tcp;ofi_rxm".
+    pub name: String,
+    /// "efa-direct", "192.168.0.0/16".
+    pub fabric: String,
+    /// The NIC: "rdmap16s27-rdm", "eth0".
+    pub nic: String,
+    /// How immediates arrive.
+    pub arrivals: Arrivals,
+    /// Where the NIC sits, "0000:10:1b.0"; `None` for a software path.
+    pub pci: Option<String>,
+    /// Link speed; 0 where the provider does not say.
+    pub gbps: u32,
+}
+
+/// How a receiver learns what was written, and by whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrivals {
+    /// With the write: eight bytes, which name the sender too.
+    Tagged,
+    /// With the write: four bytes; the provider names the sender.
+    Sourced,
+    /// Not with the write: in a small message, sent when it has completed.
+    Messages,
+}
+
+impl Provider {
+    /// Every NIC that fits, hardware and the provider's favourites first.
+    ///
+    /// # Errors
+    /// [`FabricError::NoProvider`] when none does, with what there is instead.
+    pub fn all(library: &'static Library, wanted: &Wanted) -> Result<Vec<Self>, FabricError> {
+        let mut found: Vec<Self> = Vec::new();
+        let source = wanted.nic.as_ref().filter(|nic| nic.parse::<IpAddr>().is_ok());
+        let source = source.and_then(|address| CString::new(address.as_str()).ok());
+        for variant in VARIANTS {
+            for info in library.entries(&hints(library, wanted, variant)?, source.as_deref())? {
+                let Some(mut provider) = Self::new(info, variant) else { continue };
+                if let (Some(_), Some(address)) = (&source, &wanted.nic) {
+                    provider.nic.clone_from(address);
+                }
+                let is_wanted = wanted.provider.is_some() || provider.pci.is_some();
+                if is_wanted && !found.iter().any(|other| other.is_same(&provider)) {
+                    found.push(provider);
+                }
+            }
+        }
+        // Stable: among equals the library's own order stays, which is best first.
+        found.sort_by_key(|provider| {
+            let is_layered = wanted.provider.as_ref().is_some_and(|name| *name != provider.name);
+            (provider.pci.is_none(), is_layered, Reverse(provider.quirks.preference))
+        });
+        let mut nics: Vec<Self> = Vec::new();
+        for provider in found {
+            if nics.iter().all(|other| other.device() != provider.device()) {
+                nics.push(provider);
+            }
+        }
+        if nics.is_empty() {
+            return Err(FabricError::NoProvider(format!(
+                "libfabric {} ({}) has no NIC for {}: needed is a reliable datagram endpoint with messages and remote writes \
+                 that complete on delivery",
+                library.version_text(),
+                library.path(),
+                wanted,
+            )));
+        }
+        Ok(nics)
+    }
+
+    fn new(info: Info, variant: &Variant) -> Option<Self> {
+        // SAFETY: an entry of fi_getinfo has all attributes but the NIC's, for as long as it lives.
+        let (entry, tx, domain, fabric) = unsafe {
+            let entry = &*info.as_ptr();
+            (entry, &*entry.tx_attr, &*entry.domain_attr, &*entry.fabric_attr)
+        };
+        let (name, fabric) = (text_of(fabric.prov_name)?, text_of(fabric.name).unwrap_or_default());
+        let quirks = Quirks::of(&name, &fabric);
+        if variant.op_flags & FI_DELIVERY_COMPLETE == 0 && !quirks.acknowledges_writes {
+            return None;
+        }
+        if tx.size == 0 || domain.mr_key_size > size_of::<u64>() {
+            return None;
+        }
+        let arrivals = match domain.cq_data_size {
+            _ if !quirks.has_write_data() => Arrivals::Messages,
+            8.. => Arrivals::Tagged,
+            4.. if entry.caps & FI_SOURCE != 0 => Arrivals::Sourced,
+            // The same NIC comes again, with the source, or not at all.
+            4.. if variant.caps & FI_SOURCE == 0 => return None,
+            _ => Arrivals::Messages,
+        };
+        let nic = text_of(domain.name).unwrap_or_default();
+        let (device_name, pci, gbps) = hardware(entry);
+        let device_name = device_name.unwrap_or_else(|| nic.clone());
+        Some(Self { quirks, device_name, fabric, nic, arrivals, pci, gbps, name, info })
+    }
+
+    /// How the NIC is driven, for people: the provider, or the fabric where a
+    /// provider has several.
+    pub fn manner(&self) -> String {
+        if self.quirks.fabric.is_empty() {
+            self.name.clone()
+        } else {
+            self.fabric.clone()
+        }
+    }
+
+    /// Whether the port is up, as far as the system tells.
+    pub fn is_up(&self) -> bool {
+        let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+        let device = &self.device_name;
+        !read(format!("/sys/class/net/{device}/operstate")).starts_with("down")
+            && !read(format!("/sys/class/infiniband/{device}/ports/1/state")).starts_with(PORT_DOWN)
+    }
+
+    pub(super) const fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// What is special about it.
+    pub const fn quirks(&self) -> &'static Quirks {
+        self.quirks
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        (&self.name, &self.fabric, &self.nic) == (&other.name, &other.fabric, &other.nic)
+    }
+
+    /// What two entries of one NIC have in common: providers name its domains
+    /// differently, but not its place.
+    fn device(&self) -> &str {
+        self.pci.as_deref().unwrap_or(&self.nic)
+    }
+}
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Provider")
+            .field("name", &self.name)
+            .field("fabric", &self.fabric)
+            .field("nic", &self.nic)
+            .field("arrivals", &self.arrivals)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.nic, &self.provider) {
+            (None, None) => f.write_str("any hardware provider"),
+            (None, Some(provider)) => write!(f, "provider {provider}"),
+            (Some(nic), None) => write!(f, "NIC {nic}"),
+            (Some(nic), Some(provider)) => write!(f, "provider {provider}, NIC {nic}"),
+        }
+    }
+}
+
+/// One way to ask. Providers refuse what they do not have, so that one question
+/// does not find them all; of two answers for one NIC the earlier is kept.
+struct Variant {
+    caps: u64,
+    mode: u64,
+    op_flags: u64,
+}
+
+fn hints(library: &'static Library, wanted: &Wanted, variant: &Variant) -> Result<Info, FabricError> {
+    let hints = library.new_info()?;
+    // SAFETY: a new entry has all of these attributes, zeroed.
+    unsafe {
+        let entry = &mut *hints.as_ptr();
+        entry.caps = variant.caps;
+        entry.mode = variant.mode;
+        (*entry.ep_attr).r#type = FI_EP_RDM;
+        (*entry.tx_attr).op_flags = variant.op_flags;
+        let domain = &mut *entry.domain_attr;
+        domain.threading = FI_THREAD_SAFE;
+        domain.resource_mgmt = FI_RM_ENABLED;
+        domain.mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_ENDPOINT;
+        if let Some(nic) = wanted.nic.as_ref().filter(|nic| nic.parse::<IpAddr>().is_err()) {
+            Info::set_text(&mut domain.name, nic);
+        }
+        if let Some(provider) = &wanted.provider {
+            Info::set_text(&mut (*entry.fabric_attr).prov_name, provider);
+        }
+    }
+    Ok(hints)
+}
+
+/// What the system calls the NIC, where it sits, and how fast its link is.
+fn hardware(entry: &fi_info) -> (Option<String>, Option<String>, u32) {
+    // SAFETY: the NIC's attributes are the entry's, and each part may be missing.
+    unsafe {
+        let Some(nic) = entry.nic.as_ref() else { return (None, None, 0) };
+        let name = nic.device_attr.as_ref().and_then(|device| text_of(device.name));
+        let pci = nic.bus_attr.as_ref().filter(|bus| bus.bus_type == FI_BUS_PCI).map(|bus| {
+            let fi_pci_attr { domain_id, bus_id, device_id, function_id } = bus.pci;
+            format!("{domain_id:04x}:{bus_id:02x}:{device_id:02x}.{function_id:x}")
+        });
+        let gbps = nic.link_attr.as_ref().map_or(0, |link| (link.speed / 1_000_000_000) as u32);
+        (name, pci, gbps)
+    }
+}
+
+/// State of a port of an RDMA device, in sysfs.
+const PORT_DOWN: &str = "1:";
+const CAPS: u64 = FI_MSG | FI_RMA | FI_WRITE | FI_REMOTE_WRITE | FI_SEND | FI_RECV | FI_LOCAL_COMM | FI_REMOTE_COMM;
+const MODE: u64 = FI_CONTEXT | FI_CONTEXT2;
+
+const VARIANTS: &[Variant] = &[
+    Variant { caps: CAPS, mode: MODE, op_flags: FI_DELIVERY_COMPLETE },
+    Variant { caps: CAPS | FI_SOURCE, mode: MODE, op_flags: FI_DELIVERY_COMPLETE },
+    // Immediates that consume a posted receive: some providers offer nothing else, others refuse the question.
+    Variant { caps: CAPS | FI_SOURCE, mode: MODE | FI_RX_CQ_DATA, op_flags: FI_DELIVERY_COMPLETE },
+    Variant { caps: CAPS | FI_SOURCE, mode: MODE, op_flags: 0 },
+    Variant { caps: CAPS | FI_SOURCE, mode: MODE | FI_RX_CQ_DATA, op_flags: 0 },
+];
