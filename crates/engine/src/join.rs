@@ -68,6 +68,9 @@ impl Inner {
                     self.settle_path(&peer, Some(why));
                 }
             }
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                self.join_failed(driver, id, "it turned its Unix socket down: its own path says why");
+            }
             Err(error) => self.join_failed(driver, id, &format!("its Unix socket: {error}")),
         }
     }
@@ -135,6 +138,7 @@ impl Inner {
             doorbell: Doorbell::new(doorbell),
             regions: Arc::clone(&self.regions),
             isolate: self.config.isolate,
+            writes_foreign: foreign,
             peer_writes_foreign,
         }));
         self.use_link(&peer, link, caller.is_some().then_some(foreign))
@@ -154,15 +158,25 @@ impl Inner {
         Ok(())
     }
 
+    /// Who isolates shows no address: a peer's probe fails, and it knows.
     fn probe_word(&self) -> (u64, u64) {
+        if self.config.isolate {
+            return (0, 0);
+        }
         (std::ptr::from_ref(&*self.probe) as u64, *self.probe)
     }
 
-    /// Whether process_vm_writev into that process is allowed: reading needs
-    /// the same right, and the word shows that it is the right process.
+    /// Whether process_vm_writev into that process is allowed. The word shows
+    /// that it is the right process; then it is written as it is, for a filter of
+    /// system calls may allow to read and not to write.
     fn may_write(&self, pid: u32, (address, content): (u64, u64)) -> bool {
         let mut word = [0; 8];
-        sys::foreign_read(pid, address, &mut word).is_ok() && u64::from_ne_bytes(word) == content
+        if sys::foreign_read(pid, address, &mut word).is_err() || u64::from_ne_bytes(word) != content {
+            return false;
+        }
+        let same = sys::ForeignWrite { src: word.as_ptr(), dst: address, nbytes: word.len() };
+        // SAFETY: the word is ours, and lives through the call.
+        unsafe { sys::foreign_write(pid, &mut sys::Foreign::default(), std::iter::once(same)) }.is_ok()
     }
 }
 

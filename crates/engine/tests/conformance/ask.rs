@@ -200,6 +200,13 @@ pub(crate) enum Ask {
         engine: usize,
         region: usize,
     },
+    /// Transport, NICs and reason, with bars between.
+    Path {
+        engine: usize,
+        address: String,
+    },
+    /// Gives up the right to touch other processes' memory, for good.
+    Forbid(Forbidden),
     /// Lowers the soft limit of descriptors.
     LimitFiles {
         soft: u64,
@@ -209,6 +216,17 @@ pub(crate) enum Ask {
     GiveFiles,
     NumFiles,
     Exit,
+}
+
+/// What a machine may forbid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Forbidden {
+    /// A filter of system calls: to write.
+    Write,
+    /// A filter of system calls: to read too.
+    ReadAndWrite,
+    /// To trace others, as Yama and other security modules do.
+    Trace,
 }
 
 /// The answer.

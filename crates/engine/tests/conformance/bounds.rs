@@ -263,9 +263,8 @@ fn isolation_is_kept(fabric: &Fabric) {
         let granted = engine.info().regions[0].granted;
         assert!(granted == 0 || isolates == (false, false), "granted although {isolates:?} isolate");
         let manner = engine.info().peers[0].foreign_memory.clone();
-        if isolates.0 {
-            assert_eq!(manner.as_deref(), Some("bounce"));
-        }
+        let expected = if isolates == (false, false) { "process_vm_writev" } else { "bounce" };
+        assert_eq!(manner.as_deref(), Some(expected), "when {isolates:?} isolate");
     }
 }
 

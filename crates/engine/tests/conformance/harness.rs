@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,17 +46,28 @@ impl Peer {
 
     /// Starts a process without an engine; its `address` is a placeholder.
     pub(crate) fn bare() -> Self {
+        Self::bare_after(|| Ok(())).expect("a peer process")
+    }
+
+    /// The same, after the new process has prepared itself. What it calls must be allowed between `fork` and `exec`.
+    ///
+    /// # Errors
+    /// What the preparation returned.
+    pub(crate) fn bare_after(
+        prepare: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
         let (stream, theirs) = UnixStream::pair().expect("a socket pair");
         stream.set_read_timeout(Some(LONG + Duration::from_secs(10))).expect("a timeout");
-        let child = Command::new(std::env::current_exe().expect("this binary"))
+        let mut command = Command::new(std::env::current_exe().expect("this binary"));
+        command
             .args(["--exact", "peer::process", "--ignored", "--nocapture", "--test-threads=1", "--quiet"])
             .env(ROLE, std::process::id().to_string())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("a peer process");
+            .stdout(Stdio::null());
+        // SAFETY: the caller keeps to what is allowed there: system calls.
+        let child = unsafe { command.pre_exec(prepare) }.spawn()?;
         let nobody = "af:///00000000000000000000000000000000".parse().expect("an address");
-        Self { child, stream, address: nobody }
+        Ok(Self { child, stream, address: nobody })
     }
 
     pub(crate) fn start_engine(&mut self, settings: &Settings) -> Address {

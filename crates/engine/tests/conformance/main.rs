@@ -12,6 +12,7 @@
 mod alias;
 mod ask;
 mod fabric;
+mod forbid;
 mod harness;
 mod intruder;
 mod pattern;
@@ -34,5 +35,6 @@ mod limits;
 mod mutants;
 mod nic;
 mod sizes;
+mod strangers;
 mod visibility;
 mod watching;

@@ -136,12 +136,12 @@ impl ShmLink {
                         binding.refuse(Refusal::OutOfBounds);
                     }
                     Ok(Access::Foreign { address, .. }) => binding.accept(Target::Foreign(address)),
-                    Ok(Access::Mapped { nbytes }) if nbytes == binding.nbytes && fds.len() == 1 => {
-                        let (fd, len) = (fds.remove(0), nbytes as usize);
-                        sys::check_memfd(&fd, len)?;
-                        binding.accept(Target::Mapped(Mapping::shared(&fd, len, len <= POPULATE)?));
-                    }
-                    Ok(Access::Mapped { .. }) => binding.refuse(Refusal::OutOfBounds),
+                    Ok(Access::Mapped { nbytes }) if nbytes != binding.nbytes => binding.refuse(Refusal::OutOfBounds),
+                    Ok(Access::Mapped { nbytes }) => binding.accept(match fds.pop() {
+                        Some(fd) => map_target(&fd, nbytes as usize)?,
+                        // No descriptor was left to receive it with.
+                        None => Target::Owner,
+                    }),
                 }
                 Ok(())
             }
@@ -171,6 +171,16 @@ impl ShmLink {
                 Ok((Access::Foreign { address: *address as u64, nbytes: region.nbytes() }, None))
             }
         }
+    }
+}
+
+/// The mapping of a peer's region; its owner places the bytes where this process
+/// has no addresses left.
+fn map_target(fd: &Fd, len: usize) -> std::io::Result<Target> {
+    sys::check_memfd(fd, len)?;
+    match Mapping::shared(fd, len, len <= POPULATE) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => Ok(Target::Owner),
+        mapping => mapping.map(Target::Mapped),
     }
 }
 

@@ -1,7 +1,6 @@
 //! One process's way to another on the same host.
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -39,6 +38,8 @@ pub struct ShmOptions {
     pub regions: Arc<RegionTable>,
     /// Neither use process_vm_writev nor let the peer use it.
     pub isolate: bool,
+    /// Whether the probe showed that we can write to the peer's memory.
+    pub writes_foreign: bool,
     /// Whether the peer has shown that it can write to our memory, if known.
     pub peer_writes_foreign: Option<bool>,
 }
@@ -52,6 +53,7 @@ pub struct ShmLink {
     pub(super) doorbell: Doorbell,
     pub(super) regions: Arc<RegionTable>,
     pub(super) isolate: bool,
+    writes_foreign: bool,
     pub(super) peer_writes_foreign: OnceLock<bool>,
     pub(super) outgoing: Mutex<Outgoing>,
     /// Large operations, one chunk a poll; only the driver takes from it.
@@ -91,6 +93,7 @@ impl ShmLink {
             doorbell: options.doorbell,
             regions: options.regions,
             isolate: options.isolate,
+            writes_foreign: options.writes_foreign,
             peer_writes_foreign,
             outgoing: Mutex::new(Outgoing {
                 producer: Producer::new(options.outgoing),
@@ -119,8 +122,8 @@ impl ShmLink {
         self.channel.socket()
     }
 
-    /// The process descriptor, for the poller.
-    pub fn process(&self) -> &impl AsRawFd {
+    /// The process descriptor: readable once the process has exited.
+    pub fn process(&self) -> &Fd {
         &self.pid_fd
     }
 
@@ -168,10 +171,10 @@ impl Link for ShmLink {
     }
 
     fn manner(&self) -> String {
-        let foreign = match self.peer_writes_foreign.get() {
+        let foreign = match self.writes_foreign {
             _ if self.isolate => "bounce ring (isolated)",
-            Some(true) => "process_vm_writev",
-            _ => "bounce ring (process_vm_writev is not allowed)",
+            true => "process_vm_writev",
+            false => "bounce ring (process_vm_writev is not allowed)",
         };
         format!("mapped memory; other memory by {foreign}")
     }
