@@ -11,7 +11,7 @@ use anyfabric_transports::Failure;
 use anyfabric_wire::handshake::{Accepted, Hello, Purpose, Rejection, Resume, Welcome};
 use anyfabric_wire::EngineId;
 
-use crate::control::Way;
+use crate::control::{why_ended, Way};
 use crate::driver::{meet_token, Driver, HANDSHAKE};
 use crate::inner::{nanos, Inner};
 use crate::meet::{Calling, Meet, MeetError, Progress};
@@ -153,7 +153,7 @@ impl Inner {
                 self.counters.peer_lost(peer.address.engine, &peer.address.to_string(), &failure);
             }
             Purpose::Session { .. } if refused && self.is_same_host(peer) => {
-                self.lose(peer, "its engine has ended");
+                self.lose(peer, why_ended(peer));
             }
             Purpose::Session { .. } => {
                 let mut state = peer.state();

@@ -49,11 +49,12 @@ impl Engine {
     pub fn start_connect(&self, address: &Address, timeout: Option<Duration>) -> Result<Transfer> {
         const OPERATION: &str = "connect";
         self.inner.check_open()?;
-        let peer = self.peer(address, OPERATION, None)?;
+        let mut about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
+        let peer = self.peer(address, None, &about)?;
+        about.peer = Some(Arc::clone(&peer));
         let ticket = self.inner.ticket(1, 0, timeout)?;
         self.inner.track(&ticket, None, vec![Arc::clone(&peer)]);
         self.inner.submit(&peer, Content::Probe, None, false, &ticket);
-        let about = About { operation: OPERATION, peer: Some(peer), region: None, nbytes: 0 };
         Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
     }
 

@@ -12,8 +12,10 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyfabric_plan::{choose, Candidate};
+use anyfabric_transports::sys;
 use anyfabric_transports::tcp::Lane;
 use anyfabric_transports::Failure;
 use anyfabric_wire::handshake::{Hello, Welcome};
@@ -195,11 +197,11 @@ impl Inner {
             return;
         }
         if channel >= 64 {
-            // The Unix socket ends with the process; its descriptor says for sure, and nearly at once.
             if let Some(shm) = peer.shm() {
                 self.poller.remove(shm.socket());
             }
-            return self.lose(peer, &format!("its Unix socket: {why}"));
+            let why = if has_exited(peer) { EXITED } else { &format!("its Unix socket: {why}") };
+            return self.lose(peer, why);
         }
         peer.base.disconnect(channel, why);
         self.log(20, format!("{}: stream {channel} broke: {why}", peer.address));
@@ -219,12 +221,12 @@ impl Inner {
         } else if self.is_same_host(peer) && !peer.address.sockets.is_empty() {
             // The caller calls again. Whether it lives at all is quickly asked on the same host.
             let gone = peer.address.sockets.iter().all(|socket| {
-                let timeout = std::time::Duration::from_millis(20);
+                let timeout = Duration::from_millis(20);
                 std::net::TcpStream::connect_timeout(socket, timeout)
                     .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
             });
             if gone {
-                self.lose(peer, "its engine has ended");
+                self.lose(peer, why_ended(peer));
             }
         }
     }
@@ -354,3 +356,23 @@ impl Inner {
             })
     }
 }
+
+/// Why nobody listens at the address of a peer on this host.
+pub(crate) fn why_ended(peer: &Peer) -> &'static str {
+    if has_exited(peer) {
+        EXITED
+    } else {
+        "its engine has ended: nobody listens at its address any more"
+    }
+}
+
+/// Whether a peer's process has exited, as far as can be seen. Its sockets end a
+/// moment before it does, so one that seems to live is looked at for a moment.
+fn has_exited(peer: &Peer) -> bool {
+    peer.shm().is_some_and(|shm| sys::is_readable_within(shm.process(), LAST_MOMENT))
+}
+
+pub(crate) const EXITED: &str = "its process has exited";
+/// Longest time between the end of a process's sockets and its own; only a peer
+/// that ends otherwise makes us wait for all of it.
+const LAST_MOMENT: Duration = Duration::from_millis(50);

@@ -189,7 +189,7 @@ impl Inner {
                         self.poller.remove(shm.process());
                         self.poller.remove(shm.socket());
                     }
-                    self.lose(&peer, "its process has exited");
+                    self.lose(&peer, crate::control::EXITED);
                     self.gone(&peer);
                 }
             }

@@ -9,6 +9,7 @@ use anyfabric_plan::{Extent, Extents, PageList};
 use anyfabric_transports::Inline;
 use anyfabric_wire::{Address, Imm};
 
+use crate::checks::{check_imm, check_pages};
 use crate::counter::Counter;
 use crate::inner::{lock, nanos, Inner};
 use crate::peer::{Content, Peer};
@@ -176,6 +177,8 @@ impl Engine {
         let source = Slice::from(src);
         self.check_source(&source, OPERATION)?;
         let imm = check_imm(options.imm, OPERATION)?;
+        let nbytes = targets.iter().fold(0_u64, |sum, target| sum.saturating_add(target.nbytes));
+        let mut about = About { operation: OPERATION, peer: None, region: Some(src.id()), nbytes };
         let mut peers = Vec::with_capacity(targets.len());
         for (idx, target) in targets.iter().enumerate() {
             let fits = |offset: u64, nbytes: u64| offset.checked_add(target.nbytes).is_some_and(|end| end <= nbytes);
@@ -194,10 +197,9 @@ impl Engine {
                 let message = format!("target {idx} is at {}, which is not in the group", target.remote.address());
                 return Err(Error::invalid(message).during(OPERATION));
             }
-            peers.push(self.peer(target.remote.address(), OPERATION, imm)?);
+            peers.push(self.peer(target.remote.address(), imm, &about)?);
         }
-        let nbytes = targets.iter().map(|target| target.nbytes).sum();
-        let about = About { operation: OPERATION, peer: None, region: Some(src.id()), nbytes };
+        about.peer = only(&peers);
         if targets.is_empty() {
             return Ok(Transfer::done(0, None));
         }
@@ -222,8 +224,9 @@ impl Engine {
         self.inner.check_open()?;
         let imm = check_imm(Some(imm), OPERATION)?;
         let others = peers.iter().filter(|address| **address != self.inner.address);
-        let peers: Vec<_> = others.map(|address| self.peer(address, OPERATION, imm)).collect::<Result<_>>()?;
-        let about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
+        let mut about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
+        let peers: Vec<_> = others.map(|address| self.peer(address, imm, &about)).collect::<Result<_>>()?;
+        about.peer = only(&peers);
         if peers.is_empty() {
             return Ok(Transfer::done(0, None));
         }
@@ -248,11 +251,12 @@ impl Engine {
             let message = format!("the message has {nbytes} bytes, at most {limit}; write large data into a region");
             return Err(Error::invalid(message).during(OPERATION));
         }
-        let peer = self.peer(address, OPERATION, None)?;
+        let mut about = About { operation: OPERATION, peer: None, region: None, nbytes };
+        let peer = self.peer(address, None, &about)?;
+        about.peer = Some(Arc::clone(&peer));
         let ticket = self.inner.ticket(1, nbytes, timeout)?;
         self.inner.track(&ticket, None, vec![Arc::clone(&peer)]);
         self.inner.submit(&peer, Content::Message(message), None, false, &ticket);
-        let about = About { operation: OPERATION, peer: Some(peer), region: None, nbytes };
         Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
     }
 
@@ -402,13 +406,14 @@ impl Engine {
         let inner = &self.inner;
         let imm = check_imm(options.imm, operation)?;
         let nbytes = extents.nbytes();
+        let about = |peer| About { operation, peer, region: Some(src.memory.id), nbytes };
         if extents.num_extents() == 0 {
             return Ok(Transfer::done(0, None));
         }
         if let (Some(route), false) = (dst.shared.route(inner), options.verify) {
             if route.peer.lost().is_none() {
                 if imm.is_some() {
-                    inner.check_counted(&route.peer)?;
+                    inner.check_counted(&route.peer, || about(None))?;
                 }
                 let began_ns = (nbytes >= TIMED_BYTES || is_sampled()).then(|| inner.clock.now_ns());
                 let imm = imm.map(|imm| (imm, count));
@@ -425,35 +430,36 @@ impl Engine {
                         Err(failure) => {
                             imm.iter().for_each(|(imm, _)| route.peer.losses.note(*imm));
                             let peer = Some(Arc::clone(&route.peer));
-                            let about = About { operation, peer, region: Some(src.memory.id), nbytes };
-                            Transfer::failed(nbytes, about.error(inner, &failure))
+                            Transfer::failed(nbytes, about(peer).error(inner, &failure))
                         }
                     });
                 }
             }
         }
-        let peer = self.peer(&dst.shared.descriptor.address, operation, imm)?;
+        let peer = self.peer(&dst.shared.descriptor.address, imm, &about(None))?;
         dst.shared.find_route(inner, &peer);
         let ticket = inner.ticket(1, nbytes, options.timeout)?;
         ticket.hold(Arc::clone(&src.memory));
         inner.track(&ticket, imm, vec![Arc::clone(&peer)]);
         let content = dst.content(src, extents);
         inner.submit(&peer, content, imm.map(|imm| (imm, count)), options.verify, &ticket);
-        let about = About { operation, peer: Some(peer), region: Some(src.memory.id), nbytes };
-        Ok(Transfer::pending(Arc::clone(inner), about, ticket))
+        Ok(Transfer::pending(Arc::clone(inner), about(Some(peer)), ticket))
     }
 
-    pub(crate) fn peer(&self, address: &Address, operation: &'static str, imm: Option<Imm>) -> Result<Arc<Peer>> {
+    /// The peer of an operation, unless it can be refused at once; `about` names all
+    /// but the peer.
+    pub(crate) fn peer(&self, address: &Address, imm: Option<Imm>, about: &About) -> Result<Arc<Peer>> {
         if address.engine == self.inner.address.engine {
             let message = "the destination is this engine itself; copy the bytes instead";
-            return Err(Error::invalid(message).during(operation));
+            return Err(Error::invalid(message).during(about.operation));
         }
         let peer = self.inner.peer_at(address);
         if let Some(why) = peer.lost() {
-            return Err(Error::from_failure(why, self.inner.context(operation, Some(&peer), None, 0)));
+            let about = About { peer: Some(peer.clone()), ..about.clone() };
+            return Err(about.error(&self.inner, why));
         }
         if imm.is_some() {
-            self.inner.check_counted(&peer)?;
+            self.inner.check_counted(&peer, || about.clone())?;
         }
         Ok(peer)
     }
@@ -471,22 +477,10 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-pub(crate) fn check_pages(src: &Slice, src_pages: PageList, dst: &RemoteSlice, dst_pages: PageList) -> Result<Extents> {
-    let invalid =
-        |what: &str, error: anyfabric_plan::PageError| Error::invalid(format!("{what}: {error}")).during("write_pages");
-    src_pages.check_alike(&dst_pages).map_err(|error| invalid("page lists", error))?;
-    src_pages.check(src.nbytes).map_err(|error| invalid("source pages", error))?;
-    dst_pages.check(dst.nbytes).map_err(|error| invalid("destination pages", error))?;
-    Ok(Extents::pages(src_pages, dst_pages))
-}
-
-pub(crate) fn check_imm(imm: Option<u32>, operation: &'static str) -> Result<Option<Imm>> {
-    match imm {
-        None => Ok(None),
-        Some(value) => Imm::new(value).map(Some).ok_or_else(|| {
-            Error::invalid(format!("imm {value} does not fit 30 bits (at most {})", Imm::COUNT - 1)).during(operation)
-        }),
-    }
+/// The peer of an operation, where there is but one.
+fn only(peers: &[Arc<Peer>]) -> Option<Arc<Peer>> {
+    let (first, others) = peers.split_first()?;
+    others.iter().all(|other| other.idx == first.idx).then(|| Arc::clone(first))
 }
 
 /// Every sixteenth small write is timed, for the statistics.

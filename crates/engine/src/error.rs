@@ -153,17 +153,22 @@ impl Error {
             Failure::System(_) => Code::TransferFailed,
         };
         let mut message = format!("{} failed: {failure}", context.operation.unwrap_or("transfer"));
-        if let Some(nbytes) = context.nbytes {
-            message += &format!("; {nbytes} bytes");
+        let mut rest = String::new();
+        // Of what moves no bytes none are told.
+        if let Some(nbytes) = context.nbytes.filter(|nbytes| *nbytes > 0 || context.region.is_some()) {
+            rest += &format!(" {nbytes} bytes");
         }
         if let Some(region) = context.region {
-            message += &format!(" from region {region}");
+            rest += &format!(" from region {region}");
         }
         if let Some(peer) = &context.peer {
-            message += &format!(" to {peer}");
+            rest += &format!(" to {peer}");
         }
         if let Some(path) = context.path {
-            message += &format!(" over {path}");
+            rest += &format!(" over {path}");
+        }
+        if !rest.is_empty() {
+            message += &format!(";{rest}");
         }
         Self { code, message, context: Box::new(context) }
     }

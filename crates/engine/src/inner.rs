@@ -22,6 +22,7 @@ use crate::messages::{Message, Messages};
 use crate::peer::{Base, Content, Peer, Phase, Submission};
 use crate::revoke::Revokes;
 use crate::simulated::simulated_host;
+use crate::transfer::About;
 use crate::wait::Presence;
 use crate::watcher::Watching;
 use crate::{Code, Config, Context, Error, QueueFull, Result};
@@ -304,7 +305,7 @@ impl Inner {
     ///
     /// # Errors
     /// `ResourceExhausted`, once for every notice of the peer's.
-    pub(crate) fn check_counted(&self, peer: &Peer) -> Result<()> {
+    pub(crate) fn check_counted(&self, peer: &Peer, about: impl FnOnce() -> About) -> Result<()> {
         // ORDERING: a notice; it comes late in any case.
         if peer.refuses_early.load(Ordering::Relaxed) {
             let message = format!(
@@ -312,8 +313,9 @@ impl Inner {
                  open the counters there, or use fewer immediates",
                 peer.address
             );
+            let About { operation, region, nbytes, .. } = about();
             let mut error = Error::new(Code::ResourceExhausted, message);
-            error.context.peer = Some(peer.address.to_string());
+            *error.context = self.context(operation, Some(peer), region, nbytes);
             return Err(error);
         }
         Ok(())

@@ -20,6 +20,7 @@
 //! and nothing else.
 
 mod calls;
+mod checks;
 mod close;
 mod config;
 mod connect;

@@ -15,7 +15,7 @@ use anyfabric_transports::sys::Mapping;
 use anyfabric_transports::{Failure, Ticket};
 use anyfabric_wire::Imm;
 
-use crate::engine::{check_imm, check_pages};
+use crate::checks::{check_imm, check_pages};
 use crate::inner::{lock, nanos, Inner};
 use crate::peer::{Content, Peer};
 use crate::region::Slice;
@@ -161,17 +161,18 @@ impl Watcher {
         };
         let descriptor = &dst.shared.descriptor;
         let peer = self.inner.peer_at(&descriptor.address);
+        let nbytes = extents.nbytes();
+        let about = About { operation: name, peer: Some(Arc::clone(&peer)), region: Some(src.memory.id), nbytes };
         if let Some(why) = peer.lost() {
-            return Err(Error::from_failure(why, self.inner.context(name, Some(&peer), None, 0)));
+            return Err(about.error(&self.inner, why));
         }
         // The path is made now, so that firing finds it.
         self.inner.prepare(&peer);
-        let (nbytes, count) = (extents.nbytes(), extents.num_extents() as u32);
+        let count = extents.num_extents() as u32;
         let (doorbell, clock) = (Arc::clone(&self.inner.doorbell), self.inner.clock.clone());
         let ticket = Arc::new(Ticket::new(doorbell, clock, 1, nbytes, u64::MAX));
         ticket.hold(Arc::clone(&src.memory));
         let content = dst.content(&src, extents);
-        let about = About { operation: name, peer: Some(Arc::clone(&peer)), region: Some(src.memory.id), nbytes };
         let transfer = Transfer::pending(Arc::clone(&self.inner), about, Arc::clone(&ticket));
         let imm = imm.map(|imm| (imm, count));
         let trigger = Trigger { inner: Arc::clone(&self.inner), peer, content, imm, ticket };

@@ -14,6 +14,7 @@ on_every_fabric!(
     killed_while_idle,
     killed_as_receiver,
     killed_as_writer,
+    its_end_is_told_in_words,
     what_was_counted_stays,
     stopped_is_lost_and_fenced,
     restarted_is_another,
@@ -102,6 +103,40 @@ fn killed_as_writer(fabric: &Fabric) {
     eventually("nothing is quarantined", || pair.engine.info().quarantine.is_empty());
     pair.region.close(LONG);
     assert!(pair.engine.info().quarantine.is_empty());
+}
+
+/// Whatever notices first: the process's descriptor, its Unix socket, a stream, or that nobody listens any more.
+fn its_end_is_told_in_words(fabric: &Fabric) {
+    let why = if fabric.is_tcp() { "its engine has ended" } else { "its process has exited" };
+    for _ in 0..8 {
+        let mut pair = Pair::connected(fabric, 1 << 20);
+        let address = pair.peer.address.to_string();
+        let counter = pair.engine.counter(Some(1), std::slice::from_ref(&pair.peer.address)).unwrap();
+        let (src, dst) = (pair.region.slice(0..100_000).unwrap(), pair.remote.slice(0..100_000).unwrap());
+        let write = || pair.engine.write(&src, &dst, WriteOptions::default());
+        write().unwrap().wait(Some(LONG)).unwrap();
+        pair.peer.kill();
+        let error = assert_code(counter.wait(1, Some(LONG)), Code::PeerLost);
+        for part in [why, &address, "imm 1"] {
+            assert!(error.message.contains(part), "{part:?} is missing in {:?}", error.message);
+        }
+        let error = assert_code(write(), Code::PeerLost);
+        let region = format!("region {}", pair.region.id());
+        for part in ["write", "the peer is lost", why, "100000 bytes", &region, &address, "over ", fabric.transport] {
+            assert!(error.message.contains(part), "{part:?} is missing in {:?}", error.message);
+        }
+        let context = &error.context;
+        assert_eq!(
+            (context.operation, context.nbytes, context.path),
+            (Some("write"), Some(100_000), Some(fabric.transport))
+        );
+        assert_eq!((context.peer.as_deref(), context.region), (Some(&*address), Some(pair.region.id())));
+        assert!(
+            pair.engine.path(&pair.peer.address).reason.contains(why),
+            "{:?}",
+            pair.engine.path(&pair.peer.address)
+        );
+    }
 }
 
 fn what_was_counted_stays(fabric: &Fabric) {

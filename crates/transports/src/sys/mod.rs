@@ -12,7 +12,7 @@ pub use fd::{fork_generation, Fd};
 pub use futex::{futex_wait, futex_wake_all};
 pub use memory::check_memfd;
 pub use memory::{memfd, Mapping};
-pub use poll::{EventFd, Interest, Poller, Ready};
+pub use poll::{is_readable_within, EventFd, Interest, Poller, Ready};
 pub use process::{foreign_read, foreign_write, pid_fd, Foreign, ForeignWrite};
 pub use socket::{
     abstract_listener, accept_local, connect_local, peer_credentials, receive_with_fds, send_with_fds, Credentials,

@@ -26,6 +26,15 @@ pub struct Ready {
     pub writable: bool,
 }
 
+/// Whether there is something to read, now or within a timeout of at most some
+/// milliseconds.
+pub fn is_readable_within(fd: &Fd, timeout: Duration) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let millis = libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: one entry, which lives through the call.
+    unsafe { libc::poll(&raw mut poll, 1, millis) == 1 }
+}
+
 /// An epoll instance, level-triggered.
 #[derive(Debug)]
 pub struct Poller {
