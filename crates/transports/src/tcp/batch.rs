@@ -52,7 +52,9 @@ impl Batch {
     }
 
     pub(super) fn hold(&mut self, part: &Arc<Part>) {
-        self.holds.push(Arc::clone(part));
+        if self.holds.last().is_none_or(|last| !Arc::ptr_eq(last, part)) {
+            self.holds.push(Arc::clone(part));
+        }
     }
 
     fn push_head(&mut self, bytes: &[u8]) {
