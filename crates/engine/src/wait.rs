@@ -27,6 +27,8 @@ pub(crate) struct Presence {
     worker_blocked: AtomicBool,
     /// A user thread is in epoll, the driver in its hands.
     user_blocked: AtomicBool,
+    /// A user thread spins beside the worker and would rather drive itself.
+    wanted: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -82,6 +84,8 @@ impl Inner {
         loop {
             now_ns = match self.try_driver() {
                 Some(mut driver) => {
+                    // ORDERING: a hint.
+                    self.presence.wanted.store(false, Ordering::Relaxed);
                     let spin_end = if busy { until_ns } else { spin_until_ns.min(until_ns) };
                     match self.drive(&mut driver, now_ns, spin_end, &done) {
                         Driven::Done => return true,
@@ -130,6 +134,7 @@ impl Inner {
     pub(crate) fn work(self: &Arc<Self>) {
         let busy = self.config.polling == Polling::Busy;
         let mut linger_until_ns = 0;
+        let mut has_offered = false;
         while !self.presence.is_stopped() {
             let Some(mut driver) = self.try_driver() else {
                 if self.presence.user_blocked.load(Ordering::SeqCst) {
@@ -139,6 +144,15 @@ impl Inner {
                 }
                 continue;
             };
+            // ORDERING: a hint.
+            if self.presence.wanted.load(Ordering::Relaxed) && !has_offered {
+                // Parked, not yielding: whoever wants it may have to move to this core first.
+                drop(driver);
+                std::thread::park_timeout(OFFER);
+                has_offered = true;
+                continue;
+            }
+            has_offered = false;
             let now_ns = self.clock.now_ns();
             // ORDERING: a hint.
             if now_ns.saturating_sub(self.presence.driven_ns.load(Ordering::Relaxed)) < nanos(LEASE) {
@@ -306,7 +320,10 @@ impl Inner {
 
     /// Another thread drives: looks a while whether it settles our matter.
     fn spin_aside(&self, spin_end_ns: u64, done: &impl Fn() -> bool) -> u64 {
+        let yield_from_ns = self.clock.now_ns() + YIELD_NS;
         loop {
+            // ORDERING: a hint for the worker, which looks at it between turns.
+            self.presence.wanted.store(true, Ordering::Relaxed);
             for _ in 0..TURNS {
                 if done() {
                     break;
@@ -315,7 +332,12 @@ impl Inner {
             }
             let now_ns = self.clock.now_ns();
             if done() || now_ns >= spin_end_ns || self.driver.try_lock().is_ok() {
+                self.presence.wanted.store(false, Ordering::Relaxed);
                 return now_ns;
+            }
+            if now_ns >= yield_from_ns {
+                // We may have taken this core from the very thread that drives.
+                std::thread::yield_now();
             }
         }
     }
@@ -357,6 +379,8 @@ const SPIN_NS: u64 = 150_000;
 const YIELD_NS: u64 = 4_000;
 /// Turns between looks at the clock and at descriptors.
 const TURNS: usize = 32;
+/// How long the worker leaves the driver to a user thread that wants it.
+const OFFER: Duration = Duration::from_micros(20);
 /// How long the worker steps aside for a user thread that drives.
 const LEASE: Duration = Duration::from_micros(200);
 /// The same while that thread blocks in epoll; it unparks the worker itself.

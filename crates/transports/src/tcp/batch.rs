@@ -90,8 +90,10 @@ impl Batch {
         self.push_head(bytes);
     }
 
-    /// Adds the part's next frame; true when it was the last.
-    pub(super) fn frame(&mut self, cursor: &mut Cursor) -> bool {
+    /// Adds the part's next frame, which keeps within `max_bytes` where it can;
+    /// true when it was the last.
+    pub(super) fn frame(&mut self, cursor: &mut Cursor, max_bytes: usize) -> bool {
+        let max_bytes = FRAME_BYTES.min(max_bytes as u64);
         let part = Arc::clone(&cursor.part);
         let imm = part.imm.map(|(imm, count)| (WireImm { imm, quarters: 4 }, count));
         match &part.content {
@@ -114,11 +116,11 @@ impl Batch {
                     ..Frame::new(FrameKind::Write, part.op, 0)
                 };
                 let mut frame = match extents {
-                    Extents::One(_) => self.plan_range(base, cursor, extents),
-                    Extents::Pages { src, .. } if src.page_bytes() > FRAME_BYTES => {
-                        self.plan_range(base, cursor, extents)
+                    Extents::One(_) => self.plan_range(base, cursor, extents, max_bytes),
+                    Extents::Pages { src, .. } if cursor.done > 0 || src.page_bytes() > max_bytes => {
+                        self.plan_range(base, cursor, extents, max_bytes)
                     }
-                    Extents::Pages { .. } => self.plan_pages(base, cursor, extents),
+                    Extents::Pages { .. } => self.plan_pages(base, cursor, extents, max_bytes),
                 };
                 let is_last = cursor.extent_idx >= extents.num_extents();
                 if is_last {
@@ -132,10 +134,10 @@ impl Batch {
     }
 
     /// The next bytes of one extent.
-    fn plan_range(&mut self, base: Frame, cursor: &mut Cursor, extents: &Extents) -> Frame {
+    fn plan_range(&mut self, base: Frame, cursor: &mut Cursor, extents: &Extents, max_bytes: u64) -> Frame {
         self.ranges.clear();
         let extent = extents.nth(cursor.extent_idx);
-        let nbytes = (extent.nbytes - cursor.done).min(FRAME_BYTES);
+        let nbytes = (extent.nbytes - cursor.done).min(max_bytes);
         let offset = extent.dst + cursor.done;
         let range = (extent.src + cursor.done, offset, nbytes);
         self.ranges.push(range);
@@ -147,9 +149,9 @@ impl Batch {
     }
 
     /// The next pages.
-    fn plan_pages(&mut self, base: Frame, cursor: &mut Cursor, extents: &Extents) -> Frame {
+    fn plan_pages(&mut self, base: Frame, cursor: &mut Cursor, extents: &Extents, max_bytes: u64) -> Frame {
         let page_bytes = extents.nth(cursor.extent_idx).nbytes;
-        let fit = (FRAME_BYTES / page_bytes.max(1)).clamp(1, MAX_FRAME_PAGES) as usize;
+        let fit = (max_bytes / page_bytes.max(1)).clamp(1, MAX_FRAME_PAGES) as usize;
         let end = (cursor.extent_idx + fit).min(extents.num_extents());
         let num_pages = end - cursor.extent_idx;
         self.ranges.clear();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use anyfabric_plan::{shard_bytes, shard_pages, Extents};
@@ -38,6 +38,8 @@ pub struct TcpLink {
     busy: AtomicBool,
     /// Every stream has stood at once.
     was_whole: AtomicBool,
+    /// When something small last went either way.
+    small_ns: AtomicU64,
     stats: PeerStats,
 }
 
@@ -75,6 +77,7 @@ impl TcpLink {
             closed: AtomicBool::new(false),
             busy: AtomicBool::new(false),
             was_whole: AtomicBool::new(false),
+            small_ns: AtomicU64::new(0),
             stats: PeerStats::new(num_streams + 1),
         }
     }
@@ -123,7 +126,7 @@ impl TcpLink {
     /// Sends what the lane has, in this thread, as far as one batch goes.
     pub(super) fn push(&self, lane: &Arc<Lane>) -> bool {
         self.set_pending(lane);
-        if let Err(error) = lane.flush(1) {
+        if let Err(error) = lane.flush(self.turn_bytes()) {
             log::debug!("peer {}: lane {}: {error}", self.peer, lane.idx);
             // Reading notices the same and reports it; wake the reader.
             lane.set_blocked(true);
@@ -149,6 +152,7 @@ impl TcpLink {
             }
         }
         if small {
+            self.note_small();
             self.push(lane)
         } else {
             self.set_pending(lane);
@@ -235,6 +239,9 @@ impl TcpLink {
     }
 
     pub(super) fn on_acks(&self, lane: &Lane, records: &[u8]) -> io::Result<()> {
+        if lane.idx == 0 {
+            self.note_small();
+        }
         let now_ns = self.clock.now_ns();
         for record in records.as_chunks::<{ Frame::ACK_BYTES }>().0 {
             let (op, result) = Frame::decode_ack(record).map_err(invalid)?;
@@ -291,19 +298,35 @@ impl TcpLink {
         self.set_pending(lane);
     }
 
-    fn pump_lane(&self, lane: &Arc<Lane>, ready: Ready, sink: &dyn Sink) {
-        let mut result = Ok(());
-        if ready.readable {
-            result = lane.pump(self, sink);
-            sink.heard(self.peer);
+    /// False when the stream is broken.
+    fn read_lane(&self, lane: &Lane, sink: &dyn Sink) -> bool {
+        let result = lane.pump(self, sink);
+        if let Err(error) = &result {
+            sink.broken(self.peer, lane.idx, &describe(error));
         }
-        if result.is_ok() && ready.writable {
-            result = lane.flush(TURN_BATCHES).map(drop);
+        result.is_ok()
+    }
+
+    /// True when something moved.
+    fn flush_lane(&self, lane: &Lane, sink: &dyn Sink) -> bool {
+        let moved = lane.flush(self.turn_bytes()).unwrap_or_else(|error| {
+            sink.broken(self.peer, lane.idx, &describe(&error));
+            false
+        });
+        if lane.can_flush() {
             // ORDERING: see `set_pending`.
             self.busy.store(true, Ordering::SeqCst);
         }
-        if let Err(error) = result {
-            sink.broken(self.peer, lane.idx, &describe(&error));
+        moved
+    }
+
+    /// Small operations are not stuck behind large ones: after every turn of
+    /// another lane, lane 0 gets one.
+    fn pump_small(&self, sink: &dyn Sink) {
+        if let Some(first) = self.lane(0) {
+            if self.read_lane(&first, sink) && first.can_flush() {
+                self.flush_lane(&first, sink);
+            }
         }
     }
 }
@@ -319,15 +342,33 @@ impl TcpLink {
         };
         let mut moved = false;
         for lane in lanes.into_iter().flatten() {
-            match lane.flush(TURN_BATCHES) {
-                Ok(sent) => moved |= sent,
-                Err(error) => sink.broken(self.peer, lane.idx, &describe(&error)),
-            }
-            if lane.can_flush() {
-                self.busy.store(true, Ordering::Release);
+            moved |= self.flush_lane(&lane, sink);
+            if lane.idx > 0 && self.is_shared() {
+                self.pump_small(sink);
             }
         }
         moved
+    }
+
+    /// Something small came or went: large operations leave it room for a while.
+    pub(super) fn note_small(&self) {
+        // ORDERING: a hint.
+        self.small_ns.store(self.clock.now_ns(), Ordering::Relaxed);
+    }
+
+    /// Whether small operations share the link with large ones.
+    fn is_shared(&self) -> bool {
+        // ORDERING: a hint.
+        self.clock.now_ns().saturating_sub(self.small_ns.load(Ordering::Relaxed)) < SHARED_NS
+    }
+
+    /// What a lane may move before the others get their turn.
+    pub(super) fn turn_bytes(&self) -> usize {
+        if self.is_shared() {
+            SHARED_TURN_BYTES
+        } else {
+            TURN_BYTES
+        }
     }
 
     /// Something of this lane waits to be sent by whoever polls next.
@@ -397,12 +438,16 @@ impl Link for TcpLink {
 
     fn ready(&self, channel: u8, ready: Ready, sink: &dyn Sink) {
         if let Some(lane) = self.lane(channel.into()) {
-            self.pump_lane(&lane, ready, sink);
-            // Small operations are not stuck behind large ones: after every turn of another lane, lane 0 gets one.
-            if channel > 0 {
-                if let Some(first) = self.lane(0) {
-                    self.pump_lane(&first, Ready { readable: true, writable: first.can_flush(), ..ready }, sink);
-                }
+            let mut stands = true;
+            if ready.readable {
+                sink.heard(self.peer);
+                stands = self.read_lane(&lane, sink);
+            }
+            if stands && ready.writable {
+                self.flush_lane(&lane, sink);
+            }
+            if channel > 0 && self.is_shared() {
+                self.pump_small(sink);
             }
         }
     }
@@ -474,6 +519,15 @@ fn describe(error: &io::Error) -> String {
 const SMALL_BYTES: u64 = 16 << 10;
 /// A stream's share of a write is at least this long.
 const SHARD_BYTES: u64 = 256 << 10;
-/// Batches sent on one lane before the others get their turn.
-const TURN_BATCHES: usize = 1;
+/// What one lane sends or reads before the others get their turn: the more the
+/// kernel is given at once, the less it wakes and acknowledges.
+///
+/// MEASURED: benchmarks/peers and perf; 128 KiB cost a fifth of the bytes per second.
+const TURN_BYTES: usize = 512 << 10;
+/// The same while small operations are on their way.
+///
+/// MEASURED: benchmarks/limits.py, 8 bytes behind 1 GiB.
+const SHARED_TURN_BYTES: usize = 32 << 10;
+/// For how long small operations are expected to go on.
+const SHARED_NS: u64 = 4_000_000;
 const MAX_JOINS: usize = 4096;

@@ -91,9 +91,10 @@ impl Lane {
         let mut receive = lock(&self.receive);
         let receive = &mut *receive;
         let mut taken = 0;
-        while taken < TURN_BYTES {
+        let turn_bytes = READ_BYTES.min(link.turn_bytes());
+        while taken < turn_bytes {
             receive.parse(self, link, sink)?;
-            let (read, asked) = receive.read(self, link)?;
+            let (read, asked) = receive.read(self, link, turn_bytes)?;
             taken += read;
             if read < asked {
                 // The socket is empty, most likely; epoll says when it is not.
@@ -105,8 +106,9 @@ impl Lane {
 }
 
 impl Receive {
-    /// One system call; returns the bytes it brought and asked for.
-    fn read(&mut self, lane: &Lane, link: &TcpLink) -> io::Result<(usize, usize)> {
+    /// One system call for about `max_bytes`; returns the bytes it brought and
+    /// asked for.
+    fn read(&mut self, lane: &Lane, link: &TcpLink, max_bytes: usize) -> io::Result<(usize, usize)> {
         if self.start > 0 {
             self.staging.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -116,7 +118,7 @@ impl Receive {
         let mut body_bytes = 0;
         if let Some(body) = &mut self.body {
             body.recheck(link);
-            body.fill(iovs, IOV_MAX - 1);
+            body.fill(iovs, IOV_MAX - 1, max_bytes);
             body_bytes = iovs.iter().map(|iov| iov.iov_len).sum();
         }
         // With a long payload under way the staging buffer only takes what follows it.
@@ -173,6 +175,9 @@ impl Receive {
 
     fn finish(&mut self, body: Body, lane: &Lane, link: &TcpLink, sink: &dyn Sink) -> io::Result<()> {
         let Body { frame, place, .. } = body;
+        if lane.idx == 0 && !matches!(frame.kind, FrameKind::Control | FrameKind::Ack) {
+            link.note_small();
+        }
         match (frame.kind, place) {
             (FrameKind::Control, Place::Buffer(bytes)) => link.on_control(frame.op, &bytes, sink),
             (FrameKind::Ack, Place::Buffer(bytes)) => link.on_acks(lane, &bytes),
@@ -216,9 +221,10 @@ impl Body {
         }
     }
 
-    /// Appends where the next bytes go, in at most `max` pieces.
-    fn fill(&mut self, iovs: &mut Vec<libc::iovec>, max: usize) {
-        let (left, done) = (self.left(), self.done);
+    /// Appends where the next bytes go, in at most `max` pieces of about
+    /// `max_bytes` together.
+    fn fill(&mut self, iovs: &mut Vec<libc::iovec>, max: usize, max_bytes: usize) {
+        let (left, done) = (self.left().min(max_bytes), self.done);
         if left == 0 {
             return;
         }
@@ -229,11 +235,11 @@ impl Body {
                 iovs.push(whole(scrap.as_mut_ptr(), left.min(scrap.len())));
             }),
             Place::Region { region, offsets, range_bytes } => {
-                let mut skip = done % *range_bytes;
+                let (mut skip, mut room) = (done % *range_bytes, left);
                 for &offset in &offsets[done / *range_bytes..] {
                     // SAFETY: `TcpLink::place` checked every range against the region.
                     let address = unsafe { region.as_ptr().add(offset as usize + skip) };
-                    let nbytes = *range_bytes - skip;
+                    let nbytes = room.min(*range_bytes - skip);
                     let full = iovs.len() == max;
                     match iovs.last_mut() {
                         Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == address => {
@@ -242,7 +248,10 @@ impl Body {
                         _ if full => break,
                         _ => iovs.push(whole(address, nbytes)),
                     }
-                    skip = 0;
+                    (skip, room) = (0, room - nbytes);
+                    if room == 0 {
+                        break;
+                    }
                 }
             }
         }
@@ -253,7 +262,7 @@ impl Body {
         let mut taken = 0;
         while taken < staged.len() && self.left() > 0 {
             iovs.clear();
-            self.fill(iovs, IOV_MAX);
+            self.fill(iovs, IOV_MAX, usize::MAX);
             for iov in iovs.iter() {
                 let nbytes = iov.iov_len.min(staged.len() - taken);
                 // SAFETY: `fill` returns memory that is ours to write; `staged` is checked.
@@ -345,6 +354,6 @@ thread_local! {
 /// Room for the largest header and page table, and some small frames.
 const STAGING: usize = 16 << 10;
 /// Bytes read from one lane before the others get their turn.
-const TURN_BYTES: usize = 128 << 10;
+const READ_BYTES: usize = 128 << 10;
 const IOV_MAX: usize = 1024;
 const MAX_REFUSED: usize = 1024;

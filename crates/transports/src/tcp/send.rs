@@ -174,31 +174,26 @@ impl Send {
 }
 
 impl Lane {
-    /// Sends as much as the socket takes, at most `max_batches` batches. True
-    /// when something moved; `pending` says whether there is more.
+    /// Sends a batch of about `batch_bytes`, or what is left of the last one, as
+    /// far as the socket takes it. True when something moved; `pending` says
+    /// whether there may be more.
     ///
     /// # Errors
     /// The system's: the stream is broken.
-    pub(super) fn flush(&self, max_batches: usize) -> io::Result<bool> {
+    pub(super) fn flush(&self, batch_bytes: usize) -> io::Result<bool> {
         let mut moved = false;
         // Whoever holds the lock looks again after giving it back, so that
         // nothing submitted meanwhile stays behind.
         while let Ok(mut send) = self.send.try_lock() {
-            let (mut more, mut blocked) = (true, false);
-            for _ in 0..max_batches {
-                if send.batch.is_sent() {
-                    self.assemble(&mut send);
-                    if send.batch.is_sent() {
-                        more = false;
-                        break;
-                    }
-                }
+            let mut blocked = false;
+            if send.batch.is_sent() {
+                self.assemble(&mut send, batch_bytes);
+            }
+            let more = !send.batch.is_sent();
+            if more {
                 match send.batch.send(self.raw()) {
                     Ok(()) => moved = true,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        blocked = true;
-                        break;
-                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => blocked = true,
                     Err(error) => return Err(error),
                 }
             }
@@ -215,7 +210,7 @@ impl Lane {
 
     /// Makes the next batch: acknowledgements, control messages, small
     /// operations, then frames of large ones.
-    fn assemble(&self, send: &mut Send) {
+    fn assemble(&self, send: &mut Send, batch_bytes: usize) {
         let Send { current, bulk, awaiting, batch } = send;
         batch.clear();
         {
@@ -224,21 +219,21 @@ impl Lane {
             while let Some((sequence, bytes)) = submitted.controls.pop_front() {
                 batch.control(sequence, &bytes);
             }
-            while batch.pieces.len() < MAX_PIECES && batch.nbytes < BATCH_BYTES {
+            while batch.pieces.len() < MAX_PIECES && batch.nbytes < batch_bytes {
                 let Some(part) = submitted.small.pop_front() else { break };
                 match part.shared.given_up() {
                     Some(why) => part.end(Err(why)),
                     None => {
                         let mut cursor = Cursor { part, extent_idx: 0, done: 0 };
                         batch.hold(&cursor.part);
-                        while !batch.frame(&mut cursor) {}
+                        while !batch.frame(&mut cursor, batch_bytes) {}
                         awaiting.insert(cursor.part.op, cursor.part);
                     }
                 }
             }
             bulk.append(&mut submitted.bulk);
         }
-        while batch.nbytes < BATCH_BYTES && batch.pieces.len() < MAX_PIECES {
+        while batch.nbytes < batch_bytes && batch.pieces.len() < MAX_PIECES {
             let Some(mut cursor) = current.take().or_else(|| bulk.pop_front().map(Cursor::new)) else { break };
             // Between frames an operation may be given up: the peer never sees its last frame and so neither
             // acknowledges nor counts it.
@@ -247,7 +242,7 @@ impl Lane {
                 continue;
             }
             batch.hold(&cursor.part);
-            if batch.frame(&mut cursor) {
+            if batch.frame(&mut cursor, batch_bytes) {
                 awaiting.insert(cursor.part.op, cursor.part);
             } else {
                 *current = Some(cursor);
@@ -269,9 +264,4 @@ pub(super) fn acknowledged(lane: &Lane, op: u64, result: Result<(), Refusal>) ->
     Some(part)
 }
 
-/// Operations join a batch up to this many bytes: the more the kernel is given
-/// at once, the less it wakes and acknowledges.
-///
-/// MEASURED: benchmarks/limits.py and perf; 128 KiB cost a fifth of the bytes per second.
-const BATCH_BYTES: usize = 512 << 10;
 const MAX_PIECES: usize = 1024;
