@@ -26,7 +26,7 @@ pub struct TcpLink {
     pub(super) peer: PeerIdx,
     pub(super) regions: Arc<RegionTable>,
     pub(super) max_message_bytes: u32,
-    clock: Clock,
+    pub(super) clock: Clock,
     num_streams: usize,
     pub(super) lanes: RwLock<Vec<Option<Arc<Lane>>>>,
     turn: AtomicUsize,
@@ -35,11 +35,11 @@ pub struct TcpLink {
     bindings: Mutex<BindingTable>,
     closed: AtomicBool,
     /// Some lane may have something to send.
-    busy: AtomicBool,
+    pub(super) busy: AtomicBool,
     /// Every stream has stood at once.
     was_whole: AtomicBool,
     /// When something small last went either way.
-    small_ns: AtomicU64,
+    pub(super) small_ns: AtomicU64,
     stats: PeerStats,
 }
 
@@ -297,86 +297,6 @@ impl TcpLink {
         // Sent with the next thing that goes out, or when the driver polls next: a reply carries it along.
         self.set_pending(lane);
     }
-
-    /// False when the stream is broken.
-    fn read_lane(&self, lane: &Lane, sink: &dyn Sink) -> bool {
-        let result = lane.pump(self, sink);
-        if let Err(error) = &result {
-            sink.broken(self.peer, lane.idx, &describe(error));
-        }
-        result.is_ok()
-    }
-
-    /// True when something moved.
-    fn flush_lane(&self, lane: &Lane, sink: &dyn Sink) -> bool {
-        let moved = lane.flush(self.turn_bytes()).unwrap_or_else(|error| {
-            sink.broken(self.peer, lane.idx, &describe(&error));
-            false
-        });
-        if lane.can_flush() {
-            // ORDERING: see `set_pending`.
-            self.busy.store(true, Ordering::SeqCst);
-        }
-        moved
-    }
-
-    /// Small operations are not stuck behind large ones: after every turn of
-    /// another lane, lane 0 gets one.
-    fn pump_small(&self, sink: &dyn Sink) {
-        if let Some(first) = self.lane(0) {
-            if self.read_lane(&first, sink) && first.can_flush() {
-                self.flush_lane(&first, sink);
-            }
-        }
-    }
-}
-
-impl TcpLink {
-    #[cold]
-    fn flush_lanes(&self, sink: &dyn Sink) -> bool {
-        // ORDERING: cleared before looking: who comes later sets it again. Full sockets are the poller's business.
-        self.busy.store(false, Ordering::SeqCst);
-        let lanes: [Option<Arc<Lane>>; Self::MAX_STREAMS + 1] = {
-            let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
-            std::array::from_fn(|idx| lanes[idx].as_ref().filter(|lane| lane.can_flush()).cloned())
-        };
-        let mut moved = false;
-        for lane in lanes.into_iter().flatten() {
-            moved |= self.flush_lane(&lane, sink);
-            if lane.idx > 0 && self.is_shared() {
-                self.pump_small(sink);
-            }
-        }
-        moved
-    }
-
-    /// Something small came or went: large operations leave it room for a while.
-    pub(super) fn note_small(&self) {
-        // ORDERING: a hint.
-        self.small_ns.store(self.clock.now_ns(), Ordering::Relaxed);
-    }
-
-    /// Whether small operations share the link with large ones.
-    fn is_shared(&self) -> bool {
-        // ORDERING: a hint.
-        self.clock.now_ns().saturating_sub(self.small_ns.load(Ordering::Relaxed)) < SHARED_NS
-    }
-
-    /// What a lane may move before the others get their turn.
-    pub(super) fn turn_bytes(&self) -> usize {
-        if self.is_shared() {
-            SHARED_TURN_BYTES
-        } else {
-            TURN_BYTES
-        }
-    }
-
-    /// Something of this lane waits to be sent by whoever polls next.
-    fn set_pending(&self, lane: &Lane) {
-        // ORDERING: after the submission, which a lock orders; partner: `flush_lanes`.
-        lane.pending.store(true, Ordering::SeqCst);
-        self.busy.store(true, Ordering::SeqCst);
-    }
 }
 
 impl Link for TcpLink {
@@ -508,7 +428,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn describe(error: &io::Error) -> String {
+pub(super) fn describe(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => "the peer closed the stream".into(),
         _ => error.to_string(),
@@ -519,15 +439,4 @@ fn describe(error: &io::Error) -> String {
 const SMALL_BYTES: u64 = 16 << 10;
 /// A stream's share of a write is at least this long.
 const SHARD_BYTES: u64 = 256 << 10;
-/// What one lane sends or reads before the others get their turn: the more the
-/// kernel is given at once, the less it wakes and acknowledges.
-///
-/// MEASURED: benchmarks/peers and perf; 128 KiB cost a fifth of the bytes per second.
-const TURN_BYTES: usize = 512 << 10;
-/// The same while small operations are on their way.
-///
-/// MEASURED: benchmarks/limits.py, 8 bytes behind 1 GiB.
-const SHARED_TURN_BYTES: usize = 32 << 10;
-/// For how long small operations are expected to go on.
-const SHARED_NS: u64 = 4_000_000;
 const MAX_JOINS: usize = 4096;

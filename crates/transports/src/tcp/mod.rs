@@ -13,6 +13,7 @@ mod lane;
 mod link;
 mod receive;
 mod send;
+mod turns;
 
 pub use lane::Lane;
 pub use link::TcpLink;

@@ -1,0 +1,100 @@
+//! Turns: how much a lane moves before the others are served.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use super::lane::Lane;
+use super::link::{describe, TcpLink};
+use crate::Sink;
+
+impl TcpLink {
+    #[cold]
+    pub(super) fn flush_lanes(&self, sink: &dyn Sink) -> bool {
+        // ORDERING: cleared before looking: who comes later sets it again. Full sockets are the poller's business.
+        self.busy.store(false, Ordering::SeqCst);
+        let lanes: [Option<Arc<Lane>>; Self::MAX_STREAMS + 1] = {
+            let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+            std::array::from_fn(|idx| lanes[idx].as_ref().filter(|lane| lane.can_flush()).cloned())
+        };
+        let mut moved = false;
+        for lane in lanes.into_iter().flatten() {
+            moved |= self.flush_lane(&lane, sink);
+            if lane.idx > 0 && self.is_shared() {
+                self.pump_small(sink);
+            }
+        }
+        moved
+    }
+
+    /// Something small came or went: large operations leave it room for a while.
+    pub(super) fn note_small(&self) {
+        // ORDERING: a hint.
+        self.small_ns.store(self.clock.now_ns(), Ordering::Relaxed);
+    }
+
+    /// Whether small operations share the link with large ones.
+    fn is_shared(&self) -> bool {
+        // ORDERING: a hint.
+        self.clock.now_ns().saturating_sub(self.small_ns.load(Ordering::Relaxed)) < SHARED_NS
+    }
+
+    /// What a lane may move before the others get their turn.
+    pub(super) fn turn_bytes(&self) -> usize {
+        if self.is_shared() {
+            SHARED_TURN_BYTES
+        } else {
+            TURN_BYTES
+        }
+    }
+
+    /// Something of this lane waits to be sent by whoever polls next.
+    pub(super) fn set_pending(&self, lane: &Lane) {
+        // ORDERING: after the submission, which a lock orders; partner: `flush_lanes`.
+        lane.pending.store(true, Ordering::SeqCst);
+        self.busy.store(true, Ordering::SeqCst);
+    }
+
+    /// False when the stream is broken.
+    pub(super) fn read_lane(&self, lane: &Lane, sink: &dyn Sink) -> bool {
+        let result = lane.pump(self, sink);
+        if let Err(error) = &result {
+            sink.broken(self.peer, lane.idx, &describe(error));
+        }
+        result.is_ok()
+    }
+
+    /// True when something moved.
+    pub(super) fn flush_lane(&self, lane: &Lane, sink: &dyn Sink) -> bool {
+        let moved = lane.flush(self.turn_bytes()).unwrap_or_else(|error| {
+            sink.broken(self.peer, lane.idx, &describe(&error));
+            false
+        });
+        if lane.can_flush() {
+            // ORDERING: see `set_pending`.
+            self.busy.store(true, Ordering::SeqCst);
+        }
+        moved
+    }
+
+    /// Small operations are not stuck behind large ones: after every turn of
+    /// another lane, lane 0 gets one.
+    pub(super) fn pump_small(&self, sink: &dyn Sink) {
+        if let Some(first) = self.lane(0) {
+            if self.read_lane(&first, sink) && first.can_flush() {
+                self.flush_lane(&first, sink);
+            }
+        }
+    }
+}
+
+/// What one lane sends or reads before the others get their turn: the more the
+/// kernel is given at once, the less it wakes and acknowledges.
+///
+/// MEASURED: benchmarks/peers and perf; 128 KiB cost a fifth of the bytes per second.
+const TURN_BYTES: usize = 512 << 10;
+/// The same while small operations are on their way.
+///
+/// MEASURED: benchmarks/limits.py, 8 bytes behind 1 GiB.
+const SHARED_TURN_BYTES: usize = 32 << 10;
+/// For how long small operations are expected to go on.
+const SHARED_NS: u64 = 4_000_000;
