@@ -33,7 +33,7 @@ impl TcpLink {
     }
 
     /// Whether small operations share the link with large ones.
-    fn is_shared(&self) -> bool {
+    pub(super) fn is_shared(&self) -> bool {
         // ORDERING: a hint.
         self.clock.now_ns().saturating_sub(self.small_ns.load(Ordering::Relaxed)) < SHARED_NS
     }
