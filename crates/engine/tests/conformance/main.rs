@@ -11,6 +11,7 @@
 
 mod alias;
 mod ask;
+mod cabled;
 mod fabric;
 mod forbid;
 mod harness;
@@ -22,6 +23,7 @@ mod proxy;
 mod barrier;
 mod bounds;
 mod closing;
+mod corrupted;
 mod counts;
 mod death;
 mod early;
@@ -33,6 +35,7 @@ mod latency;
 mod limits;
 #[cfg(feature = "mutants")]
 mod mutants;
+mod neighbours;
 mod nic;
 mod sizes;
 mod strangers;

@@ -3,58 +3,15 @@
 
 use std::time::Duration;
 
-use anyfabric_engine::{Code, Engine, Remote, WriteOptions};
-use anyfabric_wire::Descriptor;
+use anyfabric_engine::{Code, WriteOptions};
 
-use crate::ask::{How, Settings};
+use crate::ask::How;
+use crate::cabled::Cabled;
 use crate::fabric::{on_every_fabric, on_fabrics, Fabric};
-use crate::harness::{assert_code, eventually, fill, Pair, Peer, PeerRegion, LONG};
-use crate::proxy::Proxy;
+use crate::harness::{assert_code, eventually, fill, LONG};
 
 on_fabrics! { [cut_stream_returns, cut_under_load] [tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4] }
 on_every_fabric!(cut_control_is_restored, unplugged_is_lost, stays_away);
-
-/// A pair whose connections run through a proxy.
-struct Cabled {
-    pair: Pair,
-    proxy: Proxy,
-    remote: Remote,
-}
-
-impl Cabled {
-    fn new(fabric: &Fabric, nbytes: u64, change: impl Fn(&mut Settings)) -> Self {
-        let (mut here, mut there) = (fabric.settings(fabric.streams.0), fabric.settings(fabric.streams.1));
-        change(&mut here);
-        change(&mut there);
-        let mut peer = Peer::start(&there);
-        let engine = Engine::new(here.config()).unwrap();
-        let proxy = Proxy::before(&peer.address);
-        let region = fabric.region(&engine, nbytes);
-        let there: PeerRegion = peer.region(nbytes, fabric.memory);
-        let descriptor = Descriptor { address: proxy.address.clone(), ..there.remote().descriptor().clone() };
-        let remote: Remote = descriptor.into();
-        engine.connect(&proxy.address, Some(LONG)).unwrap();
-        assert_eq!(engine.path(&proxy.address).transport, fabric.transport);
-        let pair = Pair { engine, region, remote: there.remote(), peer, there };
-        Self { pair, proxy, remote }
-    }
-
-    fn write(&self, nbytes: u64, imm: u32) -> anyfabric_engine::Result<()> {
-        let options = WriteOptions { imm: Some(imm), timeout: Some(LONG), ..WriteOptions::default() };
-        let (src, dst) = (self.pair.region.slice(0..nbytes).unwrap(), self.remote.slice(0..nbytes).unwrap());
-        self.pair.engine.write(&src, &dst, options)?.wait(None)
-    }
-
-    fn state(&self) -> String {
-        self.pair.engine.path(&self.proxy.address).state
-    }
-
-    fn wait_for_streams(&self, fabric: &Fabric) {
-        eventually("every stream stands", || {
-            self.proxy.num_connections() > fabric.streams.0 && self.state() == "ready"
-        });
-    }
-}
 
 fn cut_stream_returns(fabric: &Fabric) {
     let mut cabled = Cabled::new(fabric, 4 << 20, |_| {});

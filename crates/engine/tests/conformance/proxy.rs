@@ -1,8 +1,9 @@
-//! A cable that can be cut: forwards bytes between a socket of ours and a peer's listener, one connection at a time.
+//! A cable that can be cut, or damaged: forwards bytes between a socket of ours and a peer's listener, one connection at
+//! a time.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ struct Shared {
     silent: AtomicBool,
     /// New connections are closed at once.
     refusing: AtomicBool,
+    /// One bit of every stretch of [`MARK`]s that passes is another.
+    corrupting: AtomicBool,
+    num_corrupted: AtomicUsize,
     over: AtomicBool,
 }
 
@@ -34,6 +38,8 @@ impl Proxy {
             connections: Mutex::default(),
             silent: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
+            corrupting: AtomicBool::new(false),
+            num_corrupted: AtomicUsize::new(0),
             over: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -54,6 +60,15 @@ impl Proxy {
 
     pub(crate) fn silence(&self) {
         self.shared.silent.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn corrupt(&self, corrupting: bool) {
+        self.shared.corrupting.store(corrupting, Ordering::SeqCst);
+    }
+
+    /// Bits that were turned so far.
+    pub(crate) fn num_corrupted(&self) -> usize {
+        self.shared.num_corrupted.load(Ordering::SeqCst)
     }
 
     pub(crate) fn refuse(&self, refusing: bool) {
@@ -96,12 +111,23 @@ impl Shared {
         }
     }
 
+    /// Payload, and nothing that keeps a stream going: no header has so many equal bytes.
+    fn corrupt(&self, bytes: &mut [u8]) {
+        if let Some(at) = bytes.windows(64).position(|window| window.iter().all(|byte| *byte == MARK)) {
+            bytes[at + 32] ^= 0x10;
+            self.num_corrupted.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
     fn forward(&self, mut from: TcpStream, mut to: TcpStream) {
         let mut bytes = vec![0; 256 << 10];
         loop {
             let nbytes = from.read(&mut bytes).unwrap_or(0);
             while self.silent.load(Ordering::SeqCst) && !self.over.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(5));
+            }
+            if self.corrupting.load(Ordering::SeqCst) {
+                self.corrupt(&mut bytes[..nbytes]);
             }
             if nbytes == 0 || to.write_all(&bytes[..nbytes]).is_err() {
                 let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
@@ -110,3 +136,6 @@ impl Shared {
         }
     }
 }
+
+/// What a payload consists of that the proxy shall find.
+pub(crate) const MARK: u8 = 0xa7;
