@@ -207,6 +207,15 @@ pub(crate) enum Ask {
     },
     /// Gives up the right to touch other processes' memory, for good.
     Forbid(Forbidden),
+    /// Leaves the process so many bytes of addresses.
+    LimitMemory {
+        nbytes: u64,
+    },
+    /// Allocates, or says why not.
+    TryAllocate {
+        engine: usize,
+        nbytes: u64,
+    },
     /// Lowers the soft limit of descriptors.
     LimitFiles {
         soft: u64,

@@ -2,17 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use anyfabric_engine::{Code, Remote, Transfer, WriteOptions};
+use anyfabric_engine::{Code, PageList, Remote, ScatterTarget, Transfer, WriteOptions};
 use anyfabric_wire::Descriptor;
 
 use crate::ask::Memory;
 use crate::fabric::{on_every_fabric, Fabric};
-use crate::harness::{assert_code, eventually, fill, Pair, LONG};
+use crate::harness::{assert_code, assert_fault, eventually, fill, Pair, Peer, LONG};
 use crate::pattern;
 
 on_every_fabric!(
     done_means_placed,
     deadline_ends_it,
+    deadline_ends_every_operation,
     waiting_ends_nothing,
     cancelled_ends_and_quiesces,
     full_queue_raises,
@@ -61,6 +62,48 @@ fn deadline_ends_it(fabric: &Fabric) {
     // The peer was merely stopped: what comes later goes well.
     let (src, dst) = (pair.region.slice(0..8).unwrap(), pair.remote.slice(0..8).unwrap());
     pair.engine.write(&src, &dst, WriteOptions::default()).unwrap().wait(Some(LONG)).unwrap();
+}
+
+/// Pages, a scatter of which one part went well, and a message.
+fn deadline_ends_every_operation(fabric: &Fabric) {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let mut pair = Pair::connected(fabric, 1 << 20);
+    let mut other = Peer::start(&fabric.settings(fabric.streams.1));
+    let near = other.region(4096, fabric.memory);
+    let arrived = other.open(6, &[]);
+    pair.engine.connect(&other.address, Some(LONG)).unwrap();
+    let fresh = pair.peer.region(1 << 20, Memory::Foreign).remote();
+    pair.peer.stop();
+    let began = Instant::now();
+    let options = |imm| WriteOptions { imm: Some(imm), timeout: Some(TIMEOUT), ..WriteOptions::default() };
+    let pages = || PageList::new((0..16).collect::<Vec<u32>>().into(), 4096, 4096, 0);
+    let targets = [near.remote(), fresh.clone()].map(|remote| {
+        let (src_offset, dst_offset, nbytes) = (0, 0, 4096);
+        ScatterTarget { remote, src_offset, dst_offset, nbytes }
+    });
+    let engine = &pair.engine;
+    let transfers = [
+        ("write_pages", engine.write_pages((&pair.region, pages()), (&fresh, pages()), options(5)).unwrap()),
+        ("scatter", engine.scatter(&pair.region, &targets, None, options(6)).unwrap()),
+        ("send", engine.send(&pair.peer.address, vec![1; 100], Some(TIMEOUT)).unwrap()),
+    ];
+    for (operation, transfer) in &transfers {
+        let error = assert_code(transfer.wait(None), Code::TransferTimeout);
+        assert!(began.elapsed() >= TIMEOUT, "{operation} ended after {:?}", began.elapsed());
+        assert!(error.message.starts_with(operation), "{error}");
+        assert_eq!(error.context.operation, Some(*operation));
+    }
+    // The part for somebody else went its own way.
+    other.wait_count(arrived, 1).unwrap();
+    pair.peer.go_on();
+    for (_, transfer) in &transfers {
+        transfer.wait_quiesced(Some(LONG)).unwrap();
+    }
+    // Who counts on it is told; that it may have arrived all the same does not make it whole.
+    for (imm, n) in [(5, 17), (6, 2)] {
+        let counter = pair.peer.open(imm, &[]);
+        assert_fault(pair.peer.wait_count(counter, n), Code::TransferFailed);
+    }
 }
 
 fn waiting_ends_nothing(fabric: &Fabric) {

@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyfabric_engine::{Code, Engine, WriteOptions};
 
-use crate::ask::{Answer, Ask, Memory};
+use crate::ask::{Answer, Ask, How, Memory};
 use crate::fabric::{on_every_fabric, on_fabrics, Fabric};
-use crate::harness::{assert_fault, eventually, Pair, Peer, LONG};
+use crate::harness::{assert_fault, eventually, Pair, Peer, PeerRegion, LONG};
+use crate::pattern;
 
 on_every_fabric!(no_descriptors_left);
-on_fabrics! { [many_peers, more_memory_than_there_is] [shm SHM, tcp_2 TCP_2] }
+on_fabrics! { [many_peers, more_memory_than_there_is, no_addresses_left] [shm SHM, tcp_2 TCP_2] }
+on_fabrics! { [control_group_is_full, no_descriptor_for_a_region] [shm SHM] }
 
 fn no_descriptors_left(fabric: &Fabric) {
     let mut pair = Pair::connected(fabric, 4096);
@@ -43,6 +45,95 @@ fn more_memory_than_there_is(fabric: &Fabric) {
     let there = pair.peer.region(4096, Memory::Allocated);
     let (src, dst) = (pair.region.slice(0..64).unwrap(), there.remote().slice(0..64).unwrap());
     pair.engine.write(&src, &dst, WriteOptions::default()).unwrap().wait(Some(LONG)).unwrap();
+}
+
+/// What cannot be had is refused; and memory that cannot be mapped is written through its owner.
+fn no_addresses_left(fabric: &Fabric) {
+    const BYTES: u64 = 160 << 20;
+    let mut pair = Pair::connected(fabric, BYTES);
+    let source = pair.peer.region(8 << 20, fabric.memory);
+    pair.peer.fill(&source, (0, 8 << 20), 1);
+    pair.peer.ask(Ask::LimitMemory { nbytes: 64 << 20 });
+    match pair.peer.ask(Ask::TryAllocate { engine: 0, nbytes: BYTES }) {
+        Answer::Failed(fault) => {
+            let fault = assert_fault::<()>(Err(fault), Code::ResourceExhausted);
+            assert!(fault.message.contains(&BYTES.to_string()), "{}", fault.message);
+        }
+        other => panic!("allocated beyond the limit: {other:?}"),
+    }
+    assert_eq!(pair.peer.ask(Ask::TryAllocate { engine: 0, nbytes: 1 << 20 }), Answer::Done);
+    writes_and_is_written(&mut pair, &source);
+}
+
+/// The kernel would end some process of the group; the engine asks first.
+fn control_group_is_full(fabric: &Fabric) {
+    let mut pair = Pair::connected(fabric, 8 << 20);
+    let Some(group) = Group::around(pair.peer.pid(), 256 << 20) else {
+        return println!("skipped: this user may not make control groups for memory");
+    };
+    let source = pair.peer.region(8 << 20, fabric.memory);
+    pair.peer.fill(&source, (0, 8 << 20), 1);
+    match pair.peer.ask(Ask::TryAllocate { engine: 0, nbytes: 1 << 30 }) {
+        Answer::Failed(fault) => drop(assert_fault::<()>(Err(fault), Code::ResourceExhausted)),
+        other => panic!("allocated beyond the limit: {other:?}"),
+    }
+    assert_eq!(pair.peer.ask(Ask::TryAllocate { engine: 0, nbytes: 100 << 20 }), Answer::Done);
+    writes_and_is_written(&mut pair, &source);
+    pair.peer.kill();
+    drop(group);
+}
+
+/// A peer's memory comes as a descriptor; without room for it its owner places the bytes.
+fn no_descriptor_for_a_region(fabric: &Fabric) {
+    let mut pair = Pair::connected(fabric, 8 << 20);
+    let source = pair.peer.region(8 << 20, fabric.memory);
+    pair.peer.fill(&source, (0, 8 << 20), 1);
+    pair.peer.count(Ask::LimitFiles { soft: 100 });
+    assert!(pair.peer.count(Ask::TakeFiles) > 0);
+    writes_and_is_written(&mut pair, &source);
+    assert_eq!(pair.peer.ask(Ask::GiveFiles), Answer::Done);
+}
+
+/// The peer works, both ways.
+fn writes_and_is_written(pair: &mut Pair, source: &PeerRegion) {
+    let counter = pair.engine.counter(Some(1), &[]).unwrap();
+    for nbytes in [64, 8 << 20] {
+        let transfer = pair.peer.write(source, (0, nbytes), &pair.region, 0, How::counted(1)).unwrap();
+        pair.peer.wait(transfer).unwrap();
+    }
+    counter.wait(2, Some(LONG)).unwrap();
+    assert_eq!(pattern::mismatch(&pair.bytes()[..8 << 20], 1, 0), None);
+    let counter = pair.peer.open(1, &[]);
+    let (src, dst) = (pair.region.slice(0..4 << 20).unwrap(), source.remote().slice(4 << 20..8 << 20).unwrap());
+    pair.engine.write(&src, &dst, WriteOptions::counted(1)).unwrap().wait(Some(LONG)).unwrap();
+    pair.peer.wait_count(counter, 1).unwrap();
+    assert_eq!(pair.peer.mismatch(source, (4 << 20, 4 << 20), 1, 0), None);
+    pair.region.revoke(None, LONG).unwrap();
+}
+
+/// A control group of its own for one process, below the one we are in.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn around(pid: i32, limit_bytes: u64) -> Option<Self> {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let (parent, limit) = groups.lines().find_map(|line| match line.splitn(3, ':').collect::<Vec<_>>()[..] {
+            [_, "memory", path] => Some((format!("/sys/fs/cgroup/memory{path}"), "memory.limit_in_bytes")),
+            [_, "", path] if groups.lines().count() == 1 => Some((format!("/sys/fs/cgroup{path}"), "memory.max")),
+            _ => None,
+        })?;
+        let this = Self(std::path::Path::new(&parent).join(format!("anyfabric-{pid}")));
+        std::fs::create_dir(&this.0).ok()?;
+        std::fs::write(this.0.join(limit), limit_bytes.to_string()).ok()?;
+        std::fs::write(this.0.join("cgroup.procs"), pid.to_string()).ok()?;
+        Some(this)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        eventually("its process has left the group", || std::fs::remove_dir(&self.0).is_ok());
+    }
 }
 
 /// 256 peers of one engine within 1024 descriptors; then as many as there is room for, and a typed error beyond.

@@ -148,6 +148,11 @@ impl State {
                 crate::forbid::forbid(what).expect("a right is given up");
                 Answer::Done
             }
+            Ask::LimitMemory { nbytes } => limit_memory(nbytes),
+            Ask::TryAllocate { engine, nbytes } => {
+                drop(self.engines[engine].allocate(nbytes)?);
+                Answer::Done
+            }
             Ask::LimitFiles { soft } => limit_files(soft),
             Ask::TakeFiles => {
                 while let Ok(file) = std::fs::File::open("/dev/null") {
@@ -322,6 +327,16 @@ fn limit_files(soft: u64) -> Answer {
     };
     assert_eq!(result, 0, "setrlimit");
     Answer::Count(limit.rlim_cur)
+}
+
+fn limit_memory(nbytes: u64) -> Answer {
+    let status = std::fs::read_to_string("/proc/self/statm").expect("our size");
+    let pages: u64 = status.split(' ').next().and_then(|pages| pages.parse().ok()).expect("our size");
+    let limit = pages * 4096 + nbytes;
+    // SAFETY: a change of this process's own limit.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_AS, &libc::rlimit { rlim_cur: limit, rlim_max: limit }) };
+    assert_eq!(result, 0, "setrlimit");
+    Answer::Done
 }
 
 fn parse(address: &str) -> Result<Address> {
