@@ -28,7 +28,7 @@ def run(*arguments, env=None, code=0, timeout=50):
 
 def test_help_names_every_command():
     text = run("--help").stdout
-    for command in ("info", "perf", "demo"):
+    for command in ("info", "doctor", "perf", "demo"):
         assert re.search(rf"^  {command}\b", text, re.MULTILINE)
     assert "kv" in run("demo", "--help").stdout
     assert "anyfabric, version" in run("--version").stdout

@@ -1,4 +1,4 @@
-"""The command line: `anyfabric info`, `anyfabric perf`, `anyfabric demo`.
+"""The command line: `anyfabric info`, `anyfabric doctor`, `anyfabric perf`, `anyfabric demo`.
 
 Parses and prints, decides nothing. Data goes to stdout, progress and messages to stderr; every command
 takes `--json`, alone for stdout or with a file. One file per command.
@@ -14,6 +14,7 @@ from rich.markup import escape
 
 import anyfabric
 from anyfabric.cli.demo import demo
+from anyfabric.cli.doctor import doctor
 from anyfabric.cli.info import info
 from anyfabric.cli.output import messages
 from anyfabric.cli.perf import perf
@@ -28,6 +29,7 @@ def cli() -> None:
 
 
 cli.add_command(info)
+cli.add_command(doctor)
 cli.add_command(perf)
 cli.add_command(demo)
 

@@ -1,0 +1,54 @@
+"""What makes RDMA fail in practice, and how to mend it: `anyfabric doctor`.
+
+`diagnose` asks every check about a `System`: this machine, or one in a folder. Nothing is changed or loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from anyfabric.doctor.checks import CHECKS
+from anyfabric.doctor.finding import Check, Finding, Level
+from anyfabric.doctor.system import System
+
+__all__ = ["CHECKS", "Check", "Diagnosis", "Finding", "Level", "System", "diagnose"]
+
+NO_NIC = "no RDMA NIC: shm and tcp are used"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Every finding with its check.
+
+    Attributes:
+        has_nic: Whether the machine has an RDMA device, or a card that could be one.
+        findings: In the order of the checks.
+    """
+
+    has_nic: bool
+    findings: tuple[tuple[Check, Finding], ...]
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether something that is needed does not work."""
+        return any(finding.level == "broken" for _, finding in self.findings)
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        levels = [finding.level for _, finding in self.findings]
+        if not self.has_nic and not self.is_broken:
+            return NO_NIC
+        bad, doubtful = levels.count("broken"), levels.count("warning")
+        if bad or doubtful:
+            return f"{bad} broken, {doubtful} that work badly"
+        return "everything that was looked at is well"
+
+
+def diagnose(system: System) -> Diagnosis:
+    """Run every check."""
+    findings = tuple((check, finding) for check in CHECKS for finding in check.run(system))
+    has_nic = bool(system.topology.nics) or any(
+        check.name == "modules" and finding.level == "broken" for check, finding in findings
+    )
+    return Diagnosis(has_nic, findings)

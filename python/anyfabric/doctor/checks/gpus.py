@@ -1,0 +1,61 @@
+"""Whether NICs can be given GPU memory."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from anyfabric.doctor.finding import Check, Finding, broken, note, ok
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anyfabric.doctor.system import System
+
+__all__ = ["GPU_CHECKS"]
+
+DMABUF_KERNEL = (5, 12)
+DMABUF_DRIVER = 515
+PEERMEM_MODULES = ("nvidia_peermem", "nv_peer_mem", "efa_nv_peermem")
+
+
+def gpu_memory(system: System) -> Iterator[Finding]:
+    """Whether there is dmabuf, or a peer-memory module."""
+    if not system.topology.gpus or not system.topology.nics:
+        return
+    driver = system.text("proc/driver/nvidia/version")
+    if not driver:
+        yield note("", "GPUs, but no NVIDIA driver: only host memory can be sent")
+        return
+    lacking = _lacking_for_dmabuf(system, driver)
+    peermem = next((name for name in PEERMEM_MODULES if system.exists(f"sys/module/{name}")), "")
+    if not lacking:
+        yield ok("", "dmabuf")
+    elif peermem:
+        yield ok("", f"{peermem}; no dmabuf: {lacking}")
+    else:
+        mend = "modprobe nvidia-peermem; or the open kernel modules of driver 515, and Linux 5.12, or later"
+        yield broken(
+            "", f"neither dmabuf ({lacking}) nor nvidia-peermem: GPU memory cannot be registered", mend
+        )
+
+
+def _lacking_for_dmabuf(system: System, driver: str) -> str:
+    if system.kernel < DMABUF_KERNEL:
+        return f"Linux {system.kernel[0]}.{system.kernel[1]} is older than 5.12"
+    if "Open Kernel Module" not in driver:
+        return "the NVIDIA driver is not the open one"
+    version = re.search(r"\b(\d{3})\.\d+", driver)
+    if version is None or int(version.group(1)) < DMABUF_DRIVER:
+        return "the NVIDIA driver is older than 515"
+    return ""
+
+
+GPU_CHECKS = (
+    Check(
+        "gpu-memory",
+        "dmabuf (Linux 5.12, open NVIDIA driver 515) or a peer-memory module.",
+        "A NIC reads and writes GPU memory only through one of the two; else it cannot be registered.",
+        gpu_memory,
+    ),
+)

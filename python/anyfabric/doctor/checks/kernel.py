@@ -1,0 +1,144 @@
+"""The kernel: its version, its RDMA modules, and the device nodes that they make."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from anyfabric.doctor.finding import Check, Finding, broken, note, ok, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anyfabric.doctor.system import System
+
+__all__ = ["KERNEL_CHECKS", "nodes"]
+
+PIDFD_KERNEL = (5, 3)
+# Kernels of these keep their number and take over what is new.
+BACKPORTS = re.compile(r"\.el\d|\.amzn")
+
+# PCI vendor and device of NICs that are bought for RDMA, and the module that makes them RDMA devices.
+RDMA_HARDWARE = (
+    ("0x15b3", re.compile(r"0x10(1[3-9a-f]|2)|0xa2d"), "mlx5_ib"),
+    ("0x1d0f", re.compile(r"0xefa"), "efa"),
+)
+
+
+def version(system: System) -> Iterator[Finding]:
+    """Whether the kernel has what the engine itself uses."""
+    release = system.text("proc/sys/kernel/osrelease")
+    if not release:
+        yield note("", "the kernel's version cannot be read")
+    elif system.kernel >= PIDFD_KERNEL:
+        yield ok("", f"Linux {release}")
+    elif BACKPORTS.search(release):
+        yield note("", f"Linux {release}, which takes over newer functions: pidfd_open, of 5.3, may be there")
+    else:
+        yield broken("", f"Linux {release} has no pidfd_open", "install Linux 5.3 or later")
+
+
+def modules(system: System) -> Iterator[Finding]:
+    """Whether each RDMA-capable card is an RDMA device, and whether programs can reach it."""
+    rdma = system.names("sys/class/infiniband")
+    for pci, module in _undriven(system):
+        found = f"the card can do RDMA, but {module} does not drive it"
+        # One card of several may serve as a plain interface on purpose.
+        yield (warning if rdma else broken)(pci, found, f"modprobe {module}")
+    if not rdma:
+        if system.required in {"verbs", "libfabric"}:
+            found = f"{system.required} is required, and the kernel has no RDMA device"
+            yield broken("", found, "unset ANYFABRIC_REQUIRE; or put in a NIC")
+    elif not system.names("sys/class/infiniband_verbs"):
+        yield broken("", "ib_uverbs is not loaded: programs cannot reach RDMA devices", "modprobe ib_uverbs")
+    else:
+        yield ok("", f"{_few(rdma)}: the kernel drives what there is")
+
+
+def _undriven(system: System) -> Iterator[tuple[str, str]]:
+    for pci in system.names("sys/bus/pci/devices"):
+        folder = f"sys/bus/pci/devices/{pci}"
+        vendor, device = system.text(f"{folder}/vendor"), system.text(f"{folder}/device")
+        is_network = system.text(f"{folder}/class").startswith("0x02")
+        if not is_network or system.names(f"{folder}/infiniband"):
+            continue
+        for known, devices, module in RDMA_HARDWARE:
+            if vendor == known and devices.match(device):
+                yield pci, module
+
+
+def nodes(system: System) -> Iterator[Finding]:
+    """Whether /dev/infiniband has a node of each RDMA device, that this process may open."""
+    if system.is_container and not system.exists("dev/infiniband"):
+        return  # The check of containers says so.
+    usable: list[str] = []
+    for uverbs in system.names("sys/class/infiniband_verbs"):
+        device = system.text(f"sys/class/infiniband_verbs/{uverbs}/ibdev")
+        if not device:
+            continue
+        node = f"/dev/infiniband/{uverbs}"
+        if not system.exists(node[1:]):
+            yield broken(
+                device, f"{node} is missing", "install rdma-core, or: udevadm trigger; udevadm settle"
+            )
+        elif not system.is_usable(node[1:]):
+            yield broken(device, f"no permission to open {node}", f"as root: chmod 0666 {node}")
+        else:
+            usable.append(device)
+    if usable:
+        yield ok("", f"{_few(usable)}: device nodes can be opened")
+
+
+def container(system: System) -> Iterator[Finding]:
+    """Whether a container was given what RDMA needs."""
+    if not system.is_container or not system.names("sys/class/infiniband"):
+        return
+    flags = "docker run --device=/dev/infiniband --cap-add=IPC_LOCK --ulimit memlock=-1 --network=host ..."
+    pod = "in Kubernetes: the NIC as a resource of the device plugin, and capabilities: {add: [IPC_LOCK]}"
+    if not system.exists("dev/infiniband"):
+        yield broken(
+            "", "the container has no /dev/infiniband, and the host has RDMA NICs", f"{flags} ({pod})"
+        )
+    elif not system.may_lock_memory and system.locked_memory_limit is not None:
+        yield warning(
+            "",
+            "the container has /dev/infiniband, but neither IPC_LOCK nor unlimited memlock",
+            f"{flags} ({pod})",
+        )
+    else:
+        yield ok("", "the container has /dev/infiniband and may lock memory")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+KERNEL_CHECKS = (
+    Check(
+        "kernel",
+        "The version of the kernel.",
+        "The engine learns of a peer's death on the same host by pidfd_open, which came with Linux 5.3; "
+        "GPU memory is registered through dmabuf, which came to RDMA with 5.12 (see `gpu-memory`).",
+        version,
+    ),
+    Check(
+        "modules",
+        "Whether every card that can do RDMA is driven as an RDMA device, and whether ib_uverbs is loaded.",
+        "A card works as a network interface without its RDMA module, so that nobody notices; programs "
+        "reach RDMA devices through ib_uverbs only.",
+        modules,
+    ),
+    Check(
+        "device-nodes",
+        "A node in /dev/infiniband for each RDMA device, and the right to open it.",
+        "Every queue and every registration is made through this node.",
+        nodes,
+    ),
+    Check(
+        "container",
+        "In a container: /dev/infiniband, and the right to lock memory.",
+        "sysfs shows the host's NICs in every container; that a container was not given them shows at "
+        "the first open.",
+        container,
+    ),
+)

@@ -1,0 +1,153 @@
+"""User space: libibverbs, its providers, libfabric."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anyfabric.doctor.finding import Check, Finding, broken, note, ok, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anyfabric.doctor.system import System
+
+__all__ = ["LIBRARY_CHECKS"]
+
+FOLDERS = (
+    "usr/lib/*-linux-gnu",
+    "usr/lib64",
+    "usr/lib",
+    "usr/local/lib",
+    "opt/mellanox/*/lib64",
+    "opt/amazon/efa/lib*",
+)
+# Kernel driver to what the provider's file is called.
+PROVIDERS = {
+    "mlx5_core": "mlx5",
+    "mlx4_core": "mlx4",
+    "efa": "efa",
+    "bnxt_en": "bnxt_re",
+    "irdma": "irdma",
+    "ice": "irdma",
+    "hns3": "hns",
+    "rdma_rxe": "rxe",
+    "siw": "siw",
+}
+INSTALL = "Debian, Ubuntu: apt-get install ibverbs-providers; Fedora, RHEL: dnf install libibverbs"
+
+EFA_LEAST = (1, 18)
+EFA_GOOD = (1, 22)
+EFA_INSTALL = (
+    "install the newest EFA software: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/efa-start.html"
+)
+
+
+def provider(system: System) -> Iterator[Finding]:
+    """Whether user space can drive each RDMA device."""
+    devices = system.names("sys/class/infiniband")
+    if not devices:
+        return
+    if not system.find(*(f"{folder}/libibverbs.so.1" for folder in FOLDERS)):
+        yield broken("", "libibverbs.so.1 is not installed", INSTALL)
+        return
+    installed = {
+        re.sub(r"^lib|-rdmav\d+\.so$", "", path.name)
+        for path in system.find(*(f"{folder}/libibverbs/lib*-rdmav*.so" for folder in FOLDERS))
+    }
+    served: dict[str, list[str]] = {}
+    for device in devices:
+        driver = system.rdma_driver(device)
+        wanted = PROVIDERS.get(driver)
+        if wanted is None:
+            yield note(
+                device, f"which provider the driver {driver or 'of this device'} needs is not known here"
+            )
+        elif wanted not in installed:
+            yield broken(device, f"libibverbs has no provider {wanted} for the driver {driver}", INSTALL)
+        else:
+            served.setdefault(wanted, []).append(device)
+    for name, of in served.items():
+        yield ok("", f"libibverbs with {name} for {len(of)} device{'s' * (len(of) > 1)}")
+
+
+def one_libfabric(system: System) -> Iterator[Finding]:
+    """Whether a process has, or could get, more than one libfabric."""
+    loaded = [name for name in system.loaded_libraries if Path(name).name.startswith("libfabric")]
+    if len(loaded) > 1:
+        mend = "start the process with LD_PRELOAD naming the one to use, or remove what brings the other"
+        yield broken("", f"the process has loaded {len(loaded)}: {', '.join(loaded)}", mend)
+        return
+    found = [f"/{path.relative_to(system.root)}" for path in _libfabrics(system)]
+    if len(found) > 1:
+        in_use = loaded[0] if loaded else "none"
+        listed = f"several are installed: {', '.join(found)}; the process has loaded {in_use}"
+        yield note("", listed, "name the one to use: LD_LIBRARY_PATH with its folder first")
+    elif found:
+        yield ok("", found[0])
+
+
+def efa_library(system: System) -> Iterator[Finding]:
+    """Whether libfabric is new enough for EFA."""
+    if not any(nic.fabric == "efa" for nic in system.topology.nics):
+        return
+    found = _libfabrics(system)
+    if not found:
+        yield broken("", "libfabric is not installed, and EFA is reached through nothing else", EFA_INSTALL)
+    for path in found:
+        version = _version(system, path)
+        name = f"/{path.relative_to(system.root)}"
+        if version is None:
+            yield warning(name, "its version cannot be asked for", EFA_INSTALL)
+        elif version < EFA_LEAST:
+            yield broken(
+                name, f"libfabric {_dotted(version)} has no write with immediate on EFA", EFA_INSTALL
+            )
+        elif version < EFA_GOOD:
+            yield warning(
+                name, f"libfabric {_dotted(version)}: immediates use up posted receives", EFA_INSTALL
+            )
+        else:
+            yield ok(name, f"libfabric {_dotted(version)}")
+
+
+def _libfabrics(system: System) -> list[Path]:
+    return system.find(*(f"{folder}/libfabric.so.1" for folder in FOLDERS))
+
+
+def _version(system: System, path: Path) -> tuple[int, int] | None:
+    # In a process of its own: a library once loaded stays, and this one may be the wrong one.
+    program = f"import ctypes; print(ctypes.CDLL({str(path)!r}).fi_version())"
+    found = system.run([sys.executable, "-c", program]).strip()
+    return (int(found) >> 16, int(found) & 0xFFFF) if found.isdigit() else None
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+LIBRARY_CHECKS = (
+    Check(
+        "provider",
+        "libibverbs, and its provider for each RDMA device.",
+        "libibverbs lists only devices that it has a provider for: without one the kernel has NICs and "
+        "programs see none.",
+        provider,
+    ),
+    Check(
+        "one-libfabric",
+        "How many libfabrics the process has loaded, and how many are installed.",
+        "Two in one process (one of the system, one of a wheel) have two caches of registrations and two"
+        " sets of providers, and which symbols resolve to which is chance.",
+        one_libfabric,
+    ),
+    Check(
+        "efa-library",
+        "The version of libfabric on machines with EFA.",
+        "Writes with an immediate came to EFA with libfabric 1.18, and came to need no posted receives "
+        "with 1.22.",
+        efa_library,
+    ),
+)

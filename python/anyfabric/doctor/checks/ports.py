@@ -1,0 +1,170 @@
+"""RDMA ports: whether they are up, their speed, addresses and packet sizes."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from anyfabric.doctor.finding import Check, Finding, broken, note, ok, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anyfabric.doctor.system import System
+    from anyfabric.topology import Nic
+
+__all__ = ["PORT_CHECKS"]
+
+# Room for 4096 bytes and the headers of RoCE v2.
+FULL_MTU = 4200
+# Sizes that an RDMA packet can have, and what they need of the interface.
+PACKET_SIZES = ((4096, 4200), (2048, 2150), (1024, 1120), (512, 610), (256, 350))
+
+
+def link(system: System) -> Iterator[Finding]:
+    """Whether each port is up."""
+    nics = system.topology.nics
+    num_up = sum(nic.state == "up" for nic in nics)
+    for nic in nics:
+        if nic.state == "up":
+            continue
+        phys = system.text(f"{_port(nic)}/phys_state").partition(":")[2].strip() or "unknown"
+        state = system.text(f"{_port(nic)}/state").partition(":")[2].strip() or "unknown"
+        interface = nic.netdevs[0] if nic.netdevs else ""
+        if nic.fabric == "infiniband" and state == "INIT":
+            mend = "start a subnet manager in this fabric, or ask who runs it: systemctl start opensm"
+        elif interface:
+            mend = f"ip link set dev {interface} up; then look at cable and switch: ethtool {interface}"
+        else:
+            mend = "look at cable and switch"
+        found = f"the port is {state} (physical: {phys})"
+        yield warning(nic.name, found, mend) if num_up else broken(nic.name, found, mend)
+    if num_up:
+        yield ok("", f"{num_up} of {len(nics)} ports are up")
+
+
+def speed(system: System) -> Iterator[Finding]:
+    """Whether a port is slower than its like, or its slot slower than the port."""
+    nics = [nic for nic in system.topology.nics if nic.state == "up"]
+    usual: dict[str, int] = {}
+    for fabric in {nic.fabric for nic in nics}:
+        usual[fabric] = Counter(nic.gbps for nic in nics if nic.fabric == fabric).most_common(1)[0][0]
+    for nic in nics:
+        if nic.passed_over is None and nic.gbps < usual[nic.fabric]:
+            found = f"{nic.gbps} Gbit/s, where most of its kind here have {usual[nic.fabric]}"
+            interface = nic.netdevs[0] if nic.netdevs else nic.device
+            yield warning(nic.name, found, f"look at cable, transceiver and switch port: ethtool {interface}")
+        if nic.slot_gbps and nic.slot_gbps < nic.gbps:
+            found = f"{nic.gbps} Gbit/s in a slot that carries {nic.slot_gbps}"
+            yield warning(
+                nic.name, found, f"move the card to a wider slot; compare: lspci -vv -s {nic.pci} | grep Lnk"
+            )
+    rates = Counter(nic.gbps for nic in nics if nic.gbps)
+    for gbps, number in sorted(rates.items(), reverse=True):
+        yield ok("", f"{number} of {gbps} Gbit/s")
+
+
+def gid(system: System) -> Iterator[Finding]:
+    """Whether each port has an address that peers can reach."""
+    good: list[str] = []
+    for nic in system.topology.nics:
+        if nic.state != "up" or nic.fabric == "other":
+            continue
+        gids = _gids(system, nic)
+        if nic.fabric == "ethernet":
+            gids = [(address, kind) for address, kind in gids if kind == "RoCE v2"]
+        interface = nic.netdevs[0] if nic.netdevs else "INTERFACE"
+        give = f"ip addr add ADDRESS/24 dev {interface}"
+        if not gids and not system.names(f"{_port(nic)}/gids"):
+            yield note(nic.name, "its GIDs cannot be read")
+        elif not gids:
+            kind = "a RoCE v2 GID" if nic.fabric == "ethernet" else "a GID"
+            in_container = (
+                "the container may lack the host's interfaces: --network=host; else " * system.is_container
+            )
+            yield broken(nic.name, f"the port has not {kind}", f"{in_container}{give}")
+        elif nic.fabric == "ethernet" and all(address.is_link_local for address, _ in gids):
+            yield warning(nic.name, f"only a link-local GID ({gids[0][0]}): it reaches no other subnet", give)
+        else:
+            good.append(nic.name)
+    if good:
+        yield ok("", f"{len(good)} port{'s' * (len(good) > 1)} with a GID that peers can reach")
+
+
+def mtu(system: System) -> Iterator[Finding]:
+    """Whether packets are full, and of one size."""
+    sizes: dict[str, int] = {}
+    for nic in system.topology.nics:
+        if nic.fabric == "ethernet" and nic.state == "up" and nic.netdevs:
+            found = system.number(f"sys/class/net/{nic.netdevs[0]}/mtu")
+            if found is not None:
+                sizes[nic.name] = found
+                interface = nic.netdevs[0]
+    if not sizes:
+        return
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        yield warning(
+            "",
+            f"interfaces differ: {listed}",
+            "the same everywhere, switches included: ip link set dev X mtu 9000",
+        )
+    for name, size in sizes.items():
+        if size < FULL_MTU:
+            packet = next((packet for packet, needs in PACKET_SIZES if size >= needs), 0)
+            found = f"MTU {size}: RDMA packets carry {packet} bytes of 4096"
+            interface = next(nic.netdevs[0] for nic in system.topology.nics if nic.name == name)
+            yield warning(
+                name, found, f"ip link set dev {interface} mtu 9000, and the same on switches and peers"
+            )
+    if min(sizes.values()) >= FULL_MTU:
+        yield ok("", f"MTU {min(sizes.values())} or more: RDMA packets are full")
+
+
+def _port(nic: Nic) -> str:
+    return f"sys/class/infiniband/{nic.device}/ports/{nic.port}"
+
+
+def _gids(system: System, nic: Nic) -> list[tuple[ipaddress.IPv6Address, str]]:
+    """Addresses that are not empty, with their kind."""
+    found: list[tuple[ipaddress.IPv6Address, str]] = []
+    for index in system.names(f"{_port(nic)}/gids"):
+        text = system.text(f"{_port(nic)}/gids/{index}")
+        if re.fullmatch(r"[0-9a-f]{4}(:[0-9a-f]{4}){7}", text):
+            address = ipaddress.IPv6Address(text)
+            # InfiniBand and EFA number ports by GUID: zero is the prefix alone.
+            if int(address) & (1 << 64) - 1:
+                found.append((address, system.text(f"{_port(nic)}/gid_attrs/types/{index}")))
+    return found
+
+
+PORT_CHECKS = (
+    Check(
+        "link",
+        "The state of each RDMA port.",
+        "A port that is down carries nothing; the engine uses the others, and `info` lists it.",
+        link,
+    ),
+    Check(
+        "speed",
+        "The rate of each port beside its like, and beside its PCIe slot.",
+        "A bad cable or a narrow slot makes one NIC of several slow, and whoever waits for all waits for it.",
+        speed,
+    ),
+    Check(
+        "gid",
+        "The GIDs of each port: on Ethernet one of RoCE v2, with an IP address behind it.",
+        "A GID is the address of a port. Those of RoCE v1 are not routed, link-local ones stay in one "
+        "subnet, and without an IP address on the interface there is no other.",
+        gid,
+    ),
+    Check(
+        "mtu",
+        "The MTU of each Ethernet interface below an RDMA port.",
+        "RDMA packets carry 4096 bytes where the interface has room; at the usual 1500 they carry 1024. "
+        "Where two ends differ, large packets vanish and only small transfers work.",
+        mtu,
+    ),
+)

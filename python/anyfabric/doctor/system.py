@@ -1,0 +1,149 @@
+"""What the checks look at: a machine below a root folder, and one process on it.
+
+Every fact is a file, so that a recorded or made-up machine is examined as this one is. What cannot be read is
+empty: a check says what it could not see, it never guesses.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anyfabric.topology import Topology, read_topology
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["System"]
+
+CAP_IPC_LOCK = 14
+RUN_TIMEOUT_S = 20
+
+
+def run_command(command: Sequence[str]) -> str:
+    """Standard output of a command; empty when it fails."""
+    try:
+        done = subprocess.run(  # noqa: S603
+            list(command), capture_output=True, text=True, check=True, timeout=RUN_TIMEOUT_S
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class System:
+    """A machine and a process.
+
+    Attributes:
+        root: Where `proc`, `sys`, `dev`, `usr` and so on are.
+        process: The process in question: a number, or `"self"`.
+        required: The transport that the settings insist on; empty when any will do.
+        run: Runs a command and returns its output; the only thing that is not a file.
+    """
+
+    root: Path = Path("/")
+    process: str = "self"
+    required: str = ""
+    run: Callable[[Sequence[str]], str] = field(default=run_command)
+
+    def path(self, name: str) -> Path:
+        """A file of this machine, named without the leading slash."""
+        return self.root / name
+
+    def text(self, name: str) -> str:
+        """A file without the spaces around; empty when it cannot be read."""
+        try:
+            return self.path(name).read_text(errors="replace").strip()
+        except OSError:
+            return ""
+
+    def number(self, name: str) -> int | None:
+        """The number that a file begins with."""
+        found = re.match(r"-?\d+", self.text(name))
+        return int(found.group()) if found else None
+
+    def content(self, name: str) -> bytes:
+        """A file's bytes; empty when it cannot be read."""
+        try:
+            return self.path(name).read_bytes()
+        except OSError:
+            return b""
+
+    def names(self, name: str) -> list[str]:
+        """Names in a folder, sorted; none when there is no such folder."""
+        try:
+            return sorted(entry.name for entry in self.path(name).iterdir())
+        except OSError:
+            return []
+
+    def find(self, *patterns: str) -> list[Path]:
+        """Files that match patterns below the root, each real file once."""
+        found: dict[Path, Path] = {}
+        for pattern in patterns:
+            for path in sorted(self.root.glob(pattern)):
+                found.setdefault(path.resolve(), path)
+        return list(found.values())
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return self.path(name).exists()
+
+    def is_usable(self, name: str) -> bool:
+        """Whether this process may read and write the file."""
+        return os.access(self.path(name), os.R_OK | os.W_OK)
+
+    def target(self, name: str) -> str:
+        """Last name of what a link points to; empty when it is no link."""
+        try:
+            return self.path(name).readlink().name
+        except OSError:
+            return ""
+
+    @cached_property
+    def topology(self) -> Topology:
+        """GPUs, RDMA ports and the groups that an engine would use."""
+        return read_topology(self.root)
+
+    @cached_property
+    def kernel(self) -> tuple[int, int]:
+        """Version of the kernel; zeroes when unknown."""
+        found = re.match(r"(\d+)\.(\d+)", self.text("proc/sys/kernel/osrelease"))
+        return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
+
+    @cached_property
+    def is_container(self) -> bool:
+        """Whether the process runs in a container."""
+        if self.exists(".dockerenv") or self.exists("run/.containerenv"):
+            return True
+        return re.search(r"docker|kubepods|containerd|lxc|podman", self.text("proc/1/cgroup")) is not None
+
+    @cached_property
+    def locked_memory_limit(self) -> int | None:
+        """Bytes that the process may lock; `None` without a limit or when unknown."""
+        found = re.search(
+            r"^Max locked memory\s+(\d+)", self.text(f"proc/{self.process}/limits"), re.MULTILINE
+        )
+        return int(found.group(1)) if found else None
+
+    @cached_property
+    def may_lock_memory(self) -> bool:
+        """Whether the process has CAP_IPC_LOCK, for which the limit does not hold."""
+        found = re.search(r"^CapEff:\s*([0-9a-f]+)", self.text(f"proc/{self.process}/status"), re.MULTILINE)
+        return found is not None and bool(int(found.group(1), 16) >> CAP_IPC_LOCK & 1)
+
+    @cached_property
+    def loaded_libraries(self) -> list[str]:
+        """Shared libraries that the process has mapped."""
+        maps = self.text(f"proc/{self.process}/maps")
+        return sorted(set(re.findall(r"(/\S+\.so[.\d]*)(?: \(deleted\))?$", maps, re.MULTILINE)))
+
+    def rdma_driver(self, device: str) -> str:
+        """Name of the kernel driver of an RDMA device; `"rdma_rxe"` and the like for those of software."""
+        driver = self.target(f"sys/class/infiniband/{device}/device/driver")
+        return driver or ("rdma_rxe" if self.exists(f"sys/class/infiniband/{device}/parent") else "")

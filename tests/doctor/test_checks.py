@@ -1,0 +1,335 @@
+"""Each check on a machine that is well, and on one where what it looks at is not."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from anyfabric.doctor import CHECKS, diagnose
+
+BRIDGE = "0000:12:01.0"
+
+
+def test_a_machine_that_is_well(machine):
+    assert machine.findings() == []
+    found = diagnose(machine.system)
+    assert not found.is_broken
+    assert found.has_nic
+    assert found.summary == "everything that was looked at is well"
+    well = {check.name for check, _ in found.findings}
+    # The rest does not arise: no container, no libfabric, no EFA, no translated addresses.
+    assert {check.name for check in CHECKS} - well == {"container", "one-libfabric", "efa-library", "ats"}
+
+
+def old_kernel(machine):
+    machine.write("proc/sys/kernel/osrelease", "4.19.0-27-amd64")
+    machine.write("sys/module/nvidia_peermem/version", "1")
+
+
+def rhel_kernel(machine):
+    machine.write("proc/sys/kernel/osrelease", "4.18.0-553.el8_10.x86_64")
+    machine.write("sys/module/nvidia_peermem/version", "1")
+
+
+def no_rdma_module(machine):
+    for idx in (0, 1):
+        machine.remove(f"sys/class/infiniband/mlx5_{idx}")
+        machine.remove(f"sys/class/infiniband_verbs/uverbs{idx}")
+        for folder in machine.root.glob(f"sys/devices/**/infiniband/mlx5_{idx}"):
+            machine.remove(folder.parent.relative_to(machine.root))
+
+
+def one_card_without_rdma(machine):
+    machine.remove("sys/class/infiniband/mlx5_1")
+    machine.remove("sys/class/infiniband_verbs/uverbs1")
+    (folder,) = machine.root.glob("sys/devices/**/infiniband/mlx5_1")
+    machine.remove(folder.parent.relative_to(machine.root))
+
+
+def no_uverbs(machine):
+    machine.remove("sys/class/infiniband_verbs")
+
+
+def no_node(machine):
+    machine.remove("dev/infiniband/uverbs1")
+
+
+def bare_container(machine):
+    machine.write(".dockerenv", "")
+    machine.remove("dev/infiniband")
+
+
+def container_without_lock(machine):
+    machine.write("proc/1/cgroup", "0::/kubepods.slice/pod1")
+    machine.limit(1 << 40)
+
+
+def small_limit(machine):
+    machine.limit(8 << 20)
+
+
+def limit_below_memory(machine):
+    machine.limit(16 << 30)
+
+
+def no_libibverbs(machine):
+    machine.remove("usr/lib/x86_64-linux-gnu/libibverbs.so.1")
+
+
+def no_provider(machine):
+    machine.remove("usr/lib/x86_64-linux-gnu/libibverbs")
+    machine.provider("rxe")
+
+
+def two_libfabrics_loaded(machine):
+    lines = (
+        "/usr/lib/x86_64-linux-gnu/libfabric.so.1",
+        "/venv/lib/mpich.libs/libfabric-3f.so.1.30 (deleted)",
+    )
+    machine.write("proc/self/maps", "\n".join(f"7f00-7f01 r-xp 0 00:00 1    {line}" for line in lines))
+
+
+def two_libfabrics_installed(machine):
+    machine.write("usr/lib/x86_64-linux-gnu/libfabric.so.1", "")
+    machine.write("opt/amazon/efa/lib/libfabric.so.1", "")
+
+
+def port_down(machine):
+    machine.port(1, "state", "1: DOWN")
+    machine.port(1, "phys_state", "3: Disabled")
+
+
+def all_ports_down(machine):
+    for idx in (0, 1):
+        machine.port(idx, "state", "1: DOWN")
+
+
+def no_subnet_manager(machine):
+    for idx in (0, 1):
+        machine.port(idx, "link_layer", "InfiniBand")
+        machine.port(idx, "state", "2: INIT")
+
+
+def one_slow_port(machine):
+    machine.nic_of = 1
+    machine.port(1, "rate", "200 Gb/sec (4X HDR)")
+
+
+def narrow_slot(machine):
+    (file,) = machine.root.glob("sys/devices/**/0000:84:00.0/current_link_width")
+    file.write_text("8\n")
+
+
+def no_gid(machine):
+    machine.gids(0)
+
+
+def only_roce_v1(machine):
+    machine.gids(0, "0000:0000:0000:0000:0000:ffff:0a00:0001", kind="IB/RoCE v1")
+
+
+def link_local_gid(machine):
+    machine.gids(0, "fe80:0000:0000:0000:1234:56ff:fe78:9abc")
+
+
+def small_mtu(machine):
+    for idx in (0, 1):
+        machine.write(f"sys/class/net/eth{idx}/mtu", "1500")
+
+
+def unequal_mtu(machine):
+    machine.write("sys/class/net/eth1/mtu", "4500")
+
+
+def translated(machine):
+    machine.write("sys/bus/pci/devices/0000:14:00.0/iommu_group/type", "DMA-FQ")
+
+
+def translated_without_ats(machine):
+    translated(machine)
+    machine.write("sys/bus/pci/devices/0000:14:00.0/config", machine.extended_config(0x000F, 0))
+
+
+def redirecting_bridge(machine):
+    machine.write(f"sys/bus/pci/devices/{BRIDGE}/config", machine.extended_config(0x000D, 0b11101))
+
+
+def unreadable_bridges(machine):
+    machine.write(f"sys/bus/pci/devices/{BRIDGE}/config", bytes(64))
+
+
+def nic_on_the_other_node(machine):
+    machine.port(1, "state", "1: DOWN")
+
+
+def closed_driver(machine):
+    machine.write("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.161.08")
+
+
+def old_driver(machine):
+    machine.write("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX Open Kernel Module  510.10")
+
+
+def no_driver(machine):
+    machine.remove("proc/driver/nvidia/version")
+
+
+BAD = [
+    (old_kernel, "kernel", "broken", "4.19.0-27-amd64 has no pidfd_open", "Linux 5.3 or later"),
+    (rhel_kernel, "kernel", "note", "takes over newer functions", ""),
+    (no_rdma_module, "modules", "broken", "mlx5_ib does not drive it", "modprobe mlx5_ib"),
+    (one_card_without_rdma, "modules", "warning", "mlx5_ib does not drive it", "modprobe mlx5_ib"),
+    (no_uverbs, "modules", "broken", "ib_uverbs is not loaded", "modprobe ib_uverbs"),
+    (no_node, "device-nodes", "broken", "/dev/infiniband/uverbs1 is missing", "udevadm trigger"),
+    (
+        bare_container,
+        "container",
+        "broken",
+        "no /dev/infiniband",
+        "--device=/dev/infiniband --cap-add=IPC_LOCK",
+    ),
+    (container_without_lock, "container", "warning", "neither IPC_LOCK nor unlimited", "--cap-add=IPC_LOCK"),
+    (small_limit, "locked-memory", "broken", "8 MiB: no region larger", "ulimit -l unlimited"),
+    (limit_below_memory, "locked-memory", "warning", "16 GiB of 64 GiB", "LimitMEMLOCK=infinity"),
+    (
+        no_libibverbs,
+        "provider",
+        "broken",
+        "libibverbs.so.1 is not installed",
+        "apt-get install ibverbs-providers",
+    ),
+    (no_provider, "provider", "broken", "no provider mlx5 for the driver mlx5_core", "ibverbs-providers"),
+    (two_libfabrics_loaded, "one-libfabric", "broken", "loaded 2: .*mpich.libs", "LD_PRELOAD"),
+    (
+        two_libfabrics_installed,
+        "one-libfabric",
+        "note",
+        "several are installed: .*/opt/amazon",
+        "LD_LIBRARY_PATH",
+    ),
+    (port_down, "link", "warning", r"DOWN \(physical: Disabled\)", "ip link set dev eth1 up"),
+    (all_ports_down, "link", "broken", "the port is DOWN", "ethtool eth0"),
+    (no_subnet_manager, "link", "broken", "the port is INIT", "opensm"),
+    (one_slow_port, "speed", "warning", "200 Gbit/s, where most of its kind here have 400", "ethtool eth1"),
+    (narrow_slot, "speed", "warning", "400 Gbit/s in a slot that carries 252", "lspci -vv -s 0000:84:00.0"),
+    (no_gid, "gid", "broken", "has not a RoCE v2 GID", "ip addr add ADDRESS/24 dev eth0"),
+    (only_roce_v1, "gid", "broken", "has not a RoCE v2 GID", "ip addr add"),
+    (link_local_gid, "gid", "warning", r"only a link-local GID \(fe80::1234", "ip addr add"),
+    (small_mtu, "mtu", "warning", "MTU 1500: RDMA packets carry 1024 bytes of 4096", "mtu 9000"),
+    (unequal_mtu, "mtu", "warning", "differ: mlx5_0 9000, mlx5_1 4500", "the same everywhere"),
+    (translated, "iommu", "warning", "translates every address of mlx5_0", "iommu=pt"),
+    (translated_without_ats, "ats", "warning", "its translation service is off", "ATS_ENABLED=1"),
+    (
+        redirecting_bridge,
+        "acs",
+        "warning",
+        "between mlx5_0 and 0000:13:00.0 up to",
+        f"setpci -s {BRIDGE} ECAP_ACS",
+    ),
+    (unreadable_bridges, "acs", "note", "cannot be read", "as root"),
+    (
+        nic_on_the_other_node,
+        "gpu-distance",
+        "warning",
+        "mlx5_0, is on another NUMA node",
+        "CUDA_VISIBLE_DEVICES",
+    ),
+    (
+        closed_driver,
+        "gpu-memory",
+        "broken",
+        "not the open one.* nor nvidia-peermem",
+        "modprobe nvidia-peermem",
+    ),
+    (old_driver, "gpu-memory", "broken", "older than 515", "nvidia-peermem"),
+    (no_driver, "gpu-memory", "note", "no NVIDIA driver", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"), [(row[0], row[1:]) for row in BAD], ids=[row[0].__name__ for row in BAD]
+)
+def test_a_machine_that_is_not_well(machine, change, expected):
+    check, level, found, mend = expected
+    change(machine)
+    matching = [row for row in machine.findings(level) if row[0] == check and re.search(found, row[3])]
+    assert matching, machine.findings()
+    assert mend in matching[0][4]
+    assert diagnose(machine.system).is_broken == bool(machine.findings("broken"))
+
+
+def test_every_check_is_tried_on_a_bad_machine():
+    assert {check for _, check, *_ in BAD} | {"efa-library"} == {check.name for check in CHECKS}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_a_node_that_may_not_be_opened(machine):
+    (machine.root / "dev/infiniband/uverbs0").chmod(0)
+    assert machine.findings("broken")[0][3] == "no permission to open /dev/infiniband/uverbs0"
+
+
+def test_the_right_to_lock_replaces_the_limit(machine):
+    machine.limit(8 << 20)
+    machine.write("proc/self/status", "CapEff:\t0000000000004000")
+    assert machine.findings() == []
+    machine.write("proc/self/status", "CapEff:\t00000000ffffbfff")
+    assert machine.findings("broken")
+
+
+def test_peermem_will_do(machine):
+    closed_driver(machine)
+    machine.write("sys/module/nvidia_peermem/version", "1")
+    assert machine.findings() == []
+
+
+@pytest.mark.parametrize(
+    ("version", "level", "found"),
+    [
+        ((1, 17), "broken", "libfabric 1.17 has no write with immediate"),
+        ((1, 20), "warning", "libfabric 1.20: immediates use up"),
+        ((2, 1), "ok", "libfabric 2.1"),
+        (None, "warning", "its version cannot be asked for"),
+    ],
+)
+def test_the_version_of_libfabric_on_efa(machine, version, level, found):
+    (driver,) = machine.root.glob("sys/devices/**/0000:14:00.0/driver")
+    driver.unlink()
+    (machine.root / "sys/bus/pci/drivers/efa").mkdir()
+    driver.symlink_to("../" * 6 + "bus/pci/drivers/efa")
+    assert ("efa-library", "broken") in {row[:2] for row in machine.findings()}
+    machine.write("opt/amazon/efa/lib/libfabric.so.1", "")
+    library = str(machine.root / "opt/amazon/efa/lib/libfabric.so.1")
+    if version is not None:
+        program = f"import ctypes; print(ctypes.CDLL({library!r}).fi_version())"
+        machine.outputs[program] = f"{version[0] << 16 | version[1]}\n"
+    rows = [row for row in machine.findings(level) if row[0] == "efa-library"]
+    assert found in rows[0][3]
+
+
+def test_soft_roce_is_a_nic(machine):
+    machine.write("sys/class/infiniband/rxe0/parent", "eth0")
+    machine.write("sys/class/infiniband/rxe0/ports/1/state", "4: ACTIVE")
+    machine.write("sys/class/infiniband/rxe0/ports/1/link_layer", "Ethernet")
+    rows = [row for row in machine.findings("broken") if row[0] == "provider"]
+    assert rows[0][3] == "libibverbs has no provider rxe for the driver rdma_rxe"
+
+
+def test_no_rdma_nic_is_no_fault(tmp_path):
+    from anyfabric.doctor import System
+
+    laptop = System(tmp_path)
+    found = diagnose(laptop)
+    assert not found.is_broken
+    assert found.summary == "no RDMA NIC: shm and tcp are used"
+    required = diagnose(System(tmp_path, required="verbs"))
+    assert required.is_broken
+    assert "verbs is required" in required.findings[1][1].found
+
+
+def test_nonsense_in_files_is_no_exception(machine):
+    for file in machine.root.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.write_bytes(b"\xff\x00:;\n-1\xfe" * 40)
+    diagnose(machine.system)

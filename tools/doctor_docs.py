@@ -1,0 +1,32 @@
+"""Write docs/doctor.md from the checks themselves: `python tools/doctor_docs.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anyfabric.doctor import CHECKS
+
+HEAD = """# What `anyfabric doctor` checks
+
+    anyfabric doctor                    # a table; exit code 1 if something that is needed is broken
+    anyfabric doctor --json             # the same for programs
+    anyfabric doctor --pid 1234         # limits and libraries of a process that runs
+    anyfabric doctor --root /tmp/copy   # a machine of which somebody sent /proc, /sys and so on
+
+Each finding says what is there, why it matters, and what to type. `ok` is as it should be; a `note` is worth
+knowing; a `warning` works, slowly or not for everything; what is `broken` does not work. A machine without
+RDMA NICs is well: it uses shm and tcp.
+
+| check | looks at | why it matters |
+| --- | --- | --- |
+"""
+
+
+def text() -> str:
+    """The page."""
+    rows = [f"| `{check.name}` | {check.looks_at} | {check.why} |\n" for check in CHECKS]
+    return HEAD + "".join(rows) + "\nThis page is made by `tools/doctor_docs.py`.\n"
+
+
+if __name__ == "__main__":
+    Path("docs/doctor.md").write_text(text())
