@@ -140,7 +140,7 @@ def small_mtu(machine):
 
 
 def unequal_mtu(machine):
-    machine.write("sys/class/net/eth1/mtu", "4500")
+    machine.write("sys/class/net/eth1/mtu", "2200")
 
 
 def translated(machine):
@@ -218,7 +218,7 @@ BAD = [
     (only_roce_v1, "gid", "broken", "has not a RoCE v2 GID", "ip addr add"),
     (link_local_gid, "gid", "warning", r"only a link-local GID \(fe80::1234", "ip addr add"),
     (small_mtu, "mtu", "warning", "MTU 1500: RDMA packets carry 1024 bytes of 4096", "mtu 9000"),
-    (unequal_mtu, "mtu", "warning", "differ: mlx5_0 9000, mlx5_1 4500", "the same everywhere"),
+    (unequal_mtu, "mtu", "warning", "differ: mlx5_0 9000, mlx5_1 2200", "the same everywhere"),
     (translated, "iommu", "warning", "translates every address of mlx5_0", "iommu=pt"),
     (translated_without_ats, "ats", "warning", "its translation service is off", "ATS_ENABLED=1"),
     (
@@ -314,6 +314,25 @@ def test_soft_roce_is_a_nic(machine):
     machine.write("sys/class/infiniband/rxe0/ports/1/link_layer", "Ethernet")
     rows = [row for row in machine.findings("broken") if row[0] == "provider"]
     assert rows[0][3] == "libibverbs has no provider rxe for the driver rdma_rxe"
+
+
+def test_a_nic_on_lo_is_for_this_host(machine):
+    (folder,) = machine.root.glob("sys/devices/**/0000:14:00.0/net/eth0")
+    folder.rename(folder.parent / "lo")
+    assert (
+        "gid",
+        "note",
+        "mlx5_0",
+        "on the interface lo: its GIDs reach this host only",
+        "",
+    ) in machine.findings()
+
+
+def test_room_for_headers_counts(machine):
+    machine.write("sys/class/net/eth1/mtu", "4192")
+    assert machine.findings() == []
+    machine.write("sys/class/net/eth1/mtu", "4191")
+    assert any("carry 2048 bytes" in row[3] for row in machine.findings("warning"))
 
 
 def test_no_rdma_nic_is_no_fault(tmp_path):

@@ -176,7 +176,7 @@ impl Topology {
             let why = |idx: usize| (idx, "not among the NICs that were named".to_owned());
             return (all.clone().filter(named).collect(), all.filter(|idx| !named(idx)).map(why).collect());
         }
-        let up = || self.nics.iter().filter(|nic| nic.is_up);
+        let up = || self.nics.iter().filter(|nic| nic.is_up && nic.netdevs != ["lo"]);
         let fastest = up().map(|nic| nic.gbps).max().unwrap_or(0);
         let is_slow = |nic: &NicPort| nic.gbps < fastest / SLOW;
         let mut gbps_of: BTreeMap<Fabric, u64> = BTreeMap::new();
@@ -188,6 +188,8 @@ impl Topology {
         for (idx, nic) in self.nics.iter().enumerate() {
             let why = if !nic.is_up {
                 "its port is down".to_owned()
+            } else if nic.netdevs == ["lo"] {
+                "its interface is lo, which reaches this host only".to_owned()
             } else if is_slow(nic) {
                 format!("{} Gbit/s, less than a quarter of the fastest one's {fastest}", nic.gbps)
             } else if Some(nic.fabric) != chosen {

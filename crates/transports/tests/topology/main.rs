@@ -145,14 +145,18 @@ fn slow_and_down_nics_are_passed_over() {
         "cpus 0-3 node 0\n\
          nic mlx5_0 pci0000:00/0000:00:01.0/0000:01:00.0 node 0 link Ethernet rate 25\n\
          nic mlx5_1 pci0000:00/0000:00:02.0/0000:02:00.0 node 0 link Ethernet rate 200\n\
-         nic mlx5_2 pci0000:00/0000:00:03.0/0000:03:00.0 node 0 link Ethernet rate 200 state DOWN\n",
+         nic mlx5_2 pci0000:00/0000:00:03.0/0000:03:00.0 node 0 link Ethernet rate 200 state DOWN\n\
+         nic rxe0 pci0000:00/0000:00:04.0/0000:04:00.0 node 0 link Ethernet rate 400 net lo\n",
     );
     let topology = read_topology(&mixed.root);
     let (usable, passed_over) = topology.usable(&Request::default());
-    assert_eq!(usable, [1]);
-    assert_eq!(passed_over[&0], "25 Gbit/s, less than a quarter of the fastest one's 200");
+    let names: Vec<&str> = topology.nics.iter().map(|nic| nic.name.as_str()).collect();
+    assert_eq!(names, ["rxe0", "mlx5_0", "mlx5_1", "mlx5_2"]);
+    assert_eq!(usable, [2]);
+    assert_eq!(passed_over[&1], "25 Gbit/s, less than a quarter of the fastest one's 200");
+    assert_eq!(passed_over[&0], "its interface is lo, which reaches this host only");
     let groups = topology.groups(&Request::default());
-    assert_eq!(groups[0].nics, [(1, Distance::Node)]);
+    assert_eq!(groups[0].nics, [(2, Distance::Node)]);
 }
 
 #[test]

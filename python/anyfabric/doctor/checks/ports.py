@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PORT_CHECKS"]
 
-# Room for 4096 bytes and the headers of RoCE v2.
-FULL_MTU = 4200
-# Sizes that an RDMA packet can have, and what they need of the interface.
-PACKET_SIZES = ((4096, 4200), (2048, 2150), (1024, 1120), (512, 610), (256, 350))
+# What an RDMA packet may carry, and the most that the kernel reserves for the headers around it.
+PACKET_SIZES = (4096, 2048, 1024, 512, 256)
+HEADERS_BYTES = 96
 
 
 def link(system: System) -> Iterator[Finding]:
@@ -52,7 +51,7 @@ def speed(system: System) -> Iterator[Finding]:
     for fabric in {nic.fabric for nic in nics}:
         usual[fabric] = Counter(nic.gbps for nic in nics if nic.fabric == fabric).most_common(1)[0][0]
     for nic in nics:
-        if nic.passed_over is None and nic.gbps < usual[nic.fabric]:
+        if nic.pci and nic.passed_over is None and nic.gbps < usual[nic.fabric]:
             found = f"{nic.gbps} Gbit/s, where most of its kind here have {usual[nic.fabric]}"
             interface = nic.netdevs[0] if nic.netdevs else nic.device
             yield warning(nic.name, found, f"look at cable, transceiver and switch port: ethtool {interface}")
@@ -77,7 +76,9 @@ def gid(system: System) -> Iterator[Finding]:
             gids = [(address, kind) for address, kind in gids if kind == "RoCE v2"]
         interface = nic.netdevs[0] if nic.netdevs else "INTERFACE"
         give = f"ip addr add ADDRESS/24 dev {interface}"
-        if not gids and not system.names(f"{_port(nic)}/gids"):
+        if nic.netdevs == ("lo",):
+            yield note(nic.name, "on the interface lo: its GIDs reach this host only")
+        elif not gids and not system.names(f"{_port(nic)}/gids"):
             yield note(nic.name, "its GIDs cannot be read")
         elif not gids:
             kind = "a RoCE v2 GID" if nic.fabric == "ethernet" else "a GID"
@@ -95,32 +96,28 @@ def gid(system: System) -> Iterator[Finding]:
 
 def mtu(system: System) -> Iterator[Finding]:
     """Whether packets are full, and of one size."""
-    sizes: dict[str, int] = {}
+    ports: list[tuple[Nic, str, int]] = []
     for nic in system.topology.nics:
-        if nic.fabric == "ethernet" and nic.state == "up" and nic.netdevs:
-            found = system.number(f"sys/class/net/{nic.netdevs[0]}/mtu")
-            if found is not None:
-                sizes[nic.name] = found
-                interface = nic.netdevs[0]
-    if not sizes:
-        return
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        yield warning(
-            "",
-            f"interfaces differ: {listed}",
-            "the same everywhere, switches included: ip link set dev X mtu 9000",
-        )
-    for name, size in sizes.items():
-        if size < FULL_MTU:
-            packet = next((packet for packet, needs in PACKET_SIZES if size >= needs), 0)
-            found = f"MTU {size}: RDMA packets carry {packet} bytes of 4096"
-            interface = next(nic.netdevs[0] for nic in system.topology.nics if nic.name == name)
-            yield warning(
-                name, found, f"ip link set dev {interface} mtu 9000, and the same on switches and peers"
-            )
-    if min(sizes.values()) >= FULL_MTU:
-        yield ok("", f"MTU {min(sizes.values())} or more: RDMA packets are full")
+        interface = nic.netdevs[0] if nic.netdevs else ""
+        size = system.number(f"sys/class/net/{interface}/mtu") if interface else None
+        if nic.fabric == "ethernet" and nic.state == "up" and size is not None:
+            ports.append((nic, interface, size))
+    if len({_packet_bytes(size) for _, _, size in ports}) > 1:
+        listed = ", ".join(f"{nic.name} {size}" for nic, _, size in ports)
+        mend = "the same everywhere, switches included: ip link set dev X mtu 9000"
+        yield warning("", f"interfaces differ: {listed}", mend)
+    for nic, interface, size in ports:
+        packet = _packet_bytes(size)
+        if packet < PACKET_SIZES[0]:
+            found = f"MTU {size}: RDMA packets carry {packet} bytes of {PACKET_SIZES[0]}"
+            mend = f"ip link set dev {interface} mtu 9000, and the same on switches and peers"
+            yield warning(nic.name, found, mend)
+    if ports and all(_packet_bytes(size) == PACKET_SIZES[0] for _, _, size in ports):
+        yield ok("", f"MTU {min(size for _, _, size in ports)} or more: RDMA packets are full")
+
+
+def _packet_bytes(mtu_bytes: int) -> int:
+    return next((packet for packet in PACKET_SIZES if packet + HEADERS_BYTES <= mtu_bytes), 0)
 
 
 def _port(nic: Nic) -> str:
