@@ -140,7 +140,7 @@ impl FabricNic {
             about,
             rails: Vec::new(),
             by_source: HashMap::new(),
-            slots: Slots::new(OPERATIONS, max_endpoints as u32 * num_receives),
+            slots: Slots::new(OPERATIONS, (max_endpoints + SPARE) as u32 * num_receives),
             free_sends: (0..SENDS).collect(),
             announcements: VecDeque::with_capacity(OPERATIONS as usize),
             reposts: VecDeque::with_capacity(max_endpoints * num_receives as usize),
@@ -190,7 +190,7 @@ impl FabricNic {
     fn add_endpoint(&mut self, endpoint: Endpoint) -> Result<u16, NicError> {
         let is_taken =
             |idx: usize| self.resting.contains(&(idx as u16)) || self.endpoints.get(idx).is_some_and(Option::is_some);
-        let idx = (0..self.max_endpoints)
+        let idx = (0..self.max_endpoints + SPARE)
             .find(|idx| !is_taken(*idx))
             .ok_or_else(|| NicError::Device(format!("{}: endpoints are still being closed", self.about.name)))?;
         let receives = Buffers::new(&self.domain, self.num_receives as usize, HEADER_BYTES + MAX_MESSAGE_BYTES)?;
@@ -422,6 +422,8 @@ pub(super) fn now_ns() -> u64 {
 pub(super) const OPERATIONS: u32 = 2048;
 /// Completions taken at once.
 const READ_BATCH: usize = 16;
+/// Numbers of endpoints beyond those that are open: of some that were just closed.
+const SPARE: usize = 8;
 /// Receives of an endpoint.
 const RECEIVES: u32 = 32;
 /// Messages of a NIC on their way.

@@ -113,7 +113,7 @@ impl Provider {
             8.. => Arrivals::Tagged,
             4.. if entry.caps & FI_SOURCE != 0 => Arrivals::Sourced,
             // The same NIC comes again, with the source, or not at all.
-            4.. if variant.caps & FI_SOURCE == 0 => return None,
+            4.. if !variant.settles => return None,
             _ => Arrivals::Messages,
         };
         let nic = text_of(domain.name).unwrap_or_default();
@@ -188,6 +188,9 @@ struct Variant {
     caps: u64,
     mode: u64,
     op_flags: u64,
+    /// Four bytes with a write, and no word from whom, are taken too: nothing better
+    /// was found.
+    settles: bool,
 }
 
 fn hints(library: &'static Library, wanted: &Wanted, variant: &Variant) -> Result<Info, FabricError> {
@@ -233,11 +236,16 @@ const PORT_DOWN: &str = "1:";
 const CAPS: u64 = FI_MSG | FI_RMA | FI_WRITE | FI_REMOTE_WRITE | FI_SEND | FI_RECV | FI_LOCAL_COMM | FI_REMOTE_COMM;
 const MODE: u64 = FI_CONTEXT | FI_CONTEXT2;
 
+const BASE: Variant = Variant { caps: CAPS, mode: MODE, op_flags: FI_DELIVERY_COMPLETE, settles: false };
+const SOURCED: Variant = Variant { caps: CAPS | FI_SOURCE, ..BASE };
+
 const VARIANTS: &[Variant] = &[
-    Variant { caps: CAPS, mode: MODE, op_flags: FI_DELIVERY_COMPLETE },
-    Variant { caps: CAPS | FI_SOURCE, mode: MODE, op_flags: FI_DELIVERY_COMPLETE },
+    BASE,
+    SOURCED,
     // Immediates that consume a posted receive: some providers offer nothing else, others refuse the question.
-    Variant { caps: CAPS | FI_SOURCE, mode: MODE | FI_RX_CQ_DATA, op_flags: FI_DELIVERY_COMPLETE },
-    Variant { caps: CAPS | FI_SOURCE, mode: MODE, op_flags: 0 },
-    Variant { caps: CAPS | FI_SOURCE, mode: MODE | FI_RX_CQ_DATA, op_flags: 0 },
+    Variant { mode: MODE | FI_RX_CQ_DATA, ..SOURCED },
+    Variant { op_flags: 0, ..SOURCED },
+    Variant { mode: MODE | FI_RX_CQ_DATA, op_flags: 0, ..SOURCED },
+    Variant { settles: true, ..BASE },
+    Variant { mode: MODE | FI_RX_CQ_DATA, settles: true, ..BASE },
 ];

@@ -8,6 +8,9 @@
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
+mod allocations;
+mod fake;
+mod faked;
 mod layout;
 mod peer;
 mod processes;

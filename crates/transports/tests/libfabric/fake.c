@@ -1,0 +1,446 @@
+// A libfabric without a fabric: endpoints of one process, whose writes copy at once and complete in any order, with
+// errors where a test wants them.
+//
+// The tests compile it, copy it once for each of them, and set what the provider is through the exported `fake`, whose
+// layout `fake.rs` repeats. Structures are those of rdma/*.h as far as they are used; `layout.rs` holds the same
+// offsets against the real headers.
+
+#include <errno.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#define FLAG(bit) (1ULL << (bit))
+enum { EAVAIL = 259, EBADFLAGS = 260 };
+enum { MR_VIRT_ADDR = 1 << 4, MR_PROV_KEY = 1 << 6, MR_ENDPOINT = 1 << 9 };
+enum { kMaxEndpoints = 512, kMaxMemory = 4096, kMaxEntries = 1 << 16, kMaxReceives = 512 };
+#define MODE_CONTEXT2 FLAG(52)
+#define MODE_RX_CQ_DATA FLAG(56)
+#define DELIVERY_COMPLETE FLAG(28)
+#define REMOTE_CQ_DATA FLAG(17)
+#define SOURCE FLAG(57)
+#define DMABUF FLAG(40)
+
+// What the provider is, what goes wrong, and what was seen. The order of completions: 0 as posted, 1 last first,
+// 2 shuffled.
+struct fake {
+    uint64_t mode, mr_mode, cq_data_size, ep_cnt, version;
+    uint64_t has_source, has_delivery_complete, has_write_data, has_fd;
+    uint64_t order, fail_nth, fail_with, again_every, swallow, stale_on_close, null;
+    uint64_t writes, immediates, sends, endpoints, memories, dmabufs, options, flags, posts;
+    char provider[32], fabric[32];
+};
+struct fake fake = {.cq_data_size = 8, .ep_cnt = 64, .version = 1 << 16 | 22, .has_source = 1,
+    .has_delivery_complete = 1, .has_write_data = 1, .provider = "fake", .fabric = "fake"};
+
+// ---- structures of rdma/*.h --------------------------------------------------------------------------------------
+
+struct fid { size_t fclass; void *context; const struct fi_ops *ops; };
+struct fi_ops { size_t size; int (*close)(struct fid *); int (*bind)(struct fid *, struct fid *, uint64_t);
+    int (*control)(struct fid *, int, void *); void *rest[3]; };
+struct tx_attr { uint64_t caps, mode, op_flags, msg_order, comp_order; size_t inject, size, iov, rma_iov;
+    uint32_t tclass; };
+struct rx_attr { uint64_t caps, mode, op_flags, msg_order, comp_order; size_t buffered, size, iov; };
+struct ep_attr { uint32_t type, protocol, protocol_version; size_t max_msg_size; uint8_t rest[72]; };
+struct domain_attr { void *domain; char *name; uint32_t threading, control, data, resource, av; int mr_mode;
+    size_t mr_key_size, cq_data_size, cq_cnt, ep_cnt; uint8_t rest[120]; };
+struct fabric_attr { void *fabric; char *name, *prov_name; uint32_t prov_version, api_version; };
+struct fi_info { struct fi_info *next; uint64_t caps, mode; uint32_t addr_format; size_t src_len, dest_len;
+    void *src, *dest, *handle; struct tx_attr *tx; struct rx_attr *rx; struct ep_attr *ep; struct domain_attr *domain;
+    struct fabric_attr *fabric; void *nic; };
+struct mr_attr { const void *iov; size_t iov_count; uint64_t access, offset, key; void *context; size_t auth_size;
+    uint8_t *auth; uint32_t iface; uint64_t device; };
+struct mr_dmabuf { int fd; uint64_t offset; size_t len; void *base; };
+struct msg { const struct iovec *iov; void **desc; size_t iov_count; uint64_t addr; void *context; uint64_t data; };
+struct rma_iov { uint64_t addr; size_t len; uint64_t key; };
+struct msg_rma { const struct iovec *iov; void **desc; size_t iov_count; uint64_t addr; const struct rma_iov *rma;
+    size_t rma_count; void *context; uint64_t data; };
+struct cq_attr { size_t size; uint64_t flags; uint32_t format, wait_obj; int vector; uint32_t cond; void *wait_set; };
+struct cq_entry { void *context; uint64_t flags; size_t len; void *buf; uint64_t data; };
+struct cq_error { void *context; uint64_t flags; size_t len; void *buf; uint64_t data, tag; size_t olen;
+    int err, prov_errno; void *err_data; size_t err_data_size; uint64_t src; };
+
+// ---- objects -----------------------------------------------------------------------------------------------------
+
+struct memory { struct fid fid; void *desc; uint64_t key; uint8_t *address; size_t len; uint64_t access; int enabled;
+    struct fid *endpoint; };
+struct waiting { struct cq_entry entry; uint64_t source; int error; };
+struct cq { struct fid fid; const void *ops; struct waiting *entries; size_t num; };
+struct av { struct fid fid; const void *ops; uint64_t ids[kMaxEndpoints]; size_t num; };
+struct endpoint { struct fid fid; const void *ops, *cm, *msg, *rma; struct cq *cq; struct av *av; uint64_t id;
+    int enabled;
+    struct msg receives[kMaxReceives]; struct iovec buffers[kMaxReceives]; size_t num_receives;
+    void *held[kMaxReceives]; size_t num_held; };
+struct plain { struct fid fid; const void *ops, *mr; };
+
+static struct memory *memories[kMaxMemory];
+static struct endpoint *endpoints[kMaxEndpoints];
+static uint64_t random_state = 88172645463325252ULL;
+static uint8_t descriptors[4096][64];
+
+static uint64_t next_random(void) {
+    random_state ^= random_state << 13; random_state ^= random_state >> 7; random_state ^= random_state << 17;
+    return random_state;
+}
+
+static int close_plain(struct fid *fid) { free(fid); return 0; }
+static int bind_plain(struct fid *fid, struct fid *to, uint64_t flags) { (void)fid; (void)to; (void)flags; return 0; }
+static int control_plain(struct fid *fid, int command, void *value) {
+    (void)fid; (void)command; (void)value;
+    return -ENOSYS;
+}
+static const struct fi_ops plain_ops = {sizeof(struct fi_ops), close_plain, bind_plain, control_plain, {0}};
+
+static void complete(struct cq *cq, struct cq_entry entry, uint64_t source, int error) {
+    if (cq->num < kMaxEntries) cq->entries[cq->num++] = (struct waiting){entry, source, error};
+}
+
+static void scribble(void *context) {
+    // A provider that asked for it may use 64 bytes of a context until the operation has completed.
+    if (context && fake.mode & MODE_CONTEXT2) memset(context, 0xa5, 64);
+}
+
+// ---- completion queue --------------------------------------------------------------------------------------------
+
+static size_t pick(struct cq *cq) {
+    if (fake.order == 1) return cq->num - 1;
+    return fake.order == 2 ? next_random() % cq->num : 0;
+}
+
+static ssize_t cq_readfrom(struct cq *cq, void *into, size_t count, uint64_t *sources) {
+    struct cq_entry *out = into;
+    size_t n = 0;
+    while (n < count && cq->num) {
+        size_t at = fake.order ? pick(cq) : n;
+        if (at >= cq->num) break;
+        if (cq->entries[at].error) {
+            if (n) break;
+            // The one to be read as an error comes first.
+            struct waiting first = cq->entries[0];
+            cq->entries[0] = cq->entries[at]; cq->entries[at] = first;
+            return -EAVAIL;
+        }
+        if (sources) sources[n] = cq->entries[at].source;
+        scribble(cq->entries[at].entry.context);
+        out[n++] = cq->entries[at].entry;
+        if (fake.order) cq->entries[at] = cq->entries[--cq->num];
+    }
+    if (!fake.order && n) memmove(cq->entries, cq->entries + n, (cq->num -= n) * sizeof *cq->entries);
+    return n ? (ssize_t)n : -EAGAIN;
+}
+static ssize_t cq_read(struct cq *cq, void *into, size_t count) { return cq_readfrom(cq, into, count, NULL); }
+static ssize_t cq_readerr(struct cq *cq, struct cq_error *out, uint64_t flags) {
+    (void)flags;
+    if (!cq->num || !cq->entries[0].error) return -EAGAIN;
+    struct waiting *first = cq->entries;
+    memset(out, 0, sizeof *out);
+    out->context = first->entry.context; out->flags = first->entry.flags;
+    out->err = first->error; out->prov_errno = 4242;
+    memmove(first, first + 1, --cq->num * sizeof *first);
+    return 1;
+}
+static const char *cq_strerror(struct cq *cq, int code, const void *data, char *buf, size_t len) {
+    (void)cq; (void)code; (void)data; (void)buf; (void)len;
+    return "an error of the fake provider";
+}
+static const struct { size_t size; void *read, *readfrom, *readerr, *sread, *sreadfrom, *signal, *strerror; } cq_ops = {
+    64, cq_read, cq_readfrom, cq_readerr, NULL, NULL, NULL, cq_strerror};
+static int cq_close(struct fid *fid) { free(((struct cq *)fid)->entries); free(fid); return 0; }
+static const struct fi_ops cq_fid_ops = {sizeof(struct fi_ops), cq_close, bind_plain, control_plain, {0}};
+static int cq_open(void *domain, struct cq_attr *attr, struct fid **out, void *context) {
+    (void)domain; (void)context;
+    if (attr->wait_obj && !fake.has_fd) return -ENOSYS;
+    struct cq *cq = calloc(1, sizeof *cq);
+    cq->fid.ops = &cq_fid_ops; cq->ops = &cq_ops;
+    cq->entries = calloc(kMaxEntries, sizeof *cq->entries);
+    *out = &cq->fid;
+    return 0;
+}
+
+// ---- addresses ---------------------------------------------------------------------------------------------------
+
+static int av_insert(struct av *av, const void *name, size_t count, uint64_t *out, uint64_t flags, void *context) {
+    (void)count; (void)flags; (void)context;
+    memcpy(&av->ids[av->num], name, 8);
+    *out = av->num++;
+    return 1;
+}
+static int av_remove(struct av *av, uint64_t *address, size_t count, uint64_t flags) {
+    (void)count; (void)flags;
+    av->ids[*address] = 0;
+    return 0;
+}
+static const struct { size_t size; void *insert, *insertsvc, *insertsym, *remove; } av_ops = {
+    40, av_insert, NULL, NULL, av_remove};
+static int av_open(void *domain, void *attr, struct fid **out, void *context) {
+    (void)domain; (void)attr; (void)context;
+    struct av *av = calloc(1, sizeof *av);
+    av->fid.ops = &plain_ops; av->ops = &av_ops; av->num = 1;
+    *out = &av->fid;
+    return 0;
+}
+static struct endpoint *find(uint64_t id) { return id && id <= kMaxEndpoints ? endpoints[id - 1] : NULL; }
+// How the receiver's table names a sender.
+static uint64_t source_of(const struct endpoint *from, const struct endpoint *at) {
+    for (size_t idx = 1; idx < at->av->num; idx++) if (at->av->ids[idx] == from->id) return idx;
+    return UINT64_MAX;
+}
+
+// ---- memory ------------------------------------------------------------------------------------------------------
+
+static int mr_close(struct fid *fid) {
+    for (size_t idx = 0; idx < kMaxMemory; idx++) if (memories[idx] == (struct memory *)fid) memories[idx] = NULL;
+    fake.memories--;
+    free(fid);
+    return 0;
+}
+static int mr_control(struct fid *fid, int command, void *value) {
+    (void)command; (void)value;
+    if (!((struct memory *)fid)->endpoint) return -EINVAL;
+    ((struct memory *)fid)->enabled = 1;
+    return 0;
+}
+static int mr_bind(struct fid *fid, struct fid *to, uint64_t flags) {
+    (void)flags;
+    ((struct memory *)fid)->endpoint = to;
+    return 0;
+}
+static const struct fi_ops mr_fid_ops = {sizeof(struct fi_ops), mr_close, mr_bind, mr_control, {0}};
+static int mr_regattr(struct fid *domain, const struct mr_attr *attr, uint64_t flags, struct memory **out) {
+    (void)domain;
+    struct memory *mr = calloc(1, sizeof *mr);
+    mr->fid.ops = &mr_fid_ops; mr->desc = mr; mr->access = attr->access;
+    mr->key = fake.mr_mode & MR_PROV_KEY ? next_random() : attr->key;
+    mr->enabled = !(fake.mr_mode & MR_ENDPOINT);
+    if (flags & DMABUF) {
+        const struct mr_dmabuf *dmabuf = attr->iov;
+        mr->address = dmabuf->base; mr->len = dmabuf->len;
+        fake.dmabufs += attr->iface == 1 && dmabuf->fd >= 0;
+    } else {
+        mr->address = ((const struct iovec *)attr->iov)->iov_base;
+        mr->len = ((const struct iovec *)attr->iov)->iov_len;
+    }
+    for (size_t idx = 0; idx < kMaxMemory; idx++) {
+        if (memories[idx]) continue;
+        memories[idx] = mr; *out = mr; fake.memories++;
+        return 0;
+    }
+    free(mr);
+    return -ENOMEM;
+}
+// Where a write lands; NULL for what a NIC would refuse.
+static uint8_t *landing(const struct rma_iov *to) {
+    for (size_t idx = 0; idx < kMaxMemory; idx++) {
+        struct memory *mr = memories[idx];
+        if (!mr || mr->key != to->key || !mr->enabled || !(mr->access & FLAG(13))) continue;
+        uint64_t offset = fake.mr_mode & MR_VIRT_ADDR ? to->addr - (uint64_t)mr->address : to->addr;
+        return offset <= mr->len && to->len <= mr->len - offset ? mr->address + offset : NULL;
+    }
+    return NULL;
+}
+
+// ---- endpoints ---------------------------------------------------------------------------------------------------
+
+static int take_receive(struct endpoint *ep, struct msg *receive, struct iovec *buffer) {
+    if (!ep->num_receives) return 0;
+    *receive = ep->receives[--ep->num_receives]; *buffer = ep->buffers[ep->num_receives];
+    return 1;
+}
+static ssize_t ep_recvmsg(struct endpoint *ep, const struct msg *msg, uint64_t flags) {
+    (void)flags;
+    if (ep->num_receives == kMaxReceives) return -EAGAIN;
+    ep->buffers[ep->num_receives] = *msg->iov; ep->receives[ep->num_receives++] = *msg;
+    scribble(msg->context);
+    return 0;
+}
+static ssize_t hold_back(struct endpoint *ep, void *context) {
+    if (ep->num_held == kMaxReceives) return -EAGAIN;
+    ep->held[ep->num_held++] = context;
+    return 0;
+}
+static ssize_t ep_sendmsg(struct endpoint *ep, const struct msg *msg, uint64_t flags) {
+    struct endpoint *to = find(ep->av->ids[msg->addr]);
+    struct msg receive; struct iovec buffer;
+    if (fake.again_every && ++fake.posts % fake.again_every == 0) return -EAGAIN;
+    fake.flags = flags;
+    if (!to || fake.swallow) return hold_back(ep, msg->context);
+    if (!take_receive(to, &receive, &buffer)) return -EAGAIN;
+    size_t len = msg->iov->iov_len < buffer.iov_len ? msg->iov->iov_len : buffer.iov_len;
+    memcpy(buffer.iov_base, msg->iov->iov_base, len);
+    scribble(msg->context);
+    fake.sends++;
+    struct cq_entry arrival = {receive.context, FLAG(1) | FLAG(10), len, buffer.iov_base, 0};
+    complete(to->cq, arrival, source_of(ep, to), 0);
+    complete(ep->cq, (struct cq_entry){msg->context, FLAG(1) | FLAG(11), 0, NULL, 0}, 0, 0);
+    return 0;
+}
+static ssize_t ep_writemsg(struct endpoint *ep, const struct msg_rma *msg, uint64_t flags) {
+    if (fake.null) {
+        // What a NIC is handed: a descriptor of 64 bytes.
+        uint64_t *words = (uint64_t *)descriptors[fake.writes++ & 4095];
+        words[0] = (uint64_t)msg->iov->iov_base; words[1] = msg->iov->iov_len; words[2] = (uint64_t)*msg->desc;
+        words[3] = msg->rma->addr; words[4] = msg->rma->key; words[5] = msg->data; words[6] = msg->addr;
+        words[7] = flags;
+        complete(ep->cq, (struct cq_entry){msg->context, FLAG(2) | FLAG(9), 0, NULL, 0}, 0, 0);
+        return 0;
+    }
+    if (flags & REMOTE_CQ_DATA && !fake.has_write_data) return -EBADFLAGS;
+    if (fake.again_every && ++fake.posts % fake.again_every == 0) return -EAGAIN;
+    fake.writes++; fake.flags = flags;
+    struct cq_entry done = {msg->context, FLAG(2) | FLAG(9), 0, NULL, 0};
+    scribble(msg->context);
+    struct endpoint *to = find(ep->av->ids[msg->addr]);
+    if (!to || fake.swallow) return hold_back(ep, msg->context);
+    if (fake.writes == fake.fail_nth) { complete(ep->cq, done, 0, (int)fake.fail_with); return 0; }
+    uint8_t *at = landing(msg->rma);
+    if (!at || msg->rma_count != 1) { complete(ep->cq, done, 0, EACCES); return 0; }
+    if (msg->iov_count) memcpy(at, msg->iov->iov_base, msg->iov->iov_len);
+    if (flags & REMOTE_CQ_DATA) {
+        struct cq_entry arrival = {NULL, FLAG(2) | FLAG(13) | REMOTE_CQ_DATA, msg->rma->len, NULL, msg->data};
+        struct msg receive; struct iovec buffer;
+        if (fake.cq_data_size < 8) arrival.data &= 0xffffffff;
+        if (fake.mode & MODE_RX_CQ_DATA) {
+            if (!take_receive(to, &receive, &buffer)) { complete(ep->cq, done, 0, 269); return 0; }
+            arrival.context = receive.context;
+        }
+        fake.immediates++;
+        complete(to->cq, arrival, source_of(ep, to), 0);
+    }
+    complete(ep->cq, done, 0, 0);
+    return 0;
+}
+static const struct { size_t size; void *recv, *recvv, *recvmsg, *send, *sendv, *sendmsg; } msg_ops = {
+    56, NULL, NULL, ep_recvmsg, NULL, NULL, ep_sendmsg};
+static const struct { size_t size; void *read, *readv, *readmsg, *write, *writev, *writemsg; } rma_ops = {
+    56, NULL, NULL, NULL, NULL, NULL, ep_writemsg};
+static int ep_getname(struct endpoint *ep, void *name, size_t *len) { memcpy(name, &ep->id, *len = 8); return 0; }
+static const struct { size_t size; void *setname, *getname; } cm_ops = {24, NULL, ep_getname};
+static int ep_getopt(struct fid *fid, int level, int name, void *value, size_t *len) {
+    (void)fid; (void)level; (void)name; (void)value; (void)len;
+    return -ENOPROTOOPT;
+}
+static int ep_setopt(struct fid *fid, int level, int name, const void *value, size_t len) {
+    (void)level;
+    // Options come before the endpoint is enabled, and are booleans.
+    if (((struct endpoint *)fid)->enabled || len != 1) return -EINVAL;
+    uint64_t bit = name == 10 ? 1 : name == 11 ? 4 : name == -(0xefa << 16) + 8 ? 16 : 64;
+    fake.options |= *(const uint8_t *)value ? bit << 1 : bit;
+    return 0;
+}
+static const struct { size_t size; void *cancel, *getopt, *setopt; } ep_ops = {32, NULL, ep_getopt, ep_setopt};
+static int ep_close(struct fid *fid) {
+    struct endpoint *ep = (struct endpoint *)fid;
+    for (size_t idx = 0; idx < kMaxMemory; idx++) if (memories[idx] && memories[idx]->endpoint == fid) return -EBUSY;
+    for (size_t idx = 0; fake.stale_on_close && idx < ep->num_held; idx++) {
+        struct cq_entry stale = {ep->held[idx], FLAG(2) | FLAG(9), 0, NULL, 0};
+        complete(ep->cq, stale, 0, fake.stale_on_close == 2 ? ECANCELED : 0);
+    }
+    endpoints[ep->id - 1] = NULL;
+    fake.endpoints--;
+    free(ep);
+    return 0;
+}
+static int ep_bind(struct fid *fid, struct fid *to, uint64_t flags) {
+    if (flags) ((struct endpoint *)fid)->cq = (struct cq *)to;
+    else ((struct endpoint *)fid)->av = (struct av *)to;
+    return 0;
+}
+static int ep_control(struct fid *fid, int command, void *value) {
+    (void)command; (void)value;
+    return ((struct endpoint *)fid)->cq ? (((struct endpoint *)fid)->enabled = 1, 0) : -EINVAL;
+}
+static const struct fi_ops ep_fid_ops = {sizeof(struct fi_ops), ep_close, ep_bind, ep_control, {0}};
+static int endpoint_open(void *domain, void *info, struct fid **out, void *context) {
+    (void)domain; (void)info; (void)context;
+    for (uint64_t idx = 0; idx < kMaxEndpoints; idx++) {
+        if (endpoints[idx]) continue;
+        struct endpoint *ep = endpoints[idx] = calloc(1, sizeof *ep);
+        ep->fid.ops = &ep_fid_ops; ep->ops = &ep_ops; ep->cm = &cm_ops; ep->msg = &msg_ops; ep->rma = &rma_ops;
+        ep->id = idx + 1;
+        fake.endpoints++;
+        *out = &ep->fid;
+        return 0;
+    }
+    return -ENOSPC;
+}
+
+// ---- domain, fabric and entries ----------------------------------------------------------------------------------
+
+static const struct { size_t size; void *av_open, *cq_open, *endpoint; } domain_ops = {
+    32, av_open, cq_open, endpoint_open};
+static const struct { size_t size; void *reg, *regv, *regattr; } mr_ops = {32, NULL, NULL, mr_regattr};
+static int domain_open(void *fabric, void *info, struct fid **out, void *context) {
+    (void)fabric; (void)info; (void)context;
+    struct plain *domain = calloc(1, sizeof *domain);
+    domain->fid.ops = &plain_ops; domain->ops = &domain_ops; domain->mr = &mr_ops;
+    *out = &domain->fid;
+    return 0;
+}
+// As an old table is: it ends before `trywait`.
+static const struct { size_t size; void *domain, *rest[4]; } fabric_ops = {40, domain_open, {0}};
+
+static char *copy_text(const char *text) { return text ? strdup(text) : NULL; }
+static void *copy_of(const void *from, size_t len) {
+    void *to = calloc(1, len);
+    if (from) memcpy(to, from, len);
+    return to;
+}
+struct fi_info *dupinfo(const struct fi_info *from) {
+    struct fi_info *info = copy_of(from, sizeof *info);
+    info->next = NULL;
+    info->tx = copy_of(from ? from->tx : NULL, sizeof *info->tx);
+    info->rx = copy_of(from ? from->rx : NULL, sizeof *info->rx);
+    info->ep = copy_of(from ? from->ep : NULL, sizeof *info->ep);
+    info->domain = copy_of(from ? from->domain : NULL, sizeof *info->domain);
+    info->fabric = copy_of(from ? from->fabric : NULL, sizeof *info->fabric);
+    info->domain->name = copy_text(info->domain->name);
+    info->fabric->name = copy_text(info->fabric->name);
+    info->fabric->prov_name = copy_text(info->fabric->prov_name);
+    return info;
+}
+void freeinfo(struct fi_info *info) {
+    while (info) {
+        struct fi_info *next = info->next;
+        free(info->domain->name); free(info->fabric->name); free(info->fabric->prov_name);
+        free(info->tx); free(info->rx); free(info->ep); free(info->domain); free(info->fabric); free(info);
+        info = next;
+    }
+}
+int getinfo(uint32_t version, const char *node, const char *service, uint64_t flags, const struct fi_info *hints,
+    struct fi_info **out) {
+    (void)node; (void)service; (void)flags;
+    *out = NULL;
+    if (version > fake.version) return -ENOSYS;
+    const char *wanted = hints->fabric->prov_name;
+    if ((wanted && strcmp(wanted, fake.provider)) || fake.mode & ~hints->mode) return -ENODATA;
+    if (fake.mr_mode & ~(uint64_t)hints->domain->mr_mode) return -ENODATA;
+    if (hints->caps & SOURCE && !fake.has_source) return -ENODATA;
+    if (hints->tx->op_flags & DELIVERY_COMPLETE && !fake.has_delivery_complete) return -ENODATA;
+    struct fi_info *info = dupinfo(NULL);
+    info->caps = hints->caps; info->mode = fake.mode;
+    info->tx->size = 256; info->ep->type = 3; info->ep->protocol = 77; info->ep->max_msg_size = 1 << 30;
+    info->domain->name = strdup("fake0"); info->domain->mr_mode = (int)fake.mr_mode;
+    info->domain->mr_key_size = 8; info->domain->cq_data_size = fake.cq_data_size; info->domain->ep_cnt = fake.ep_cnt;
+    info->fabric->name = strdup(fake.fabric); info->fabric->prov_name = strdup(fake.provider);
+    *out = info;
+    return 0;
+}
+int fabric_open(void *attr, struct fid **out, void *context) {
+    (void)attr; (void)context;
+    struct plain *fabric = calloc(1, sizeof *fabric);
+    fabric->fid.ops = &plain_ops; fabric->ops = &fabric_ops;
+    *out = &fabric->fid;
+    return 0;
+}
+uint32_t fabric_version(void) { return (uint32_t)fake.version; }
+const char *describe(int code) { return strerror(code); }
+
+// Exported under the versions that are asked for, and nothing as the default: a dlsym would find other layouts.
+__asm__(".symver getinfo, fi_getinfo@FABRIC_1.3");
+__asm__(".symver freeinfo, fi_freeinfo@FABRIC_1.3");
+__asm__(".symver dupinfo, fi_dupinfo@FABRIC_1.3");
+__asm__(".symver fabric_open, fi_fabric@FABRIC_1.1");
+__asm__(".symver fabric_version, fi_version@FABRIC_1.0");
+__asm__(".symver describe, fi_strerror@FABRIC_1.0");

@@ -1,0 +1,138 @@
+//! The fake libfabric (`fake.c`): a copy of it for each test.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyfabric_transports::libfabric::{FabricNic, FabricSettings, Library};
+
+use crate::support::{nic_of, Pair};
+
+/// `struct fake`: what the provider is, what goes wrong, and what was seen.
+#[repr(C)]
+pub(crate) struct Fake {
+    pub(crate) mode: u64,
+    pub(crate) mr_mode: u64,
+    pub(crate) cq_data_size: u64,
+    pub(crate) ep_cnt: u64,
+    pub(crate) version: u64,
+    pub(crate) has_source: u64,
+    pub(crate) has_delivery_complete: u64,
+    pub(crate) has_write_data: u64,
+    pub(crate) has_fd: u64,
+    pub(crate) order: u64,
+    pub(crate) fail_nth: u64,
+    pub(crate) fail_with: u64,
+    pub(crate) again_every: u64,
+    pub(crate) swallow: u64,
+    pub(crate) stale_on_close: u64,
+    pub(crate) null: u64,
+    pub(crate) writes: u64,
+    pub(crate) immediates: u64,
+    pub(crate) sends: u64,
+    pub(crate) endpoints: u64,
+    pub(crate) memories: u64,
+    pub(crate) dmabufs: u64,
+    pub(crate) options: u64,
+    pub(crate) flags: u64,
+    pub(crate) posts: u64,
+    provider: [u8; 32],
+    fabric: [u8; 32],
+}
+
+impl Fake {
+    /// Another provider's name, and its fabric's.
+    pub(crate) fn name(&mut self, provider: &str, fabric: &str) {
+        for (field, text) in [(&mut self.provider, provider), (&mut self.fabric, fabric)] {
+            field.fill(0);
+            field[..text.len()].copy_from_slice(text.as_bytes());
+        }
+    }
+}
+
+/// One copy of the library.
+pub(crate) struct Copy {
+    path: PathBuf,
+    fake: *mut Fake,
+}
+
+impl Copy {
+    /// `None`, with the reason printed, without a C compiler.
+    pub(crate) fn new(change: impl FnOnce(&mut Fake)) -> Option<Self> {
+        static COPIES: AtomicU32 = AtomicU32::new(0);
+        let built = build()?;
+        let number = COPIES.fetch_add(1, Ordering::Relaxed);
+        // Another file, so that the loader makes another library of it.
+        let path = built.with_extension(format!("{number}.so"));
+        std::fs::copy(built, &path).unwrap();
+        let name = CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: our own library, which has no constructors; it exports `fake` and is never closed.
+        let fake = unsafe {
+            let handle = libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
+            assert!(!handle.is_null(), "{}", path.display());
+            libc::dlsym(handle, c"fake".as_ptr()).cast::<Fake>()
+        };
+        let mut copy = Self { path, fake };
+        change(copy.get());
+        Some(copy)
+    }
+
+    pub(crate) fn library(&self) -> &'static Library {
+        Library::load(&self.path).unwrap()
+    }
+
+    /// Its settings and what it has seen. Calls into the library must not happen while this is borrowed.
+    pub(crate) fn get(&mut self) -> &mut Fake {
+        // SAFETY: exported by the library, used by one thread, and alive for good.
+        unsafe { &mut *self.fake }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn nic(&mut self, settings: &FabricSettings) -> FabricNic {
+        let end = self.get().provider.iter().position(|byte| *byte == 0).unwrap();
+        let provider = String::from_utf8(self.get().provider[..end].to_vec()).unwrap();
+        nic_of(self.library(), &provider, None, settings)
+    }
+
+    /// Two NICs with a rail.
+    pub(crate) fn pair(&mut self) -> Pair {
+        let settings = FabricSettings { answer_timeout: Duration::from_secs(20), ..FabricSettings::default() };
+        let (here, there) = (self.nic(&settings), self.nic(&settings));
+        Pair::new(here, there)
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Compiles the library once; `None` without a compiler.
+fn build() -> Option<&'static PathBuf> {
+    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libfabric");
+            let built = std::env::temp_dir().join(format!("anyfabric-fake-libfabric-{}.so", std::process::id()));
+            let output = Command::new("cc")
+                .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
+                .arg(&built)
+                .arg(format!("-Wl,--version-script={}", sources.join("fake.map").display()))
+                .arg(sources.join("fake.c"))
+                .output();
+            let Ok(output) = output else {
+                println!("skipped: no C compiler for the fake libfabric");
+                return None;
+            };
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Some(built)
+        })
+        .as_ref()
+}
