@@ -10,6 +10,7 @@
 
 mod binding;
 mod clock;
+mod controls;
 mod copy;
 mod doorbell;
 pub mod libfabric;

@@ -8,6 +8,7 @@ use anyfabric_wire::{Control, Imm, Refusal, WireImm};
 
 use super::fabric::nic_down;
 use super::simulation::Simulation;
+use crate::controls::Controls;
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
@@ -32,7 +33,7 @@ pub struct SimLink {
     /// Regions of ours that the peer was granted, with their keys: what our NICs
     /// let it write to.
     granted: Mutex<HashMap<(u64, u64), Weak<Region>>>,
-    controls: Mutex<Controls>,
+    controls: Mutex<ControlQueue>,
     turn: AtomicUsize,
     closed: AtomicBool,
     stats: PeerStats,
@@ -84,14 +85,11 @@ struct Bindings {
     asked: HashMap<u64, Arc<Binding>>,
 }
 
-/// Control messages survive the connection: those that the peer has not
-/// confirmed are sent again over the next.
+/// Control messages, and the connection that they use now.
 #[derive(Default)]
-struct Controls {
+struct ControlQueue {
     connection: Option<u64>,
-    last_sent: u64,
-    unconfirmed: VecDeque<(u64, Vec<u8>)>,
-    received: u64,
+    messages: Controls,
 }
 
 impl SimLink {
@@ -125,7 +123,7 @@ impl SimLink {
         self.confirm(confirmed);
         let mut controls = lock(&self.controls);
         controls.connection = Some(connection);
-        for (sequence, bytes) in controls.unconfirmed.clone() {
+        for (sequence, bytes) in controls.messages.unconfirmed() {
             let bytes = Hidden(bytes);
             self.push_control(connection, News::Control { connection, sequence, bytes });
         }
@@ -210,15 +208,17 @@ impl SimLink {
             News::Control { connection, sequence, bytes } => {
                 {
                     let mut controls = lock(&self.controls);
-                    if controls.connection != Some(connection) || sequence <= controls.received {
+                    if controls.connection != Some(connection) {
                         return;
                     }
-                    if sequence != controls.received + 1 {
-                        let why = format!("control message {sequence} after {}", controls.received);
-                        drop(controls);
-                        return sink.broken(self.peer, 0, &why);
+                    match controls.messages.receive(sequence) {
+                        Ok(true) => {}
+                        Ok(false) => return,
+                        Err(why) => {
+                            drop(controls);
+                            return sink.broken(self.peer, 0, &why);
+                        }
                     }
-                    controls.received = sequence;
                 }
                 sink.heard(self.peer);
                 sink.control(self.peer, sequence, &bytes.0);
@@ -408,9 +408,7 @@ impl ControlPath for SimLink {
 
     fn send_control(&self, bytes: Vec<u8>) {
         let mut controls = lock(&self.controls);
-        controls.last_sent += 1;
-        let sequence = controls.last_sent;
-        controls.unconfirmed.push_back((sequence, bytes.clone()));
+        let sequence = controls.messages.send(&bytes);
         if let Some(connection) = controls.connection {
             let bytes = Hidden(bytes);
             self.push_control(connection, News::Control { connection, sequence, bytes });
@@ -418,14 +416,11 @@ impl ControlPath for SimLink {
     }
 
     fn confirm(&self, sequence: u64) {
-        let mut controls = lock(&self.controls);
-        while controls.unconfirmed.front().is_some_and(|(sent, _)| *sent <= sequence) {
-            controls.unconfirmed.pop_front();
-        }
+        lock(&self.controls).messages.confirm(sequence);
     }
 
     fn received(&self) -> u64 {
-        lock(&self.controls).received
+        lock(&self.controls).messages.received()
     }
 
     fn disconnect(&self, _channel: u8, _why: &str) {

@@ -1,9 +1,5 @@
-//! Control messages: reliable and in order for the life of a session.
-//!
-//! They survive their connection. Each has a number; the peer confirms what has
-//! arrived without a gap, and after a reconnect the rest is sent again.
+//! Control messages over lane 0.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::PoisonError;
 
@@ -11,29 +7,11 @@ use super::link::{lock, TcpLink};
 use super::receive::invalid;
 use crate::{ControlPath, Failure, Sink};
 
-/// Control messages survive the connection: those that the peer has not
-/// confirmed are sent again after a reconnect.
-#[derive(Debug, Default)]
-pub(super) struct Controls {
-    pub(super) last_sent: u64,
-    pub(super) unconfirmed: VecDeque<(u64, Vec<u8>)>,
-    pub(super) received: u64,
-}
-
 impl TcpLink {
     pub(super) fn on_control(&self, sequence: u64, bytes: &[u8], sink: &dyn Sink) -> io::Result<()> {
-        {
-            let mut controls = lock(&self.controls);
-            if sequence <= controls.received {
-                // Sent again after a reconnect.
-                return Ok(());
-            }
-            if sequence != controls.received + 1 {
-                return Err(invalid(format!("control message {sequence} after {}", controls.received)));
-            }
-            controls.received = sequence;
+        if lock(&self.controls).receive(sequence).map_err(invalid)? {
+            sink.control(self.peer, sequence, bytes);
         }
-        sink.control(self.peer, sequence, bytes);
         Ok(())
     }
 }
@@ -46,9 +24,7 @@ impl ControlPath for TcpLink {
     fn send_control(&self, bytes: Vec<u8>) {
         let sequence = {
             let mut controls = lock(&self.controls);
-            controls.last_sent += 1;
-            let sequence = controls.last_sent;
-            controls.unconfirmed.push_back((sequence, bytes.clone()));
+            let sequence = controls.send(&bytes);
             if let Some(lane) = self.lane(0) {
                 // Under the lock, so that the order on the lane is that of the numbers.
                 lock(&lane.submitted).controls.push_back((sequence, bytes));
@@ -62,14 +38,11 @@ impl ControlPath for TcpLink {
     }
 
     fn confirm(&self, sequence: u64) {
-        let mut controls = lock(&self.controls);
-        while controls.unconfirmed.front().is_some_and(|(sent, _)| *sent <= sequence) {
-            controls.unconfirmed.pop_front();
-        }
+        lock(&self.controls).confirm(sequence);
     }
 
     fn received(&self) -> u64 {
-        lock(&self.controls).received
+        lock(&self.controls).received()
     }
 
     fn disconnect(&self, channel: u8, why: &str) {

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use anyfabric_plan::{shard_bytes, shard_pages, Extents};
 use anyfabric_wire::{Frame, Refusal};
 
-use super::control::Controls;
 use super::lane::Lane;
 use super::receive::invalid;
 use super::send::{acknowledged, Content, Part, Shared};
+use crate::controls::Controls;
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
@@ -90,7 +90,7 @@ impl TcpLink {
             self.confirm(confirmed);
             let controls = lock(&self.controls);
             let mut submitted = lock(&lane.submitted);
-            submitted.controls.extend(controls.unconfirmed.iter().cloned());
+            submitted.controls.extend(controls.unconfirmed());
             drop(submitted);
             self.set_pending(&lane);
         }
