@@ -29,7 +29,8 @@ from anyfabric.demo.metrics import LayerTimes, StreamTimes, gb_per_s
 from anyfabric.demo.paging import PagePool, load, page_tensor
 from anyfabric.demo.prefill import TAIL, TAIL_MAGIC, StreamRequest
 from anyfabric.demo.processes import Console, Event, run_child
-from anyfabric.demo.settings import NO_PAGE, SOME_PAGE, Settings, open_engine
+from anyfabric.demo.settings import NO_PAGE, SOME_PAGE, Settings
+from anyfabric.demo.side import open_side
 
 __all__ = ["Decoder"]
 
@@ -323,16 +324,11 @@ class Decoder:
 
 def main(console: Console, config: Event) -> None:
     """Run the process: load, meet the prefill process, run every prompt, tell the command."""
-    settings = Settings.from_json(config)
-    llm = Llm(settings.model)
-    with open_engine(settings) as engine:
-        console.write("ready", address=str(engine.address))
-        peer = af.Address.parse(console.read(timeout_s=settings.silence_s)["peer"])
-        engine.connect(peer, timeout_s=settings.timeout_s)
-        mailbox = Mailbox(engine, peer, timeout_s=settings.timeout_s)
-        decoder = Decoder(engine, llm, mailbox, peer, settings)
+    with open_side(console, config) as side:
+        llm = side.llm
+        decoder = Decoder(side.engine, llm, side.mailbox, side.peer, side.settings)
         decoder.open_carriers()
-        path = engine.path(peer)
+        path = side.engine.path(side.peer)
         console.write(
             "path",
             transport=path.transport,
@@ -344,8 +340,7 @@ def main(console: Console, config: Event) -> None:
         for prompt_idx in range(len(decoder.prompts)):
             console.write("result", **decoder.run_prompt(prompt_idx))
         decoder.close()
-        mailbox.close()
-        console.write("finished")
+    console.write("finished")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ from anyfabric.demo.messages import Mailbox, Note
 from anyfabric.demo.metrics import LayerTimes
 from anyfabric.demo.paging import KvShape, page_tensor, store
 from anyfabric.demo.processes import Console, Event, run_child
-from anyfabric.demo.settings import NO_PAGE, PAGE_TOKENS, Settings, open_engine
+from anyfabric.demo.settings import NO_PAGE, PAGE_TOKENS, Settings
+from anyfabric.demo.side import open_side
 
 if TYPE_CHECKING:
     import torch
@@ -294,15 +295,8 @@ class Prefiller:
 
 def main(console: Console, config: Event) -> None:
     """Run the process: load, meet the decode process, serve."""
-    settings = Settings.from_json(config)
-    llm = Llm(settings.model)
-    with open_engine(settings) as engine:
-        console.write("ready", address=str(engine.address))
-        peer = af.Address.parse(console.read(timeout_s=settings.silence_s)["peer"])
-        engine.connect(peer, timeout_s=settings.timeout_s)
-        mailbox = Mailbox(engine, peer, timeout_s=settings.timeout_s)
-        Prefiller(engine, llm, mailbox, settings).serve()
-        mailbox.close()
+    with open_side(console, config) as side:
+        Prefiller(side.engine, side.llm, side.mailbox, side.settings).serve()
 
 
 if __name__ == "__main__":
