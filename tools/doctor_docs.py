@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anyfabric.doctor import CHECKS
+from anyfabric.doctor import CHECKS, TRIALS, pair_check
 
 HEAD = """# What `anyfabric doctor` checks
 
     anyfabric doctor                    # a table; exit code 1 if something that is needed is broken
     anyfabric doctor --json             # the same for programs
+    anyfabric doctor serve              # prints what to run on another machine, to try every pair of NICs
     anyfabric doctor --pid 1234         # limits and libraries of a process that runs
     anyfabric doctor --root /tmp/copy   # a machine of which somebody sent /proc, /sys and so on
 
@@ -24,7 +25,8 @@ RDMA NICs is well: it uses shm and tcp.
 
 def text() -> str:
     """The page."""
-    rows = [f"| `{check.name}` | {check.looks_at} | {check.why} |\n" for check in CHECKS]
+    checks = (*CHECKS, *TRIALS, pair_check(""))
+    rows = [f"| `{check.name}` | {check.looks_at} | {check.why} |\n" for check in checks]
     return HEAD + "".join(rows) + "\nThis page is made by `tools/doctor_docs.py`.\n"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import anyfabric
-from anyfabric.cli.output import data, json_option, write_json
-from anyfabric.doctor import Diagnosis, System, diagnose
+from anyfabric.cli.output import data, json_option, messages, write_json
+from anyfabric.config import resolve
+from anyfabric.doctor import CHECKS, TRIALS, Diagnosis, Partner, System, diagnose, pair_check
 
 if TYPE_CHECKING:
     from anyfabric.doctor import Finding, Level
@@ -24,7 +25,10 @@ __all__ = ["doctor"]
 COLOURS: dict[Level, str] = {"ok": "green", "note": "cyan", "warning": "yellow", "broken": "red"}
 
 
-@click.command()
+@click.group(invoke_without_command=True)
+@click.option(
+    "--peer", metavar="ADDRESS", help="Try every pair of NICs with `anyfabric doctor serve` elsewhere."
+)
 @click.option("--pid", type=int, metavar="PID", help="Examine limits and libraries of a running process.")
 @click.option(
     "--root",
@@ -33,19 +37,52 @@ COLOURS: dict[Level, str] = {"ok": "green", "note": "cyan", "warning": "yellow",
     help="Examine a copy of /proc, /sys and so on below this folder.",
 )
 @json_option
-def doctor(pid: int | None, root: Path, json_to: str | None) -> None:
+@click.pass_context
+def doctor(ctx: click.Context, peer: str | None, pid: int | None, root: Path, json_to: str | None) -> None:
     """Check what makes RDMA fail in practice, and say how to mend it.
 
-    Changes nothing. Exit code 1 if something that is needed is broken; a machine without RDMA NICs is well.
+    Looks, changes nothing, and then writes over every transport and every NIC, here and with --peer between
+    two machines. Exit code 1 if something that is needed is broken; a machine without RDMA NICs is well.
     """
+    if ctx.invoked_subcommand is not None:
+        return
+    is_here = pid is None and root == Path("/")
+    if peer is not None and not is_here:
+        raise click.UsageError("--peer tries this machine; it goes with neither --pid nor --root")  # noqa: EM101
     process = "self" if pid is None else str(pid)
-    system = System(root, process, required=os.environ.get("ANYFABRIC_REQUIRE", ""))
-    found = diagnose(system)
+    required = str(resolve({})["require"].value or "")
+    trials = (*(TRIALS if is_here else ()), *((pair_check(peer),) if peer is not None else ()))
+    found = diagnose(System(root, process, required=required), (*CHECKS, *trials))
     if json_to is not None:
         write_json(json_to, _document(found))
     else:
         _print(found)
     sys.exit(1 if found.is_broken else 0)
+
+
+@doctor.command()
+@click.option("--listen", default="0.0.0.0", show_default=True, metavar="HOST[:PORT]", help="Where to bind.")  # noqa: S104 - a secret guards it
+def serve(listen: str) -> None:
+    """Be the partner of a doctor elsewhere, and print the command to paste there.
+
+    Both sides prove a secret. Without ANYFABRIC_SECRET one is made up for this run and printed as part of the
+    command; it is in force until this command ends.
+    """
+    is_set = resolve({})["secret"].value is not None
+    secret = None if is_set else secrets.token_hex(16)
+    with Partner(System(), listen=listen, secret=secret) as partner:
+        given = "" if secret is None else f"ANYFABRIC_SECRET={secret} "
+        hint = (
+            "With the same ANYFABRIC_SECRET, run on the other host:" if is_set else "On the other host run:"
+        )
+        messages().print(hint, highlight=False)
+        address = partner.engine.address
+        data().print(f"{given}anyfabric doctor --peer {address}", highlight=False, soft_wrap=True)
+        sys.stdout.flush()
+        try:
+            partner.serve()
+        except KeyboardInterrupt:
+            messages().print("stopped")
 
 
 def _document(found: Diagnosis) -> dict[str, object]:

@@ -1,17 +1,35 @@
 """What makes RDMA fail in practice, and how to mend it: `anyfabric doctor`.
 
-`diagnose` asks every check about a `System`: this machine, or one in a folder. Nothing is changed or loaded.
+`diagnose` asks checks about a `System`: this machine, or one in a folder. `CHECKS` only look; `TRIALS` write
+from engine to engine in this process; `pair_check` does so with a partner on another machine.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from anyfabric.doctor.checks import CHECKS
 from anyfabric.doctor.finding import Check, Finding, Level
+from anyfabric.doctor.pair import Partner, pair_check
 from anyfabric.doctor.system import System
+from anyfabric.doctor.trial import TRIALS
 
-__all__ = ["CHECKS", "Check", "Diagnosis", "Finding", "Level", "System", "diagnose"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "CHECKS",
+    "TRIALS",
+    "Check",
+    "Diagnosis",
+    "Finding",
+    "Level",
+    "Partner",
+    "System",
+    "diagnose",
+    "pair_check",
+]
 
 NO_NIC = "no RDMA NIC: shm and tcp are used"
 
@@ -45,9 +63,9 @@ class Diagnosis:
         return "everything that was looked at is well"
 
 
-def diagnose(system: System) -> Diagnosis:
-    """Run every check."""
-    findings = tuple((check, finding) for check in CHECKS for finding in check.run(system))
+def diagnose(system: System, checks: Iterable[Check] = CHECKS) -> Diagnosis:
+    """Run the checks, in their order."""
+    findings = tuple((check, finding) for check in checks for finding in check.run(system))
     has_nic = bool(system.topology.nics) or any(
         check.name == "modules" and finding.level == "broken" for check, finding in findings
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from anyfabric.doctor.system import System
     from anyfabric.topology import Nic
 
-__all__ = ["PORT_CHECKS"]
+__all__ = ["PORT_CHECKS", "packet_bytes"]
 
 # What an RDMA packet may carry, and the most that the kernel reserves for the headers around it.
 PACKET_SIZES = (4096, 2048, 1024, 512, 256)
@@ -102,21 +102,22 @@ def mtu(system: System) -> Iterator[Finding]:
         size = system.number(f"sys/class/net/{interface}/mtu") if interface else None
         if nic.fabric == "ethernet" and nic.state == "up" and size is not None:
             ports.append((nic, interface, size))
-    if len({_packet_bytes(size) for _, _, size in ports}) > 1:
+    if len({packet_bytes(size) for _, _, size in ports}) > 1:
         listed = ", ".join(f"{nic.name} {size}" for nic, _, size in ports)
         mend = "the same everywhere, switches included: ip link set dev X mtu 9000"
         yield warning("", f"interfaces differ: {listed}", mend)
     for nic, interface, size in ports:
-        packet = _packet_bytes(size)
+        packet = packet_bytes(size)
         if packet < PACKET_SIZES[0]:
             found = f"MTU {size}: RDMA packets carry {packet} bytes of {PACKET_SIZES[0]}"
             mend = f"ip link set dev {interface} mtu 9000, and the same on switches and peers"
             yield warning(nic.name, found, mend)
-    if ports and all(_packet_bytes(size) == PACKET_SIZES[0] for _, _, size in ports):
+    if ports and all(packet_bytes(size) == PACKET_SIZES[0] for _, _, size in ports):
         yield ok("", f"MTU {min(size for _, _, size in ports)} or more: RDMA packets are full")
 
 
-def _packet_bytes(mtu_bytes: int) -> int:
+def packet_bytes(mtu_bytes: int) -> int:
+    """What an RDMA packet carries over an interface of that MTU; 0 when nothing."""
     return next((packet for packet in PACKET_SIZES if packet + HEADERS_BYTES <= mtu_bytes), 0)
 
 
