@@ -138,4 +138,4 @@ mod x86 {
 /// How much of a page that comes soon is asked for.
 ///
 /// MEASURED: crates/engine/examples/pair.rs, pages among 64 MiB.
-const PREFETCH_BYTES: usize = 1024;
+const PREFETCH_BYTES: usize = 512;
