@@ -57,6 +57,7 @@ def test_errors_are_lines_on_stderr():
     assert "ANYFABRIC_TCP_STREAMS was given '[bold]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert "unknown" in run("perf", "--sizes", "unknown", code=2).stderr
+    assert "GiB of memory" in run("perf", "--op", "write", "--sizes", "1024G", code=1).stderr
 
 
 ROW = {"transport", "op", "polling", "size_bytes", "pages", "gb_per_s", "ops_per_s", "latency_us", "checked"}

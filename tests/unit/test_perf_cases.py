@@ -62,6 +62,14 @@ def test_the_default_plan_has_every_operation_on_every_transport():
         assert case.rounds >= 10
 
 
+def test_lists_of_large_pages_are_shorter_unless_their_length_is_given():
+    cases = the_plan(
+        ops=("pages",), sizes=(1024, 1 << 20, 1 << 30), memories=("allocated",), transports=("shm",)
+    )
+    assert [c.pages for c in cases] == [4096, 256, 1]
+    assert the_plan(ops=("pages",), sizes=(1 << 20,), pages=4096)[0].pages == 4096
+
+
 def test_messages_stay_within_their_limit():
     cases = the_plan(ops=("send",), sizes=(8, 1 << 20), memories=("allocated",))
     assert [c.size_bytes for c in cases] == [8, 8]

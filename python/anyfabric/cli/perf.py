@@ -79,6 +79,7 @@ def perf(ctx: click.Context, **options: Any) -> None:
         pages=options["pages"],
         rounds=options["rounds"],
     )
+    _check_memory(cases)
     rows, baselines = _measure(cases, options["connect"], check=options["check"])
     if options["json_to"] != "-":
         data().print(table(rows, baselines))
@@ -119,6 +120,19 @@ def serve(listen: str, polling: str, json_to: str | None, *, once: bool) -> None
 
 def _share_secret() -> str:
     return f"With {SECRET_VARIABLE} set there as it is here, run on the other host:"
+
+
+def _check_memory(cases: list[Case]) -> None:
+    """Refuse what would wake the out-of-memory killer: source, target and a copy to compare."""
+    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    free_kib = next(int(line.split()[1]) for line in meminfo.splitlines() if line.startswith("MemAvailable"))
+    largest = max(cases, key=lambda case: case.region_bytes)
+    if 3 * largest.region_bytes > free_kib << 10:
+        msg = (
+            f"{_described(largest)}: needs {3 * largest.region_bytes / (1 << 30):.1f} GiB of memory, and "
+            f"{free_kib / (1 << 20):.1f} GiB are free; ask for smaller --sizes or fewer --pages"
+        )
+        raise af.InvalidArgument(msg, operation="perf")
 
 
 def _measure(

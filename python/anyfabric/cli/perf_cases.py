@@ -26,6 +26,8 @@ NUM_TARGETS = 16
 """Targets of a scatter when `--pages` does not say."""
 NUM_PAGES = 4096
 """Pages of a list when `--pages` does not say: a few hundred tokens of a KV cache."""
+MAX_LIST_BYTES = 256 << 20
+"""Then a list of large pages or targets is shorter, to move no more than this."""
 MAX_SEND_BYTES = 65536
 """Default of `max_message_bytes`."""
 DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
@@ -142,7 +144,7 @@ def plan(
     for transport, polling in product(transports, pollings):
         for memory, op in kinds:
             for size in _sizes_of(op, sizes):
-                num = _pages_of(op, pages)
+                num = _pages_of(op, size, pages)
                 number = rounds or _rounds_of(size * num)
                 cases.append(Case(transport, op, polling, memory, size, num, number))  # pyright: ignore[reportArgumentType]
     return cases
@@ -156,10 +158,11 @@ def _sizes_of(op: str, sizes: tuple[int, ...] | None) -> tuple[int, ...]:
     return tuple(size for size in sizes if size <= MAX_SEND_BYTES) if op == "send" else sizes
 
 
-def _pages_of(op: str, pages: int | None) -> int:
-    if op == "pages":
-        return pages or NUM_PAGES
-    return (pages or NUM_TARGETS) if op == "scatter" else 1
+def _pages_of(op: str, size: int, pages: int | None) -> int:
+    if op not in {"pages", "scatter"}:
+        return 1
+    default = NUM_PAGES if op == "pages" else NUM_TARGETS
+    return pages or max(1, min(default, MAX_LIST_BYTES // max(size, 1)))
 
 
 def _rounds_of(nbytes: int) -> int:
