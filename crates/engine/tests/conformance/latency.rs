@@ -10,7 +10,7 @@ use crate::harness::{Pair, LONG};
 
 on_fabrics! { [behind_a_large_write] [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED, tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4] }
 
-/// 8 bytes to the same peer while a GiB is on its way: reported; the bound is loose, for this is no benchmark.
+/// 8 bytes to the same peer while a GiB is on its way: how long they take is reported, that they overtake it is tested.
 fn behind_a_large_write(fabric: &Fabric) {
     const LARGE: u64 = 1 << 30;
     let mut pair = Pair::connected(fabric, 4096);
@@ -30,7 +30,9 @@ fn behind_a_large_write(fabric: &Fabric) {
     took.sort_unstable();
     let (p50, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
     println!("{}: {behind} of {} writes behind a GiB: p50 {p50:?}, p99 {p99:?}", fabric.name, took.len());
-    assert!(p99 < Duration::from_millis(300), "p99 {p99:?} of {} writes", took.len());
     let (began, ended) = large.interval_ns().unwrap();
-    assert!(behind > 0 || ended - began < 1_000_000, "the large write took all the turns");
+    let large = Duration::from_nanos(ended - began);
+    assert!(behind > 0 || large < Duration::from_millis(1), "the large write took all the turns");
+    // A busy machine slows both.
+    assert!(10 * p50 < large, "half of the small writes took more than {p50:?}, the large one {large:?}");
 }
