@@ -3,8 +3,7 @@
 //! Whoever holds the [`Driver`] takes turns: see `wait` for who that is.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::TcpStream;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -230,7 +229,7 @@ impl Inner {
                 return;
             }
             // SAFETY: as above.
-            let stream = unsafe { <TcpStream as std::os::fd::FromRawFd>::from_raw_fd(accepted) };
+            let stream = Fd::new(unsafe { OwnedFd::from_raw_fd(accepted) });
             // Our own calls do not count: connecting to many peers must not turn callers away.
             if driver.meets.values().filter(|meet| meet.call.is_none()).count() >= MAX_MEETS {
                 // The oldest has had its chance: a flood of silent connections displaces itself.

@@ -7,20 +7,22 @@
 //! slow-loris or a half-open connection can take.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use anyfabric_transports::sys::Fd;
 use anyfabric_wire::handshake::{
     Answer, Call, Hello, Seal, Side, Verdict, Welcome, ANSWER_BYTES, CALL_BYTES, SEAL_BYTES,
 };
 use anyfabric_wire::{WireError, OLDEST_VERSION, VERSION};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::peer::Peer;
 
 /// A connection whose ends do not know each other yet.
 pub(crate) struct Meet {
-    stream: TcpStream,
+    /// A child of a fork closes it, also in the middle of a handshake.
+    stream: Fd,
     secret: Arc<[u8]>,
     stage: Stage,
     buffer: Vec<u8>,
@@ -106,15 +108,15 @@ impl Meet {
         calling: Calling,
         deadline_ns: u64,
     ) -> Result<Self, MeetError> {
-        let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), None)?;
-        match socket.connect(&to.into()) {
+        let stream = Fd::new(Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), None)?);
+        match SockRef::from(&*stream.as_stream()).connect(&to.into()) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
             Err(error) => return Err(error.into()),
         }
         let call = Call::new(!secret.is_empty(), random()?);
         Ok(Self {
-            stream: socket.into(),
+            stream,
             secret,
             stage: Stage::Connecting(call),
             buffer: Vec::new(),
@@ -125,9 +127,8 @@ impl Meet {
     }
 
     /// Takes an accepted connection.
-    pub(crate) fn accept(stream: TcpStream, secret: Arc<[u8]>, deadline_ns: u64) -> Result<Self, MeetError> {
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
+    pub(crate) fn accept(stream: Fd, secret: Arc<[u8]>, deadline_ns: u64) -> Result<Self, MeetError> {
+        stream.as_stream().set_nodelay(true)?;
         Ok(Self {
             stream,
             secret,
@@ -139,11 +140,11 @@ impl Meet {
         })
     }
 
-    pub(crate) fn stream(&self) -> &TcpStream {
+    pub(crate) fn stream(&self) -> &Fd {
         &self.stream
     }
 
-    pub(crate) fn into_stream(self) -> TcpStream {
+    pub(crate) fn into_stream(self) -> Fd {
         self.stream
     }
 
@@ -155,15 +156,17 @@ impl Meet {
     /// Goes on as far as the connection allows.
     pub(crate) fn step(&mut self) -> Result<Progress, MeetError> {
         if let Stage::Connecting(call) = &self.stage {
-            if let Some(error) = self.stream.take_error()? {
+            let stream = self.stream.as_stream();
+            if let Some(error) = stream.take_error()? {
                 return Err(error.into());
             }
-            match self.stream.peer_addr() {
+            match stream.peer_addr() {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(Progress::Waiting),
                 Err(error) => return Err(error.into()),
             }
-            self.stream.set_nodelay(true)?;
+            stream.set_nodelay(true)?;
+            drop(stream);
             let call = call.clone();
             self.send(&call.encode())?;
             self.await_next(Stage::AwaitAnswer(call), ANSWER_BYTES);
@@ -272,7 +275,7 @@ impl Meet {
         while self.buffer.len() < self.wanted {
             let mut chunk = [0; 512];
             let room = (self.wanted - self.buffer.len()).min(chunk.len());
-            match self.stream.read(&mut chunk[..room]) {
+            match (&*self.stream.as_stream()).read(&mut chunk[..room]) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok(read) => self.buffer.extend_from_slice(&chunk[..read]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -289,7 +292,7 @@ impl Meet {
 
     /// Handshake messages fit every socket buffer; a full one is a hostile peer.
     fn send(&mut self, bytes: &[u8]) -> Result<(), MeetError> {
-        Ok(self.stream.write_all(bytes)?)
+        Ok((&*self.stream.as_stream()).write_all(bytes)?)
     }
 }
 

@@ -6,6 +6,8 @@
 //! `close`, as is allowed between `fork` and `exec`.
 
 use std::mem::ManuallyDrop;
+use std::net::TcpStream;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::Once;
@@ -37,6 +39,12 @@ impl Fd {
     pub(crate) unsafe fn from_raw(fd: RawFd) -> Self {
         // SAFETY: as promised by the caller.
         Self::new(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// A socket, as the standard library sees it.
+    pub fn as_stream(&self) -> impl Deref<Target = TcpStream> + '_ {
+        // SAFETY: the descriptor stays open as long as it is borrowed, and what is never dropped does not close it.
+        ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(self.as_raw_fd()) })
     }
 
     /// Gives the descriptor away, for the standard library's types.

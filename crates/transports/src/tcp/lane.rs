@@ -35,13 +35,15 @@ impl Lane {
     ///
     /// # Errors
     /// The system's.
-    pub fn new(stream: TcpStream, idx: u8, token: u64, poller: Arc<Poller>) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
-        if matches!((stream.local_addr(), stream.peer_addr()), (Ok(here), Ok(there)) if here.ip() == there.ip()) {
-            unpace(&stream);
+    pub fn new(socket: Fd, idx: u8, token: u64, poller: Arc<Poller>) -> io::Result<Self> {
+        {
+            let stream = socket.as_stream();
+            stream.set_nonblocking(true)?;
+            stream.set_nodelay(true)?;
+            if matches!((stream.local_addr(), stream.peer_addr()), (Ok(here), Ok(there)) if here.ip() == there.ip()) {
+                unpace(&stream);
+            }
         }
-        let socket = Fd::new(stream);
         poller.add(&socket, token, Interest::Read)?;
         Ok(Self {
             idx,
