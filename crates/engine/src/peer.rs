@@ -302,7 +302,7 @@ impl Peer {
     /// Hands an operation to the link, or gives it back when it must wait.
     pub(crate) fn dispatch(&self, submission: Submission) -> Option<Submission> {
         if let Some(why) = self.lost().cloned().or_else(|| submission.ticket.given_up()) {
-            submission.end(why, &self.losses);
+            submission.end(why, self);
             return None;
         }
         let link: &dyn Link = match self.link() {
@@ -322,7 +322,7 @@ impl Peer {
             }
             Content::Signal => Payload::Signal,
             Content::Message(ref bytes) if self.takes_at_most() < bytes.len() => {
-                submission.end(Failure::Refused(Refusal::TooLarge), &self.losses);
+                submission.end(Failure::Refused(Refusal::TooLarge), self);
                 return None;
             }
             Content::Message(bytes) => Payload::Message(bytes),
@@ -331,7 +331,7 @@ impl Peer {
                 match binding.enter() {
                     Ok(()) => Payload::Write { source: Arc::clone(source), binding, extents: extents.clone() },
                     Err(BindingState::Refused(refusal)) => {
-                        submission.end(Failure::Refused(refusal), &self.losses);
+                        submission.end(Failure::Refused(refusal), self);
                         return None;
                     }
                     Err(_) => return Some(submission),
@@ -339,7 +339,8 @@ impl Peer {
             }
         };
         let Submission { id, imm, verify, ticket, .. } = submission;
-        link.post(Op { id, payload, imm, verify, ticket, loss: Loss::new(Arc::clone(&self.losses)) });
+        let loss = Loss::new(Arc::clone(&self.losses));
+        link.post(Op { id, peer: self.idx, payload, imm, verify, ticket, loss });
         None
     }
 
@@ -352,7 +353,7 @@ impl Peer {
     pub(crate) fn fail_waiting(&self, why: &Failure) {
         let batch = std::mem::take(&mut *self.waiting());
         for submission in batch {
-            submission.end(why.clone(), &self.losses);
+            submission.end(why.clone(), self);
         }
     }
 
@@ -370,7 +371,7 @@ impl Peer {
         };
         for submission in gone {
             let why = submission.ticket.given_up().unwrap_or(Failure::Cancelled);
-            submission.end(why, &self.losses);
+            submission.end(why, self);
         }
     }
 
@@ -385,10 +386,11 @@ impl Peer {
 }
 
 impl Submission {
-    fn end(self, why: Failure, losses: &Losses) {
+    fn end(self, why: Failure, peer: &Peer) {
         if let Some((imm, _)) = self.imm {
-            losses.note(imm);
+            peer.losses.note(imm);
         }
+        self.ticket.fail_by(peer.idx, why.clone());
         self.ticket.part_ended(Err(why));
     }
 }

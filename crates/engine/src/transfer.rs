@@ -71,7 +71,11 @@ impl Transfer {
             State::Done { .. } => None,
             State::Failed { error, .. } => Some(error.clone()),
             State::Pending { inner, about, ticket } => match ticket.state() {
-                TicketState::Failed(failure) => Some(about.error(inner, &failure)),
+                TicketState::Failed(failure) => {
+                    let culprit = || ticket.culprit().and_then(|peer| inner.peer(peer));
+                    let peer = about.peer.clone().or_else(culprit);
+                    Some(About { peer, ..about.clone() }.error(inner, &failure))
+                }
                 TicketState::Pending | TicketState::Done => None,
             },
         }

@@ -17,6 +17,8 @@ use crate::{Binding, Failure, PeerIdx, PeerStats, Region, Ticket};
 pub struct Op {
     /// Unique in this engine.
     pub id: u64,
+    /// Whom it goes to.
+    pub peer: PeerIdx,
     /// What to move.
     pub payload: Payload,
     /// What the receiver counts, and how often; counted only after the bytes
@@ -69,9 +71,15 @@ impl Op {
         }
     }
 
+    /// Fails the operation that it is a part of; this part may be under way.
+    pub fn fail(&self, failure: Failure) {
+        self.ticket.fail_by(self.peer, failure);
+    }
+
     /// Ends it. When it failed and was counted the receiver is told.
     pub fn end(self, result: Result<(), Failure>) {
-        if result.is_err() {
+        if let Err(failure) = &result {
+            self.fail(failure.clone());
             self.note_loss();
         }
         if let Payload::Write { binding, .. } = &self.payload {
@@ -270,6 +278,7 @@ mod tests {
         let losses = Arc::new(Losses::default());
         let op = |imm| Op {
             id: 1,
+            peer: 0,
             payload: Payload::Signal,
             imm,
             verify: false,

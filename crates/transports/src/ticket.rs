@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyfabric_wire::Refusal;
 use thiserror::Error;
 
-use crate::{Clock, Doorbell, Region};
+use crate::{Clock, Doorbell, PeerIdx, Region};
 
 /// Why an operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -78,6 +78,8 @@ pub struct Ticket {
 #[derive(Default)]
 struct End {
     failure: Option<Failure>,
+    /// Whose part failed, of several.
+    culprit: Option<PeerIdx>,
     on_end: Vec<OnEnd>,
     /// Kept until the operation has quiesced.
     holds: Vec<Arc<Region>>,
@@ -163,7 +165,7 @@ impl Ticket {
         }
         // ORDERING: release what this part wrote, acquire what the others wrote.
         if self.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.settle(DONE, None);
+            self.settle(DONE, None, None);
             drop(std::mem::take(&mut self.lock().holds));
             self.doorbell.notify();
         }
@@ -171,7 +173,17 @@ impl Ticket {
 
     /// Fails the operation now, although parts may still be under way.
     pub fn fail(&self, failure: Failure) {
-        self.settle(FAILED, Some(failure));
+        self.settle(FAILED, Some(failure), None);
+    }
+
+    /// The same, because of the part for that peer.
+    pub fn fail_by(&self, peer: PeerIdx, failure: Failure) {
+        self.settle(FAILED, Some(failure), Some(peer));
+    }
+
+    /// The peer whose part made it fail, if it was one's.
+    pub fn culprit(&self) -> Option<PeerIdx> {
+        self.lock().culprit
     }
 
     /// Asks the parts that have not been posted to give up.
@@ -200,12 +212,12 @@ impl Ticket {
         }
     }
 
-    fn settle(&self, state: u32, failure: Option<Failure>) {
+    fn settle(&self, state: u32, failure: Option<Failure>, culprit: Option<PeerIdx>) {
         let mut end = self.lock();
         if self.has_ended() {
             return;
         }
-        end.failure = failure;
+        (end.failure, end.culprit) = (failure, culprit);
         // ORDERING: published by the store of the state.
         self.ended_ns.store(self.clock.now_ns(), Ordering::Relaxed);
         let on_end = std::mem::take(&mut end.on_end);

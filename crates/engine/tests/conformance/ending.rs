@@ -20,6 +20,7 @@ on_every_fabric!(
     full_queue_blocks,
     counter_of_a_failed_write_fails,
     errors_say_where,
+    errors_say_whose_part_failed,
     many_under_way,
 );
 
@@ -214,6 +215,34 @@ fn errors_say_where(fabric: &Fabric) {
         assert!(error.message.contains(part), "{part:?} is missing in {:?}", error.message);
     }
     pair.peer.go_on();
+}
+
+/// Of one operation to many peers.
+fn errors_say_whose_part_failed(fabric: &Fabric) {
+    let mut pair = Pair::connected(fabric, 4096);
+    let mut others: Vec<_> = (0..2).map(|_| Peer::start(&fabric.settings(fabric.streams.1))).collect();
+    let theirs: Vec<_> = others.iter_mut().map(|other| other.region(4096, fabric.memory).remote()).collect();
+    let scatter = |pair: &Pair, remotes: [&Remote; 3]| {
+        let targets = remotes.map(|remote| {
+            let (src_offset, dst_offset, nbytes) = (0, 0, 100);
+            ScatterTarget { remote: remote.clone(), src_offset, dst_offset, nbytes }
+        });
+        pair.engine.scatter(&pair.region, &targets, None, WriteOptions::default()).unwrap()
+    };
+    scatter(&pair, [&pair.remote, &theirs[0], &theirs[1]]).wait(Some(LONG)).unwrap();
+    let right = theirs[0].descriptor();
+    let wrong: Remote = Descriptor { key: right.key ^ 1, ..right.clone() }.into();
+    let error = assert_code(scatter(&pair, [&pair.remote, &wrong, &theirs[1]]).wait(Some(LONG)), Code::Refused);
+    let culprit = others[0].address.to_string();
+    assert_eq!(error.context.peer.as_deref(), Some(&*culprit));
+    assert!(error.message.contains(&culprit) && error.message.contains("300 bytes"), "{error}");
+    let fresh = pair.peer.region(4096, Memory::Foreign).remote();
+    pair.peer.stop();
+    let transfer = scatter(&pair, [&theirs[0], &fresh, &theirs[1]]);
+    pair.peer.kill();
+    let error = transfer.wait(Some(LONG)).unwrap_err();
+    assert!(matches!(error.code, Code::PeerLost | Code::ConnectionBroken), "{error}");
+    assert_eq!(error.context.peer.as_deref(), Some(&*pair.peer.address.to_string()), "{error}");
 }
 
 /// More than any ring, queue or socket holds: all end, and in the end every byte is there.

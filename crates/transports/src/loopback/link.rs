@@ -249,7 +249,7 @@ impl SimLink {
                 // ORDERING: statistics.
                 nic.errors.fetch_add(1, Ordering::Relaxed);
                 // The owner learns of the first failure at once; the rest only quiesces.
-                flight.op.ticket.fail(failure.clone());
+                flight.op.fail(failure.clone());
                 flight.failure.get_or_insert(failure);
             }
             flight.parts_left -= 1;

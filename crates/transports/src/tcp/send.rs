@@ -56,7 +56,7 @@ impl Shared {
         if let Err(failure) = result {
             // The owner learns of the first failure at once; the rest only quiesces.
             if let Some(op) = lock(&self.op).as_ref() {
-                op.ticket.fail(failure.clone());
+                op.fail(failure.clone());
             }
             lock(&self.failure).get_or_insert(failure);
         }
