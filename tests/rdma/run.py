@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,19 +22,21 @@ from scenarios import SCENARIOS, Scenario
 from vm import CANNOT_RUN, DEADLINE, DIED, run_in_vm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
 __all__ = ["main"]
 
-RUST_TESTS = ("--package", "anyfabric-transports", "--test", "verbs")
+RUST_PROGRAMS = {"nic": ("anyfabric-transports", "verbs")}
 
 
 def main() -> int:
     """Build, run what was asked for, print a summary, and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("-k", metavar="WORD", default="", help="only scenarios with WORD in their name")
+    parser.add_argument(
+        "-k", metavar="WORD", default="", help="only scenarios with WORD in their name, long ones too"
+    )
     given = parser.parse_args()
-    chosen = [scenario for scenario in SCENARIOS if given.k in scenario.name]
+    chosen = [s for s in SCENARIOS if given.k in s.name and (given.k or not s.is_long)]
     if not chosen:
         parser.error(f"no scenario has {given.k!r} in its name: {', '.join(s.name for s in SCENARIOS)}")
     try:
@@ -47,57 +50,80 @@ def main() -> int:
     out = Path(os.environ.get("CARGO_TARGET_DIR", "target")).resolve() / "rdma"
     out.mkdir(parents=True, exist_ok=True)
     try:
-        tests = build(out)
+        programs = build(out)
     except subprocess.CalledProcessError as error:
         print(f"nothing was run: {error}", file=sys.stderr)
         return 1
     started = time.monotonic()
-    failed = [scenario.name for scenario in chosen if not passes(scenario, image, out, tests)]
+    failed = [scenario.name for scenario in chosen if not passes(scenario, image, out, programs)]
     took = f"kernel {image.version}, {time.monotonic() - started:.0f} s"
     print(f"{len(chosen) - len(failed)} of {len(chosen)} RDMA scenarios passed; {took}", flush=True)
     return 1 if failed else 0
 
 
-def build(out: Path) -> list[str]:
-    """Compile on the host, for under emulation it would take minutes; the programs of the Rust tests."""
+def build(out: Path) -> dict[str, Path]:
+    """Compile on the host, for under emulation it would take minutes; the Rust programs by their names."""
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     subprocess.run(["cc", *flags, "-o", out / "smoke", HERE / "smoke.c", "-libverbs"], check=True)
-    cargo = ["cargo", "test", "--no-run", "--quiet", "--message-format", "json", *RUST_TESTS]
-    lines = subprocess.run(cargo, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    programs = [json.loads(line).get("executable") for line in lines]
-    return [program for program in programs if program]
+    programs: dict[str, Path] = {}
+    for name, (package, test) in RUST_PROGRAMS.items():
+        cargo = [
+            *"cargo test --no-run --quiet --message-format json --package".split(),
+            package,
+            "--test",
+            test,
+        ]
+        lines = subprocess.run(cargo, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        (program,) = {path for line in lines if (path := json.loads(line).get("executable"))}
+        programs[name] = Path(program)
+    return programs
 
 
-def passes(scenario: Scenario, image: Image, out: Path, tests: Sequence[str]) -> bool:
+def passes(scenario: Scenario, image: Image, out: Path, programs: Mapping[str, Path]) -> bool:
     """Run one scenario, print its line, and its output if it failed."""
     log = out / f"{scenario.name}.log"
     environment = {"PATH": os.environ["PATH"], "HOME": "/root", "LC_ALL": "C", "RUST_BACKTRACE": "1"}
+    lines, num_tests = script(scenario, out, programs)
     started = time.monotonic()
     with log.open("wb") as file:
-        code = run_in_vm(
-            image,
-            script(scenario, out, tests),
-            environment=environment,
-            deadline_s=scenario.deadline_s,
-            stdout=file,
-        )
+        code = run_in_vm(image, lines, environment=environment, deadline_s=scenario.deadline_s, stdout=file)
     took_s = time.monotonic() - started
-    outcome = {0: "ok", DEADLINE: f"not over after {scenario.deadline_s:g} s", DIED: "the guest died"}
-    print(
-        f"{scenario.name:12} {outcome.get(code, f'exit code {code}'):10} {took_s:5.1f} s  {scenario.about}",
-        flush=True,
-    )
+    outcomes = {0: "ok", DEADLINE: f"not over after {scenario.deadline_s:g} s", DIED: "the guest died"}
+    outcome = outcomes.get(code, f"exit code {code}")
+    print(f"{scenario.name:12} {outcome:8} {took_s:5.1f} s {num_tests:4} tests  {scenario.about}", flush=True)
     if code != 0:
         sys.stdout.write(log.read_text(errors="replace"))
         print(f"again: make test-rdma ARGS='-k {scenario.name}'; this output: {log}", flush=True)
     return code == 0
 
 
-def script(scenario: Scenario, out: Path, tests: Sequence[str]) -> str:
-    """The guest's command: the first line that fails ends it."""
-    smoke = [f"{out}/smoke {given}" for given in scenario.smoke]
-    rust = [f"ANYFABRIC_TEST_NICS={nics} {program}" for nics in scenario.nics for program in tests]
-    return "\n".join(["set -eux", scenario.setup, *smoke, *rust])
+def script(scenario: Scenario, out: Path, programs: Mapping[str, Path]) -> tuple[str, int]:
+    """The guest's command, of which the first line that fails ends it, and the number of tests in it."""
+    lines = ["set -eux", scenario.setup]
+    lines += [f"{out}/smoke {given}" for given in scenario.smoke]
+    num_tests = len(scenario.smoke)
+    for tests in scenario.tests:
+        program = programs[tests.program]
+        names = [name for name in listed(program) if re.fullmatch(tests.names, name)]
+        if not names:
+            msg = f"{scenario.name}: no test of {tests.program} is called {tests.names}"
+            raise RuntimeError(msg)
+        num_tests += len(names)
+        environment = {"ANYFABRIC_TEST_NICS": tests.nics, **tests.environment}
+        variables = " ".join(f"{name}={value}" for name, value in environment.items())
+        # Many of the tests wait: two at a time fill two cores.
+        lines.append(f"env {variables} {program} --exact --test-threads=2 {' '.join(names)}")
+    return "\n".join(lines), num_tests
+
+
+def listed(program: Path) -> list[str]:
+    """Names of the tests of a program, without those that are ignored."""
+    told = [
+        subprocess.run([program, "--list", *more], check=True, capture_output=True, text=True).stdout
+        for more in ([], ["--ignored"])
+    ]
+    every, ignored = (re.findall(r"^(\S+): test$", text, re.MULTILINE) for text in told)
+    return [name for name in every if name not in ignored]
 
 
 if __name__ == "__main__":
