@@ -1,14 +1,30 @@
 #!/usr/bin/env bash
 # Runs the Rust tests of every crate but the Python binding, which links only into an interpreter and
-# is tested from there. Uses nextest where it is installed: one process per test.
+# is tested from there. Uses nextest where it is installed: one process per test. Ends with what was
+# skipped: a test that lacks something prints `skipped: ` and what it lacks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 crates=(--workspace --exclude anyfabric-python)
+
+# Shows what failed, and of what went well only why it was skipped.
+list_skipped() {
+  awk '
+    /^successes:$/ { quiet = 1 }
+    /^(failures:$|test result:)/ { quiet = 0 }
+    /^---- .* stdout ----$/ { test = $2 }
+    /^skipped: / { skipped[++num_skipped] = test ": " substr($0, 10) }
+    !quiet { print; fflush() }
+    END {
+      if (num_skipped) print "skipped Rust tests:"
+      for (idx = 1; idx <= num_skipped; idx++) print "  " skipped[idx]
+    }'
+}
+
 if cargo nextest --version >/dev/null 2>&1; then
   cargo nextest run "${crates[@]}" --no-fail-fast --status-level fail --final-status-level skip
   cargo test --quiet "${crates[@]}" --doc
 else
-  cargo test --quiet "${crates[@]}"
+  cargo test --quiet "${crates[@]}" -- --show-output 2>&1 | list_skipped
 fi
 # The suite proves itself: every deliberate mistake is caught.
 cargo test --quiet -p anyfabric-engine --features mutants --test simulation --test conformance mutants::
