@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::address::EngineId;
 use crate::codec::{decode_whole, encode_whole};
-use crate::{Imm, WireError};
+use crate::{Imm, NicLibrary, Rails, WireError};
 
 /// A message on the control connection: reliable and in order for the life of
 /// the session, replayed after a reconnect.
@@ -58,6 +58,13 @@ pub enum Control {
     EarlyArrivalsRoom,
     /// An orderly close: this incarnation ends. Wire version 2.
     Goodbye,
+    /// About the rails of a transport that both list. Wire version 2.
+    Rails {
+        /// Which transport.
+        library: NicLibrary,
+        /// What about them.
+        message: Rails,
+    },
 }
 
 impl Control {
@@ -82,7 +89,7 @@ impl Control {
     #[inline]
     pub const fn since(&self) -> u16 {
         match self {
-            Self::Goodbye => 2,
+            Self::Goodbye | Self::Rails { .. } => 2,
             _ => 1,
         }
     }

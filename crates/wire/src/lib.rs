@@ -19,6 +19,7 @@ mod error;
 mod frame;
 pub mod handshake;
 mod imm;
+mod rails;
 mod version;
 
 pub use address::{Address, EngineId};
@@ -27,4 +28,5 @@ pub use descriptor::{Descriptor, Device};
 pub use error::WireError;
 pub use frame::{Frame, FrameKind, FLAG_LAST, FLAG_VERIFY};
 pub use imm::{Imm, WireImm};
+pub use rails::{NicLibrary, Rails};
 pub use version::{OLDEST_VERSION, VERSION};

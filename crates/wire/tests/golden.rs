@@ -79,9 +79,9 @@ fn version_1_is_still_read() {
 }
 
 #[test]
-fn only_goodbye_is_newer_than_version_1() {
+fn goodbye_and_rails_are_newer_than_version_1() {
     for control in samples::controls() {
-        assert_eq!(control.since(), if control == Control::Goodbye { 2 } else { 1 });
+        assert_eq!(control.since(), if matches!(control, Control::Goodbye | Control::Rails { .. }) { 2 } else { 1 });
     }
 }
 

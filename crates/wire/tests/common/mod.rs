@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 
 use anyfabric_wire::handshake::{Accepted, Hello, Host, Purpose, Rejection, Resume, Welcome};
 use anyfabric_wire::{
-    Access, Address, Control, Descriptor, Device, EngineId, Frame, FrameKind, Imm, Local, Refusal, WireImm, FLAG_LAST,
-    FLAG_VERIFY,
+    Access, Address, Control, Descriptor, Device, EngineId, Frame, FrameKind, Imm, Local, NicLibrary, Rails, Refusal,
+    WireImm, FLAG_LAST, FLAG_VERIFY,
 };
 use proptest::array::{uniform16, uniform32};
 use proptest::collection::vec;
@@ -68,6 +68,38 @@ pub(crate) fn any_control() -> impl Strategy<Value = Control> {
         any::<u32>().prop_map(|limit| Control::EarlyArrivalsFull { limit }),
         Just(Control::EarlyArrivalsRoom),
         Just(Control::Goodbye),
+        (any_library(), any_rails()).prop_map(|(library, message)| Control::Rails { library, message }),
+    ]
+}
+
+fn any_library() -> impl Strategy<Value = NicLibrary> {
+    prop_oneof![Just(NicLibrary::Verbs), Just(NicLibrary::Libfabric)]
+}
+
+fn any_rails() -> impl Strategy<Value = Rails> {
+    let address = || vec(any::<u8>(), 0..256);
+    let why = || ".{0,128}";
+    let keys = vec(any::<(u64, u64)>(), 0..5);
+    prop_oneof![
+        vec(any::<u32>(), 0..9).prop_map(|nics| Rails::Offer { nics }),
+        (any::<u8>(), any::<u32>(), address()).prop_map(|(rail, attempt, address)| Rails::Call {
+            rail,
+            attempt,
+            address
+        }),
+        (any::<u8>(), any::<u32>(), prop_oneof![address().prop_map(Ok), why().prop_map(Err)])
+            .prop_map(|(rail, attempt, result)| Rails::Answered { rail, attempt, result }),
+        any::<(u8, u32)>().prop_map(|(rail, attempt)| Rails::Ready { rail, attempt }),
+        any::<(u8, u32)>().prop_map(|(rail, attempt)| Rails::Broken { rail, attempt }),
+        why().prop_map(|why| Rails::End { why }),
+        any::<(u64, u64, u64, u64)>().prop_map(|(request, region, key, nbytes)| Rails::Bind {
+            request,
+            region,
+            key,
+            nbytes
+        }),
+        (any::<u64>(), prop_oneof![keys.prop_map(Ok), any_refusal().prop_map(Err)])
+            .prop_map(|(request, result)| Rails::Bound { request, result }),
     ]
 }
 

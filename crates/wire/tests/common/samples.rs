@@ -5,8 +5,8 @@ use anyfabric_wire::handshake::{
     Accepted, Answer, Call, Hello, Host, Purpose, Rejection, Resume, Seal, Verdict, Welcome,
 };
 use anyfabric_wire::{
-    Access, Address, Control, Descriptor, Device, EngineId, Frame, FrameKind, Imm, Local, Refusal, WireImm, FLAG_LAST,
-    FLAG_VERIFY,
+    Access, Address, Control, Descriptor, Device, EngineId, Frame, FrameKind, Imm, Local, NicLibrary, Rails, Refusal,
+    WireImm, FLAG_LAST, FLAG_VERIFY,
 };
 use serde::ser::{Serialize, SerializeTuple, Serializer};
 
@@ -55,6 +55,26 @@ pub(crate) fn controls() -> Vec<Control> {
         Control::EarlyArrivalsFull { limit: 65536 },
         Control::EarlyArrivalsRoom,
         Control::Goodbye,
+    ]
+    .into_iter()
+    .chain(rails().into_iter().map(|message| Control::Rails { library: NicLibrary::Verbs, message }))
+    .chain([Control::Rails { library: NicLibrary::Libfabric, message: Rails::End { why: "no NIC is up".into() } }])
+    .collect()
+}
+
+/// One of each message, in the order of their numbers.
+fn rails() -> Vec<Rails> {
+    vec![
+        Rails::Offer { nics: vec![400, 200] },
+        Rails::Call { rail: 1, attempt: 300, address: counted::<38>(0x50).to_vec() },
+        Rails::Answered { rail: 1, attempt: 300, result: Ok(counted::<38>(0x70).to_vec()) },
+        Rails::Answered { rail: 3, attempt: 1, result: Err("mlx5_0: no active port".into()) },
+        Rails::Ready { rail: 1, attempt: 300 },
+        Rails::Broken { rail: 1, attempt: 300 },
+        Rails::End { why: "no rail could be made".into() },
+        Rails::Bind { request: 7, region: 3, key: 0x0123_4567_89ab_cdef, nbytes: 1 << 40 },
+        Rails::Bound { request: 7, result: Ok(vec![(0x7fff_0000_1000, 0x1234), (0, u64::MAX)]) },
+        Rails::Bound { request: 8, result: Err(Refusal::Revoked) },
     ]
 }
 
