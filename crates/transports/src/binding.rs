@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use anyfabric_wire::Refusal;
 
 use crate::mutant::Mutant;
+use crate::rdma::RemoteMemory;
 use crate::sys::Mapping;
 
 /// How the bytes of a peer's region are reached.
@@ -18,6 +19,8 @@ pub enum Target {
     Foreign(u64),
     /// By asking the owner: over a stream or a bounce ring.
     Owner,
+    /// Through a NIC: what each NIC of the owner calls it, in its order.
+    Nics(Vec<RemoteMemory>),
 }
 
 /// Where a binding stands.

@@ -157,6 +157,11 @@ pub trait Link: Send + Sync {
         false
     }
 
+    /// Whether it carries messages; otherwise the control connection does.
+    fn carries_messages(&self) -> bool {
+        true
+    }
+
     /// Prepares a peer's region. The binding may be pending at first;
     /// operations may be posted to it only when it is ready.
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding>;

@@ -209,6 +209,9 @@ pub enum Refusal {
     /// The target is closing.
     #[error("the target's engine is closing")]
     Closing = 9,
+    /// Its NICs do not take the memory.
+    #[error("the target cannot register the region with its NICs (its log says why)")]
+    NotRegistered = 10,
 }
 
 impl Refusal {
@@ -225,6 +228,7 @@ impl Refusal {
             7 => Self::Checksum,
             8 => Self::TooLarge,
             9 => Self::Closing,
+            10 => Self::NotRegistered,
             _ => return None,
         })
     }

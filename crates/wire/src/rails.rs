@@ -11,8 +11,8 @@
 //! Ready { rail, attempt }   ─────────►    may post from now on
 //! ```
 //!
-//! A rail that broke at the listener is reported with `Broken`; the caller calls
-//! again. An attempt that a newer one has overtaken is not answered. Addresses
+//! Who loses its end of a rail, or cannot make it, says so with `Broken`; the
+//! caller calls again. An attempt that a newer one has overtaken is not answered. Addresses
 //! and keys are read by nobody but the library that made them.
 //!
 //! Sent only to peers that list the transport, so no older build sees them.
@@ -63,11 +63,11 @@ pub enum Rails {
         /// Of the call.
         attempt: u32,
     },
-    /// The listener's end broke.
+    /// The sender's end broke, or could not be made.
     Broken {
         /// Which rail.
         rail: u8,
-        /// The attempt that had made it.
+        /// Of the call that made it, or was to.
         attempt: u32,
     },
     /// The sender gives the transport up, before any rail has carried anything.

@@ -1,11 +1,24 @@
 //! What verbs and libfabric have in common.
 //!
 //! A [`Nic`] is one port, driven through one library; a *rail* is the
-//! connection between one of our NICs and one of a peer's.
+//! connection between one of our NICs and one of a peer's. Everything above is
+//! written once: a [`RailGroup`] has the NICs of an engine, and a path over up to
+//! four rails to each peer. Rail `r` joins our NIC `r mod n` and the peer's
+//! `r mod m`, so two peers may have different numbers of NICs, and different
+//! speeds: large writes are cut over the rails by speed, small ones take turns.
 
+mod book;
+mod cut;
+mod group;
+mod link;
 mod nic;
+mod post;
 mod registrations;
+mod setup;
+mod slab;
 
+pub use group::{NicGroup, RailGroup};
+pub use link::{PathOptions, RailPath, Standing};
 pub use nic::{
     Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicError, RailIdx, RemoteMemory, MAX_ADDRESS_BYTES,
 };

@@ -76,7 +76,7 @@ impl ShmLink {
                     unsafe { sys::foreign_write(self.pid, room, ranges) }
                 })
             }
-            Target::Owner => Err(std::io::Error::from(std::io::ErrorKind::Unsupported)),
+            Target::Owner | Target::Nics(_) => Err(std::io::Error::from(std::io::ErrorKind::Unsupported)),
         }
     }
 

@@ -22,11 +22,7 @@ pub struct Fd {
 impl Fd {
     /// Takes over a descriptor.
     pub fn new(fd: impl Into<OwnedFd>) -> Self {
-        static INSTALLED: Once = Once::new();
-        INSTALLED.call_once(|| {
-            // SAFETY: `close_all` is async-signal-safe: atomics and close(2) only.
-            unsafe { libc::pthread_atfork(None, None, Some(close_all)) };
-        });
+        install();
         let fd = fd.into();
         note(fd.as_raw_fd(), true);
         Self { fd: ManuallyDrop::new(fd), generation: fork_generation() }
@@ -87,6 +83,14 @@ pub fn fork_generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
+fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        // SAFETY: `close_all` is async-signal-safe: atomics and close(2) only.
+        unsafe { libc::pthread_atfork(None, None, Some(close_all)) };
+    });
+}
+
 extern "C" fn close_all() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     for (idx, word) in OPEN.iter().enumerate() {
@@ -111,6 +115,15 @@ fn note(fd: RawFd, open: bool) {
             word.fetch_and(!bit, Ordering::Relaxed);
         }
     }
+}
+
+/// A descriptor that somebody else opened for us, and closes, is closed in a
+/// child after `fork` too; or, with false, from now on not any more.
+pub(crate) fn close_in_children(fd: RawFd, close: bool) {
+    if close {
+        install();
+    }
+    note(fd, close);
 }
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);

@@ -8,6 +8,7 @@ mod process;
 mod socket;
 mod topology;
 
+pub(crate) use fd::close_in_children;
 pub use fd::{fork_generation, Fd};
 pub use futex::{futex_wait, futex_wake_all};
 pub use memory::check_memfd;

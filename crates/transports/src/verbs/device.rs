@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::sys::{self, Context, DeviceAttr, Gid, GidEntry, Library, Mr, Pd, PortAttr};
 use super::VerbsSettings;
 use crate::rdma::{Domain, NicError, RemoteMemory};
+use crate::sys::{close_in_children, fork_generation};
 
 /// An open device with a protection domain: what registers memory.
 pub struct VerbsDomain {
@@ -17,6 +18,7 @@ pub struct VerbsDomain {
     pub(super) name: String,
     pub(super) attributes: DeviceAttr,
     relaxed_ordering: bool,
+    generation: u32,
 }
 
 // SAFETY: libibverbs may be called from any thread; what is exclusive to one, posting and polling, is VerbsNic's.
@@ -66,8 +68,8 @@ pub(super) struct Found {
     pub(super) port: u8,
 }
 
-/// Opens the devices that `nics` names ("mlx5_0", "mlx5_0:2"), or all: each
-/// with its active ports.
+/// Opens the NICs that are named ("mlx5_0": its first active port, "mlx5_0:2"),
+/// in that order; without names every active port.
 pub(super) fn open_all(
     library: Library,
     nics: &[String],
@@ -80,20 +82,24 @@ pub(super) fn open_all(
             return Err(NicError::Device(format!("there is no NIC {device}; this host has {}", listed(&names))));
         }
     }
-    let (mut found, mut why_not) = (Vec::new(), Vec::new());
-    for name in &names {
-        if !wanted.is_empty() && wanted.iter().all(|wanted| wanted.device != *name) {
-            continue;
-        }
-        let ports: Vec<u8> = wanted.iter().filter(|wanted| wanted.device == *name).map(|wanted| wanted.port).collect();
-        match VerbsDomain::open(library, name, settings).and_then(|domain| domain.ports(&ports, settings)) {
-            Ok(ports) => found.extend(ports),
-            Err(error) if wanted.is_empty() => why_not.push(error.to_string()),
-            Err(error) => return Err(error),
-        }
+    let mut found: Vec<(Arc<VerbsDomain>, Port)> = Vec::new();
+    for Found { device, port } in &wanted {
+        // Ports of one device share a domain, and so a registration.
+        let known = found.iter().map(|(domain, _)| domain).find(|domain| domain.name == *device).cloned();
+        let domain = known.map_or_else(|| VerbsDomain::open(library, device, settings), Ok)?;
+        found.extend(domain.ports(*port, settings)?.into_iter().take(1));
     }
-    if found.is_empty() {
-        return Err(NicError::Device(why_not.join("; ")));
+    if wanted.is_empty() {
+        let mut why_not = Vec::new();
+        for name in &names {
+            match VerbsDomain::open(library, name, settings).and_then(|domain| domain.ports(0, settings)) {
+                Ok(ports) => found.extend(ports),
+                Err(error) => why_not.push(error.to_string()),
+            }
+        }
+        if found.is_empty() {
+            return Err(NicError::Device(why_not.join("; ")));
+        }
     }
     Ok(found)
 }
@@ -181,16 +187,29 @@ impl VerbsDomain {
             return Err(NicError::Device(format!("{name}: cannot be used: {error}")));
         }
         let relaxed_ordering = settings.relaxed_ordering && library.reg_mr_iova2.is_some();
-        Ok(Arc::new(Self { library, context, pd, name: name.to_owned(), attributes, relaxed_ordering }))
+        let generation = fork_generation();
+        let this = Self { library, context, pd, name: name.to_owned(), attributes, relaxed_ordering, generation };
+        this.descriptors().into_iter().for_each(|fd| close_in_children(fd, true));
+        Ok(Arc::new(this))
     }
 
-    /// The ports asked for (0: all), of those that are active.
-    fn ports(self: Arc<Self>, asked: &[u8], settings: &VerbsSettings) -> Result<Vec<(Arc<Self>, Port)>, NicError> {
+    /// Whether this process opened it. A forked child must leave its parent's
+    /// queues and registrations alone: the kernel would end them for both.
+    pub(super) fn is_ours(&self) -> bool {
+        self.generation == fork_generation()
+    }
+
+    fn descriptors(&self) -> [RawFd; 2] {
+        // SAFETY: an open device.
+        unsafe { [(*self.context).cmd_fd, (*self.context).async_fd] }
+    }
+
+    /// The port asked for, or all with 0, of those that are active.
+    fn ports(self: Arc<Self>, asked: u8, settings: &VerbsSettings) -> Result<Vec<(Arc<Self>, Port)>, NicError> {
         let mut active = Vec::new();
         let mut states = Vec::new();
         for number in 1..=self.attributes.phys_port_cnt {
-            let is_named = asked.contains(&number);
-            if !asked.is_empty() && !asked.contains(&0) && !is_named {
+            if asked != 0 && asked != number {
                 continue;
             }
             let port = self.query_port(number)?;
@@ -349,6 +368,10 @@ fn cannot_open(name: &str, error: &std::io::Error) -> NicError {
 
 impl Drop for VerbsDomain {
     fn drop(&mut self) {
+        if !self.is_ours() {
+            return;
+        }
+        self.descriptors().into_iter().for_each(|fd| close_in_children(fd, false));
         // SAFETY: every registration and queue keeps the domain alive, so nothing uses either any more.
         unsafe {
             (self.library.dealloc_pd)(self.pd);
@@ -437,7 +460,7 @@ impl VerbsDomain {
 
 impl Drop for VerbsMemory {
     fn drop(&mut self) {
-        if !self.mr.is_null() {
+        if !self.mr.is_null() && self.domain.is_ours() {
             // SAFETY: registered in `register`, and dropped once.
             unsafe { (self.domain.library.dereg_mr)(self.mr) };
         }

@@ -175,6 +175,9 @@ impl QueuePair {
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
+        if !self.domain.is_ours() {
+            return;
+        }
         // SAFETY: made in `new`, and dropped once.
         unsafe { (self.domain.library.destroy_qp)(self.qp) };
     }

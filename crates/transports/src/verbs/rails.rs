@@ -9,6 +9,7 @@ use super::device::{Port, VerbsDomain};
 use super::qp::QueuePair;
 use super::sys::{self, CompChannel, Cq, Wc};
 use crate::rdma::{Fault, NicError, RailIdx};
+use crate::sys::close_in_children;
 
 /// Our end of a rail.
 #[derive(Default)]
@@ -165,6 +166,7 @@ impl CompletionQueue {
             let flags = libc::fcntl(this.fd(), libc::F_GETFL);
             libc::fcntl(this.fd(), libc::F_SETFL, flags | libc::O_NONBLOCK);
         }
+        close_in_children(this.fd(), true);
         Ok(this)
     }
 
@@ -193,6 +195,12 @@ impl CompletionQueue {
 
 impl Drop for CompletionQueue {
     fn drop(&mut self) {
+        if !self.domain.is_ours() {
+            return;
+        }
+        if !self.channel.is_null() {
+            close_in_children(self.fd(), false);
+        }
         // SAFETY: made in `new`, dropped once, after every queue pair.
         unsafe {
             if !self.cq.is_null() {

@@ -72,6 +72,9 @@ impl ReceiveQueue {
 
 impl Drop for ReceiveQueue {
     fn drop(&mut self) {
+        if !self.domain.is_ours() {
+            return;
+        }
         // SAFETY: made in `new`, dropped once, after every queue pair that uses it.
         unsafe { (self.domain.library.destroy_srq)(self.srq) };
     }

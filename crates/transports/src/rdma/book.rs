@@ -1,0 +1,368 @@
+//! What is under way on the rails of a group: everything but the NICs.
+//!
+//! ```text
+//! operation ─ Flight ─┬─ Part (one a rail) ─┬─ batch (one token at the NIC)
+//!                     └─ Part               └─ batch
+//! ```
+//!
+//! A flight ends when its last part has ended, and a part when all of it was
+//! posted, or given up, and its last batch has ended. That is also what lets
+//! `release` promise that nothing touches a region any more.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use anyfabric_wire::{NicLibrary, Rails, WireImm};
+
+use super::cut::Cursor;
+use super::nic::{Completions, Fault, RailIdx};
+use super::slab::Slab;
+use crate::mutant::Mutant;
+use crate::{BindingState, ControlPath, Failure, Op, Payload, PeerIdx, PeerStats, Sink, Splits};
+
+/// What is under way, and the paths that it is under way on.
+#[derive(Default)]
+pub(super) struct Book {
+    pub(super) paths: Slab<Path>,
+    pub(super) flights: Slab<Flight>,
+    pub(super) parts: Slab<Part>,
+    pub(super) batches: Slab<Batched>,
+    /// Path and number of each rail, by NIC and the NIC's own number.
+    pub(super) owners: Vec<Vec<Option<(u32, usize)>>>,
+    /// Rails that may have something to post.
+    pub(super) dirty: VecDeque<(u32, usize)>,
+    /// Rails to be looked after: broken, and drained or not.
+    pub(super) faulty: Vec<(u32, usize)>,
+}
+
+/// The rails between us and one peer.
+pub(super) struct Path {
+    pub(super) peer: PeerIdx,
+    pub(super) rails: Vec<Rail>,
+    /// Operations for which no rail stands yet.
+    pub(super) waiting: VecDeque<Op>,
+    pub(super) turn: usize,
+    pub(super) stats: Arc<PeerStats>,
+    pub(super) splits: Arc<Splits>,
+    pub(super) control: Arc<dyn ControlPath>,
+    pub(super) library: NicLibrary,
+    pub(super) is_caller: bool,
+    /// Why the last rail that failed did, for people.
+    pub(super) why: String,
+}
+
+/// One rail: which NICs it joins, and what waits for it.
+pub(super) struct Rail {
+    /// Which of our NICs, and which of the peer's.
+    pub(super) nic: usize,
+    pub(super) theirs: usize,
+    /// Our end.
+    pub(super) idx: Option<RailIdx>,
+    pub(super) stage: Stage,
+    pub(super) attempt: u32,
+    /// The first attempt has come to something.
+    pub(super) is_decided: bool,
+    pub(super) retry_ns: u64,
+    pub(super) backoff_ns: u64,
+    /// Gbit/s of the slower end.
+    pub(super) speed: u32,
+    /// Parts that have something left to post.
+    pub(super) small: VecDeque<u32>,
+    pub(super) bulk: VecDeque<u32>,
+    /// Batches and bulk bytes that have not ended.
+    pub(super) under_way: u32,
+    pub(super) bulk_bytes: u64,
+    pub(super) is_dirty: bool,
+}
+
+/// How far a rail is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Not there; the caller tries again.
+    Down,
+    /// Our end is there, the other has been asked or has not said that it is
+    /// ready.
+    Called,
+    /// Operations go over it.
+    Up,
+    /// Broken; what was posted has not all ended.
+    Broken,
+}
+
+/// An operation.
+pub(super) struct Flight {
+    pub(super) op: Op,
+    pub(super) parts_left: u32,
+    pub(super) failure: Option<Failure>,
+    pub(super) is_split: bool,
+    pub(super) began_ns: u64,
+}
+
+/// One rail's part of an operation.
+pub(super) struct Part {
+    pub(super) flight: u32,
+    pub(super) path: u32,
+    pub(super) rail: usize,
+    pub(super) cursor: Cursor,
+    /// As it travels.
+    pub(super) imm: Option<u32>,
+    pub(super) is_bulk: bool,
+    /// Batches that have not ended, and whether there ever was one.
+    pub(super) under_way: u32,
+    pub(super) has_begun: bool,
+    /// Left its queue to wait for its own batches.
+    pub(super) is_parked: bool,
+}
+
+/// A batch that a NIC carries.
+pub(super) struct Batched {
+    pub(super) part: u32,
+    pub(super) nbytes: u64,
+}
+
+impl Path {
+    pub(super) fn send(&self, message: Rails) {
+        let control = anyfabric_wire::Control::Rails { library: self.library, message };
+        self.control.send_control(control.encode());
+    }
+
+    pub(super) fn num_up(&self) -> usize {
+        self.rails.iter().filter(|rail| rail.stage == Stage::Up).count()
+    }
+}
+
+impl Book {
+    pub(super) fn rail(&mut self, path: u32, rail: usize) -> Option<&mut Rail> {
+        self.paths.get_mut(path)?.rails.get_mut(rail)
+    }
+
+    pub(super) fn set_owner(&mut self, nic: usize, idx: RailIdx, owner: Option<(u32, usize)>) {
+        let owners = &mut self.owners[nic];
+        if owners.len() <= idx as usize {
+            owners.resize(idx as usize + 1, None);
+        }
+        owners[idx as usize] = owner;
+    }
+
+    pub(super) fn set_dirty(&mut self, path: u32, rail: usize) {
+        if let Some(found) = self.rail(path, rail) {
+            if !std::mem::replace(&mut found.is_dirty, true) {
+                self.dirty.push_back((path, rail));
+            }
+        }
+    }
+
+    /// A batch has ended.
+    #[inline]
+    pub(super) fn batch_ended(&mut self, token: u32, result: Result<(), Fault>, now_ns: u64) {
+        let Some(Batched { part: part_idx, nbytes }) = self.batches.remove(token) else { return };
+        let Some(part) = self.parts.get_mut(part_idx) else { return };
+        let (path, rail_no) = (part.path, part.rail);
+        part.under_way -= 1;
+        let (is_bulk, flight) = (part.is_bulk, part.flight);
+        let wakes = part.is_parked && part.under_way == 0 && !part.cursor.is_over();
+        if wakes {
+            part.is_parked = false;
+        }
+        let has_more = self.rail(path, rail_no).is_some_and(|rail| {
+            rail.under_way -= 1;
+            if is_bulk {
+                rail.bulk_bytes -= nbytes;
+            }
+            if wakes {
+                rail.small.push_front(part_idx);
+            }
+            !(rail.small.is_empty() && rail.bulk.is_empty())
+        });
+        if has_more {
+            self.set_dirty(path, rail_no);
+        }
+        if let Err(fault) = result {
+            self.fail_flight(flight, |op| failure_of(op, fault));
+        }
+        self.settle_part(part_idx, now_ns);
+    }
+
+    /// Ends a part of which nothing is left.
+    #[inline]
+    pub(super) fn settle_part(&mut self, part_idx: u32, now_ns: u64) {
+        let Some(part) = self.parts.get_mut(part_idx) else { return };
+        if part.under_way > 0 {
+            return;
+        }
+        let flight_idx = part.flight;
+        let Some(flight) = self.flights.get_mut(flight_idx) else { return };
+        if flight.failure.is_some() {
+            part.cursor.stop();
+        }
+        if !part.cursor.is_over() {
+            return;
+        }
+        flight.parts_left -= 1;
+        let is_last = flight.parts_left == 0;
+        let (path, rail) = (part.path, part.rail);
+        let (failed, began_ns) = (flight.failure.is_some(), flight.began_ns);
+        self.parts.remove(part_idx);
+        if let Some(path) = self.paths.get(path) {
+            let nic = path.stats.nic(rail);
+            nic.latency.record(now_ns.saturating_sub(began_ns));
+            if failed {
+                // ORDERING: statistics.
+                nic.errors.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if is_last {
+            self.end_flight(flight_idx, path);
+        }
+    }
+
+    /// Ends an operation of which nothing is left.
+    pub(super) fn end_flight(&mut self, flight: u32, path: u32) {
+        let Some(Flight { op, failure, is_split, .. }) = self.flights.remove(flight) else { return };
+        if let (true, Some(path), Some((imm, _))) = (is_split, self.paths.get(path), op.imm) {
+            path.splits.end(imm, op.id, failure.is_none());
+        }
+        op.end(failure.map_or(Ok(()), Err));
+    }
+
+    /// An operation has failed; its owner learns of it at once, what is under way
+    /// of it only quiesces.
+    pub(super) fn fail_flight(&mut self, flight: u32, why: impl FnOnce(&Op) -> Failure) {
+        let Some(flight) = self.flights.get_mut(flight) else { return };
+        if flight.failure.is_none() {
+            let failure = why(&flight.op);
+            flight.op.ticket.fail(failure.clone());
+            flight.failure = Some(failure);
+        }
+    }
+
+    /// A rail stopped carrying anything: what had not been posted on it goes to
+    /// another, if none of it was.
+    pub(super) fn rail_stopped(&mut self, path_idx: u32, rail_no: usize, why: &str, now_ns: u64) {
+        let Some(path) = self.paths.get_mut(path_idx) else { return };
+        path.why = why.to_owned();
+        let other = path.rails.iter().position(|rail| rail.stage == Stage::Up);
+        let queued: Vec<u32> = {
+            let rail = &mut path.rails[rail_no];
+            rail.small.drain(..).chain(rail.bulk.drain(..)).collect()
+        };
+        for part_idx in queued {
+            let Some(part) = self.parts.get_mut(part_idx) else { continue };
+            match other.filter(|_| !part.has_begun) {
+                Some(other) => {
+                    part.rail = other;
+                    let is_bulk = part.is_bulk;
+                    if let Some(rail) = self.rail(path_idx, other) {
+                        if is_bulk { &mut rail.bulk } else { &mut rail.small }.push_back(part_idx);
+                    }
+                    self.set_dirty(path_idx, other);
+                }
+                None => self.drop_part(part_idx, why, now_ns),
+            }
+        }
+        // Parked parts wait for batches, which end with a fault.
+    }
+
+    /// Ends or notes the operations of a path whose tickets were given up.
+    pub(super) fn reap(&mut self, path_idx: u32, now_ns: u64) {
+        let Some(path) = self.paths.get_mut(path_idx) else { return };
+        let (gone, kept): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut path.waiting).into_iter().partition(|op| op.ticket.given_up().is_some());
+        path.waiting = kept;
+        for op in gone {
+            let why = op.ticket.given_up().unwrap_or(Failure::Cancelled);
+            op.end(Err(why));
+        }
+        let mut gone = Vec::new();
+        for (idx, part) in self.parts.iter().filter(|(_, part)| part.path == path_idx) {
+            let Some(flight) = self.flights.get(part.flight) else { continue };
+            if let Some(why) = flight.op.ticket.given_up() {
+                // What a NIC has been told cannot be taken back; it may yet arrive.
+                flight.op.note_loss();
+                gone.push((idx, why));
+            }
+        }
+        for (part_idx, why) in gone {
+            let Some(part) = self.parts.get_mut(part_idx) else { continue };
+            part.cursor.stop();
+            let (flight, rail) = (part.flight, part.rail);
+            self.fail_flight(flight, |_| why);
+            if let Some(rail) = self.rail(path_idx, rail) {
+                rail.small.retain(|queued| *queued != part_idx);
+                rail.bulk.retain(|queued| *queued != part_idx);
+            }
+            self.settle_part(part_idx, now_ns);
+        }
+    }
+
+    fn drop_part(&mut self, part_idx: u32, why: &str, now_ns: u64) {
+        if let Some(part) = self.parts.get_mut(part_idx) {
+            part.cursor.stop();
+            let flight = part.flight;
+            self.fail_flight(flight, |_| Failure::ConnectionBroken(why.to_owned()));
+            self.settle_part(part_idx, now_ns);
+        }
+    }
+}
+
+/// What an operation fails with when its NIC reports a fault.
+fn failure_of(op: &Op, fault: Fault) -> Failure {
+    if let (Fault::Refused, Payload::Write { binding, .. }) = (fault, &op.payload) {
+        return Failure::Refused(match binding.state() {
+            BindingState::Refused(refusal) => refusal,
+            _ => anyfabric_wire::Refusal::NoRegion,
+        });
+    }
+    Failure::ConnectionBroken(fault.to_string())
+}
+
+/// Where one NIC reports to, for one poll.
+pub(super) struct Turn<'a> {
+    pub(super) book: &'a mut Book,
+    pub(super) nic: usize,
+    pub(super) sink: &'a dyn Sink,
+    pub(super) now_ns: u64,
+    /// Whose engine was heard last.
+    pub(super) heard: Option<PeerIdx>,
+}
+
+impl Turn<'_> {
+    #[inline]
+    fn owner(&self, rail: RailIdx) -> Option<(u32, usize)> {
+        *self.book.owners[self.nic].get(rail as usize)?
+    }
+}
+
+impl Completions for Turn<'_> {
+    #[inline]
+    fn completed(&mut self, _rail: RailIdx, token: u32, result: Result<(), Fault>) {
+        // What the peer's NIC acknowledges proves nothing of its engine.
+        self.book.batch_ended(token, result, self.now_ns);
+    }
+
+    #[inline]
+    fn arrived(&mut self, rail: RailIdx, imm: u32) {
+        let Some((path, _)) = self.owner(rail) else { return };
+        let Some(path) = self.book.paths.get(path) else { return };
+        let imm = WireImm::decode(imm);
+        let times = if Mutant::DoublePart.is_on() { 2 } else { 1 };
+        // A full table is told to the sender by the engine itself.
+        let _ = self.sink.arrived(path.peer, imm.imm, u64::from(imm.quarters) * times);
+        if self.heard != Some(path.peer) {
+            self.heard = Some(path.peer);
+            self.sink.heard(path.peer);
+        }
+    }
+
+    fn message(&mut self, _rail: RailIdx, _message: &[u8]) {}
+
+    fn broken(&mut self, rail: RailIdx, why: Fault) {
+        let Some((path, rail_no)) = self.owner(rail) else { return };
+        if let Some(rail) = self.book.rail(path, rail_no) {
+            rail.stage = Stage::Broken;
+        }
+        self.book.faulty.push((path, rail_no));
+        self.book.rail_stopped(path, rail_no, &why.to_string(), self.now_ns);
+    }
+}

@@ -1,0 +1,255 @@
+//! The NICs that serve one engine through one library.
+//!
+//! One thread at a time has the NICs; who finds them taken leaves its operation
+//! for whoever polls next. So nobody waits on the way of an operation: there is
+//! one attempt at a lock for each operation and each poll, and none for a work
+//! request or a completion.
+
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use anyfabric_plan::Extent;
+use anyfabric_wire::NicLibrary;
+
+use super::book::{Book, Stage, Turn};
+use super::link::{PathOptions, RailLink, RailPath};
+use super::nic::{Domain, Nic, NicAbout, NicError, RemoteMemory};
+use super::registrations::Registrations;
+use crate::{Clock, Op, Region, Sink};
+
+/// The NICs that serve one engine through one library, for the engine.
+pub trait NicGroup: Send + Sync {
+    /// Which library.
+    fn library(&self) -> NicLibrary;
+
+    /// The NICs.
+    fn nics(&self) -> &[NicAbout];
+
+    /// Moves everything on; true when something moved.
+    fn poll(&self, sink: &dyn Sink) -> bool;
+
+    /// What to wait on; a NIC without such a descriptor must be polled.
+    fn event_fds(&self) -> Vec<Option<RawFd>>;
+
+    /// Asks every NIC for an event; poll once more before you wait.
+    fn arm(&self);
+
+    /// Makes the way to a peer.
+    fn path(self: Arc<Self>, options: PathOptions) -> Arc<dyn RailPath>;
+
+    /// Looks at the ports: stops the rails of those that went down. At most every
+    /// tenth of a second.
+    fn look_at_ports(&self, now_ns: u64);
+}
+
+/// NICs and what is under way on them.
+pub struct RailGroup<N: Nic> {
+    library: NicLibrary,
+    registrations: Vec<Registrations<N::Domain>>,
+    abouts: Vec<NicAbout>,
+    state: Mutex<State<N>>,
+    /// Left by threads that found the NICs taken.
+    left: Mutex<VecDeque<(u32, Op)>>,
+    has_left: AtomicBool,
+    looked_ns: AtomicU64,
+    pub(super) clock: Clock,
+}
+
+pub(super) struct State<N> {
+    pub(super) nics: Vec<N>,
+    pub(super) book: Book,
+    /// For the writes of one batch.
+    writes: Vec<Extent>,
+}
+
+impl<N: Nic> RailGroup<N> {
+    /// Of NICs that were opened for one engine: at least one, and of more than
+    /// [`MAX_NICS`] the first.
+    pub fn new(library: NicLibrary, mut nics: Vec<N>, clock: Clock) -> Arc<Self> {
+        nics.truncate(MAX_NICS);
+        let place = |idx| idx + library as usize * MAX_NICS;
+        let registrations = |(idx, nic): (usize, &N)| {
+            Registrations::new(Arc::clone(nic.domain()), place(idx), NUM_LIBRARIES * MAX_NICS)
+        };
+        let registrations = nics.iter().enumerate().map(registrations).collect();
+        let book = Book { owners: nics.iter().map(|_| Vec::new()).collect(), ..Book::default() };
+        Arc::new(Self {
+            library,
+            registrations,
+            abouts: nics.iter().map(|nic| nic.about().clone()).collect(),
+            state: Mutex::new(State { nics, book, writes: Vec::new() }),
+            left: Mutex::default(),
+            has_left: AtomicBool::new(false),
+            looked_ns: AtomicU64::new(0),
+            clock,
+        })
+    }
+
+    pub(super) fn abouts(&self) -> &[NicAbout] {
+        &self.abouts
+    }
+
+    /// The NICs, for what is rare; waits for whoever has them.
+    pub(super) fn state(&self) -> MutexGuard<'_, State<N>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_state(&self) -> Option<MutexGuard<'_, State<N>>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Takes an operation: posts it, or leaves it for the next poll.
+    pub(super) fn submit(&self, path: u32, op: Op) {
+        let Some(mut state) = self.try_state() else {
+            let mut left = self.left();
+            left.push_back((path, op));
+            // ORDERING: under the lock.
+            self.has_left.store(true, Ordering::Release);
+            return;
+        };
+        let now_ns = self.clock.now_ns();
+        state.take(path, op, now_ns);
+        state.pump(&self.registrations, now_ns);
+    }
+
+    /// Operations that were left, of one path or of all.
+    pub(super) fn left(&self) -> MutexGuard<'_, VecDeque<(u32, Op)>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_left(&self, state: &mut State<N>, now_ns: u64) {
+        // ORDERING: see `submit`; who comes later is seen by the next poll, for submitters wake the driver.
+        if !self.has_left.load(Ordering::Acquire) {
+            return;
+        }
+        let left = {
+            let mut left = self.left();
+            self.has_left.store(false, Ordering::Release);
+            std::mem::take(&mut *left)
+        };
+        for (path, op) in left {
+            state.take(path, op, now_ns);
+        }
+    }
+
+    /// Registers a region with every NIC, unless it is; tells what a peer needs
+    /// to write into it over each.
+    pub(super) fn register(&self, region: &Region) -> Result<impl Iterator<Item = (u64, u64)>, NicError> {
+        let mut remotes = [(0, 0); MAX_NICS];
+        for (remote, registrations) in remotes.iter_mut().zip(&self.registrations) {
+            let RemoteMemory { base, key } = N::Domain::remote(registrations.of(region)?);
+            *remote = (base, key);
+        }
+        Ok(remotes.into_iter().take(self.registrations.len()))
+    }
+}
+
+impl<N: Nic> State<N> {
+    fn take(&mut self, path: u32, op: Op, now_ns: u64) {
+        if let Some(op) = self.book.start(path, op, now_ns) {
+            if let Some(path) = self.book.paths.get_mut(path) {
+                path.waiting.push_back(op);
+            }
+        }
+    }
+
+    /// Posts what there is room for.
+    #[inline]
+    pub(super) fn pump(&mut self, registrations: &[Registrations<N::Domain>], now_ns: u64) {
+        // What cannot go on now is dirty again, for the next turn.
+        for _ in 0..self.book.dirty.len() {
+            let Some(rail) = self.book.dirty.pop_front() else { break };
+            self.book.pump(&mut self.nics, registrations, rail, &mut self.writes, now_ns);
+        }
+    }
+
+    /// A rail has come up: what waited for one goes on, with the next pump.
+    pub(super) fn take_waiting(&mut self, path: u32, now_ns: u64) {
+        let waiting = self.book.paths.get_mut(path).map(|path| std::mem::take(&mut path.waiting));
+        for op in waiting.into_iter().flatten() {
+            self.take(path, op, now_ns);
+        }
+    }
+}
+
+impl<N: Nic> NicGroup for RailGroup<N> {
+    fn library(&self) -> NicLibrary {
+        self.library
+    }
+
+    fn nics(&self) -> &[NicAbout] {
+        &self.abouts
+    }
+
+    fn poll(&self, sink: &dyn Sink) -> bool {
+        let Some(mut state) = self.try_state() else { return false };
+        let now_ns = self.clock.now_ns();
+        self.take_left(&mut state, now_ns);
+        let State { nics, book, .. } = &mut *state;
+        let mut moved = false;
+        for (nic_no, nic) in nics.iter_mut().enumerate() {
+            moved |= nic.poll(&mut Turn { book, nic: nic_no, sink, now_ns, heard: None });
+        }
+        if !state.book.faulty.is_empty() {
+            state.settle_faulty(now_ns);
+        }
+        if !state.book.dirty.is_empty() {
+            state.pump(&self.registrations, now_ns);
+        }
+        moved
+    }
+
+    fn event_fds(&self) -> Vec<Option<RawFd>> {
+        self.state().nics.iter().map(Nic::event_fd).collect()
+    }
+
+    fn arm(&self) {
+        if let Some(mut state) = self.try_state() {
+            state.nics.iter_mut().for_each(|nic| {
+                nic.arm();
+            });
+        }
+    }
+
+    fn path(self: Arc<Self>, options: PathOptions) -> Arc<dyn RailPath> {
+        RailLink::make(self, options)
+    }
+
+    fn look_at_ports(&self, now_ns: u64) {
+        // ORDERING: only the driver looks.
+        if now_ns < self.looked_ns.load(Ordering::Relaxed) + LOOK_NS {
+            return;
+        }
+        self.looked_ns.store(now_ns, Ordering::Relaxed);
+        let mut state = self.state();
+        let down: Vec<usize> = (0..state.nics.len()).filter(|nic| !state.nics[*nic].is_up()).collect();
+        for nic in down {
+            let rails: Vec<(u32, usize)> = state.book.owners[nic].iter().flatten().copied().collect();
+            for (path, rail) in rails {
+                let is_up = state.book.rail(path, rail).is_some_and(|rail| rail.stage == Stage::Up);
+                if is_up {
+                    let why = format!("the port of {} went down", self.abouts[nic].name);
+                    state.stop_rail(path, rail, &why, now_ns);
+                }
+            }
+        }
+    }
+}
+
+impl<N: Nic> std::fmt::Debug for RailGroup<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RailGroup").field("library", &self.library).field("nics", &self.abouts).finish_non_exhaustive()
+    }
+}
+
+/// NICs of one group at most.
+pub(super) const MAX_NICS: usize = 4;
+/// Libraries that drive NICs.
+const NUM_LIBRARIES: usize = 2;
+const LOOK_NS: u64 = 100_000_000;

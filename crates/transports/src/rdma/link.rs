@@ -1,0 +1,379 @@
+//! One engine's way to another over the NICs of a group.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use anyfabric_wire::{NicLibrary, Rails, Refusal};
+
+use super::book::{Path, Stage};
+use super::group::{NicGroup, RailGroup, MAX_NICS};
+use super::nic::{Nic, RemoteMemory};
+use super::post::MAX_RAILS;
+use crate::sys::Ready;
+use crate::{
+    Binding, BindingTable, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region, RegionTable,
+    Sink, Splits, Target,
+};
+
+/// What a path over NICs is made of.
+pub struct PathOptions {
+    /// The peer's number here.
+    pub peer: PeerIdx,
+    /// Our regions.
+    pub regions: Arc<RegionTable>,
+    /// What carries the messages about rails.
+    pub control: Arc<dyn ControlPath>,
+    /// Whether we called the peer: then we call the rails too.
+    pub is_caller: bool,
+}
+
+/// A link over rails: it is made and kept by messages.
+pub trait RailPath: Link {
+    /// Begins: tells the peer what NICs there are.
+    fn begin(&self);
+
+    /// A message of the peer's about the rails. What a peer sends may be anything.
+    fn on_message(&self, message: Rails);
+
+    /// Rails that are due to be called again are called.
+    fn tick(&self);
+
+    /// How far the path is.
+    fn standing(&self) -> Standing;
+
+    /// The owner acts alone: stops every rail of this peer, so that nothing it
+    /// had posted lands any more. They are made again; by then the peer has been
+    /// told what was taken back from it.
+    fn expel(&self);
+}
+
+/// How far a path is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Rails are being made.
+    Making,
+    /// At least one stands; the rest too, or it could not be made for now.
+    Ready,
+    /// None could be made.
+    Failed(String),
+    /// The peer has given it up.
+    Ended(String),
+}
+
+/// One engine's way to another over the NICs of a group.
+pub(super) struct RailLink<N: Nic> {
+    group: Arc<RailGroup<N>>,
+    path: u32,
+    peer: PeerIdx,
+    regions: Arc<RegionTable>,
+    control: Arc<dyn ControlPath>,
+    is_caller: bool,
+    bindings: Mutex<Bindings>,
+    ended: OnceLock<String>,
+    closed: AtomicBool,
+    num_rails: AtomicUsize,
+    num_theirs: AtomicUsize,
+    stats: Arc<PeerStats>,
+}
+
+#[derive(Default)]
+struct Bindings {
+    table: BindingTable,
+    asked: HashMap<u64, Arc<Binding>>,
+    next_request: u64,
+}
+
+impl<N: Nic> RailLink<N> {
+    pub(super) fn make(group: Arc<RailGroup<N>>, options: PathOptions) -> Arc<dyn RailPath> {
+        let PathOptions { peer, regions, control, is_caller } = options;
+        let stats = Arc::new(PeerStats::new(MAX_RAILS));
+        let path = Path {
+            peer,
+            rails: Vec::new(),
+            waiting: VecDeque::new(),
+            turn: 0,
+            stats: Arc::clone(&stats),
+            splits: Arc::new(Splits::default()),
+            control: Arc::clone(&control),
+            library: group.library(),
+            is_caller,
+            why: String::new(),
+        };
+        let path = group.state().book.paths.insert(path);
+        Arc::new(Self {
+            group,
+            path,
+            peer,
+            regions,
+            control,
+            is_caller,
+            bindings: Mutex::default(),
+            ended: OnceLock::new(),
+            closed: AtomicBool::new(false),
+            num_rails: AtomicUsize::new(0),
+            num_theirs: AtomicUsize::new(0),
+            stats,
+        })
+    }
+
+    fn is_closed(&self) -> bool {
+        // ORDERING: a late look finds the path gone.
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn tell(&self, message: Rails) {
+        let control = anyfabric_wire::Control::Rails { library: self.group.library(), message };
+        self.control.send_control(control.encode());
+    }
+
+    fn bindings(&self) -> MutexGuard<'_, Bindings> {
+        self.bindings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A peer asks for a region's keys.
+    fn export(&self, region: u64, key: u64, nbytes: u64) -> Result<Vec<(u64, u64)>, Refusal> {
+        let memory = self.regions.admit(self.peer, region, key)?;
+        if memory.nbytes() != nbytes {
+            return Err(Refusal::OutOfBounds);
+        }
+        let remotes = self.group.register(&memory).map_err(|error| {
+            log::error!("region {region} cannot be registered for peer {}: {error}", self.peer);
+            Refusal::NotRegistered
+        })?;
+        memory.grant(self.peer, key)?;
+        Ok(remotes.collect())
+    }
+
+    fn bound(&self, request: u64, result: Result<Vec<(u64, u64)>, Refusal>) {
+        let Some(binding) = self.bindings().asked.remove(&request) else { return };
+        match result {
+            Ok(keys) if keys.len() == self.num_theirs.load(Ordering::Relaxed) && !keys.is_empty() => {
+                let keys = keys.into_iter().map(|(base, key)| RemoteMemory { base, key }).collect();
+                binding.accept(Target::Nics(keys));
+            }
+            Ok(_) => binding.refuse(Refusal::NotRegistered),
+            Err(refusal) => binding.refuse(refusal),
+        }
+    }
+
+    fn up(&self) -> (usize, usize) {
+        let mut state = self.group.state();
+        state.book.paths.get_mut(self.path).map_or((0, 0), |path| (path.num_up(), path.rails.len()))
+    }
+}
+
+impl<N: Nic> RailPath for RailLink<N> {
+    fn begin(&self) {
+        self.tell(Rails::Offer { nics: self.group.abouts().iter().map(|about| about.gbps).collect() });
+    }
+
+    fn on_message(&self, message: Rails) {
+        if self.is_closed() {
+            return;
+        }
+        let now_ns = self.group.clock.now_ns();
+        let path = self.path;
+        match message {
+            Rails::Offer { nics } => {
+                // ORDERING: messages come one after the other; statistics and people read it too.
+                self.num_theirs.store(nics.len().min(MAX_NICS), Ordering::Relaxed);
+                let mut state = self.group.state();
+                state.offered(path, self.group.abouts(), &nics[..nics.len().min(MAX_NICS)], now_ns);
+                let num_rails = state.book.paths.get_mut(path).map_or(0, |path| path.rails.len());
+                self.num_rails.store(num_rails, Ordering::Relaxed);
+            }
+            Rails::Call { rail, attempt, address } if !self.is_caller => {
+                self.group.state().called(path, rail.into(), attempt, &address, now_ns);
+            }
+            Rails::Answered { rail, attempt, result } if self.is_caller => {
+                self.group.state().answered(path, rail.into(), attempt, result, now_ns);
+            }
+            Rails::Ready { rail, attempt } if !self.is_caller => {
+                self.group.state().ready(path, rail.into(), attempt, now_ns);
+            }
+            Rails::Call { .. } | Rails::Answered { .. } | Rails::Ready { .. } => {}
+            Rails::Broken { rail, attempt } => {
+                self.group.state().broken_there(path, rail.into(), attempt, now_ns);
+            }
+            Rails::End { why } => drop(self.ended.set(why)),
+            Rails::Bind { request, region, key, nbytes } => {
+                let result = self.export(region, key, nbytes);
+                self.tell(Rails::Bound { request, result });
+            }
+            Rails::Bound { request, result } => self.bound(request, result),
+        }
+    }
+
+    fn tick(&self) {
+        if !self.is_closed() {
+            self.group.state().tick(self.path, self.group.clock.now_ns());
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        if let Some(why) = self.ended.get() {
+            return Standing::Ended(format!("the peer: {why}"));
+        }
+        let mut state = self.group.state();
+        let Some(path) = state.book.paths.get_mut(self.path) else {
+            return Standing::Failed("the path was closed".into());
+        };
+        let is_decided = !path.rails.is_empty() && path.rails.iter().all(|rail| rail.is_decided);
+        match path.num_up() {
+            _ if !is_decided => Standing::Making,
+            0 => Standing::Failed(format!("no rail could be made: {}", path.why)),
+            _ => Standing::Ready,
+        }
+    }
+
+    fn expel(&self) {
+        let now_ns = self.group.clock.now_ns();
+        let mut state = self.group.state();
+        let num_rails = state.book.paths.get_mut(self.path).map_or(0, |path| path.rails.len());
+        for rail in 0..num_rails {
+            let is_up = state.book.rail(self.path, rail).is_some_and(|rail| rail.stage != Stage::Down);
+            if is_up {
+                state.stop_rail(self.path, rail, "a peer was fenced that did not answer", now_ns);
+            }
+        }
+    }
+}
+
+impl<N: Nic> Link for RailLink<N> {
+    fn transport(&self) -> &'static str {
+        match self.group.library() {
+            NicLibrary::Verbs => "verbs",
+            NicLibrary::Libfabric => "libfabric",
+        }
+    }
+
+    fn num_nics(&self) -> usize {
+        // ORDERING: for people.
+        self.num_rails.load(Ordering::Relaxed).max(1)
+    }
+
+    fn manner(&self) -> String {
+        let (up, all) = self.up();
+        let names: Vec<_> =
+            self.group.abouts().iter().map(|about| format!("{} ({})", about.name, about.manner)).collect();
+        format!("{up} of {all} rails over {}", names.join(", "))
+    }
+
+    fn is_degraded(&self) -> bool {
+        let (up, all) = self.up();
+        up < all
+    }
+
+    fn carries_messages(&self) -> bool {
+        false
+    }
+
+    fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
+        let mut bindings = self.bindings();
+        if let Some(binding) = bindings.table.find(region, key, nbytes) {
+            return Arc::clone(binding);
+        }
+        let binding = Arc::new(Binding::pending(region, key, nbytes));
+        let request = bindings.next_request;
+        bindings.next_request += 1;
+        bindings.asked.insert(request, Arc::clone(&binding));
+        bindings.table.insert(Arc::clone(&binding));
+        drop(bindings);
+        if self.is_closed() {
+            binding.refuse(Refusal::Closing);
+        } else {
+            self.tell(Rails::Bind { request, region, key, nbytes });
+        }
+        binding
+    }
+
+    fn try_inline(&self, _write: &Inline<'_>) -> Option<Result<(), Failure>> {
+        // Done means acknowledged by the peer's NIC, and that takes a round trip.
+        None
+    }
+
+    fn post(&self, op: Op) -> bool {
+        if self.is_closed() {
+            op.end(Err(Failure::PeerLost("it was given up".into())));
+            return false;
+        }
+        if let Payload::Write { source, .. } = &op.payload {
+            if let Err(error) = self.group.register(source) {
+                op.end(Err(Failure::Exhausted(error.to_string())));
+                return false;
+            }
+        }
+        self.group.submit(self.path, op);
+        true
+    }
+
+    fn poll(&self, sink: &dyn Sink) -> bool {
+        self.group.poll(sink)
+    }
+
+    fn ready(&self, _channel: u8, _ready: Ready, _sink: &dyn Sink) {}
+
+    fn reap(&self) {
+        let now_ns = self.group.clock.now_ns();
+        let mut state = self.group.state();
+        state.book.reap(self.path, now_ns);
+    }
+
+    fn release(&self, region: u64, key: u64, refusal: Refusal) -> bool {
+        let table = &mut self.bindings().table;
+        table.refuse(region, key, refusal);
+        table.settle(region, key)
+    }
+
+    fn withhold(&self, region: &Region) -> bool {
+        // Its NIC writes without asking: only its word, or stopping its rails, is sure.
+        !region.granted_to().contains(&self.peer)
+    }
+
+    fn close(&self, why: &Failure) {
+        // ORDERING: see `is_closed`.
+        self.closed.store(true, Ordering::Release);
+        {
+            let mut bindings = self.bindings();
+            bindings.table.close();
+            bindings.asked.clear();
+        }
+        let now_ns = self.group.clock.now_ns();
+        let mut state = self.group.state();
+        let left: VecDeque<(u32, Op)> = {
+            let mut left = self.group.left();
+            let (ours, others) = std::mem::take(&mut *left).into_iter().partition(|(path, _)| *path == self.path);
+            *left = others;
+            ours
+        };
+        let flights: Vec<u32> =
+            state.book.parts.iter().filter(|(_, part)| part.path == self.path).map(|(_, part)| part.flight).collect();
+        for flight in flights {
+            state.book.fail_flight(flight, |_| why.clone());
+        }
+        let num_rails = state.book.paths.get_mut(self.path).map_or(0, |path| path.rails.len());
+        (0..num_rails).for_each(|rail| state.abandon(self.path, rail, "the peer was given up", now_ns));
+        let path = state.book.paths.remove(self.path);
+        let waiting = path.map(|path| path.waiting).unwrap_or_default();
+        drop(state);
+        for op in left.into_iter().map(|(_, op)| op).chain(waiting) {
+            op.end(Err(why.clone()));
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        // Its rails are gone: our NICs take nothing of the peer's any more.
+        self.is_closed()
+    }
+
+    fn stats(&self) -> &PeerStats {
+        &self.stats
+    }
+}
+
+impl<N: Nic> std::fmt::Debug for RailLink<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RailLink").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}

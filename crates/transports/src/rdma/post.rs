@@ -1,0 +1,244 @@
+//! From operations to batches: shards, queues and windows.
+
+use anyfabric_plan::{shard_bytes, shard_pages, Extent, Extents, Shard};
+use anyfabric_wire::WireImm;
+
+use super::book::{Batched, Book, Flight, Part, Stage};
+use super::cut::{Cursor, Limits, Next};
+use super::nic::{Batch, Marks, Nic, RemoteMemory};
+use super::registrations::Registrations;
+use crate::mutant::Mutant;
+use crate::{Failure, Op, Payload, Target};
+
+impl Book {
+    /// Takes an operation: cuts it up and queues its parts. Given back when no
+    /// rail stands.
+    pub(super) fn start(&mut self, path_idx: u32, op: Op, now_ns: u64) -> Option<Op> {
+        let Some(path) = self.paths.get_mut(path_idx) else {
+            op.end(Err(Failure::PeerLost("it was given up".into())));
+            return None;
+        };
+        let mut speeds = [0_u32; MAX_RAILS];
+        for (speed, rail) in speeds.iter_mut().zip(&path.rails) {
+            *speed = if rail.stage == Stage::Up { rail.speed } else { 0 };
+        }
+        let speeds = &speeds[..path.rails.len().min(MAX_RAILS)];
+        if speeds.iter().all(|speed| *speed == 0) {
+            return Some(op);
+        }
+        let turn = path.turn;
+        path.turn = turn.wrapping_add(1);
+        let nbytes = op.nbytes();
+        let (shards, is_split) = match &op.payload {
+            Payload::Write { extents: Extents::One(extent), .. } => {
+                let shards = shard_bytes(extent.nbytes, speeds, SHARD_BYTES, turn);
+                match op.imm {
+                    Some((imm, _)) if shards.len() > 1 && !path.splits.begin(imm, op.id) => {
+                        (shard_bytes(extent.nbytes, speeds, u64::MAX, turn), false)
+                    }
+                    Some(_) => {
+                        let is_split = shards.len() > 1;
+                        (shards, is_split)
+                    }
+                    None => (shards, false),
+                }
+            }
+            Payload::Write { extents, .. } => {
+                let page_bytes = nbytes / extents.num_extents().max(1) as u64;
+                (shard_pages(extents.num_extents(), page_bytes, speeds, SHARD_BYTES, turn), false)
+            }
+            _ => (shard_bytes(0, speeds, u64::MAX, turn), false),
+        };
+        let is_bulk = nbytes > SMALL_BYTES;
+        let imm = op.imm.map(|(imm, _)| imm);
+        let is_pages = matches!(&op.payload, Payload::Write { extents: Extents::Pages { .. }, .. });
+        let unit = if is_pages { nbytes / shards.iter().map(|shard| shard.len).sum::<u64>().max(1) } else { 1 };
+        let flight = Flight { op, parts_left: shards.len() as u32, failure: None, is_split, began_ns: now_ns };
+        let flight = self.flights.insert(flight);
+        for (idx, Shard { nic_idx: rail_no, start, len, quarters }) in shards.iter().copied().enumerate() {
+            let mut imm = imm.map(|imm| WireImm { imm, quarters: if is_pages { 4 } else { quarters } });
+            if Mutant::DropQuarter.is_on() && is_split && idx == 0 {
+                imm = imm.filter(|imm| imm.quarters > 1).map(|imm| WireImm { quarters: imm.quarters - 1, ..imm });
+            }
+            let part = Part {
+                flight,
+                path: path_idx,
+                rail: rail_no,
+                cursor: Cursor::new(start, len),
+                imm: imm.map(WireImm::encode),
+                is_bulk,
+                under_way: 0,
+                has_begun: false,
+                is_parked: false,
+            };
+            let part = self.parts.insert(part);
+            if let Some(path) = self.paths.get_mut(path_idx) {
+                path.stats.nic(rail_no).sent(len * unit);
+                let rail = &mut path.rails[rail_no];
+                if is_bulk { &mut rail.bulk } else { &mut rail.small }.push_back(part);
+            }
+            self.set_dirty(path_idx, rail_no);
+        }
+        None
+    }
+
+    /// Posts what there is room for on one rail.
+    pub(super) fn pump<N: Nic>(
+        &mut self,
+        nics: &mut [N],
+        registrations: &[Registrations<N::Domain>],
+        (path, rail_no): (u32, usize),
+        writes: &mut Vec<Extent>,
+        now_ns: u64,
+    ) {
+        let Some(rail) = self.rail(path, rail_no) else { return };
+        rail.is_dirty = false;
+        let (Stage::Up, Some(idx)) = (rail.stage, rail.idx) else { return };
+        let (nic_no, theirs) = (rail.nic, rail.theirs);
+        let nic = &mut nics[nic_no];
+        let limits = Limits {
+            max_writes: BATCH,
+            segment_bytes: SEGMENT_BYTES.min(nic.about().max_write_bytes.max(1)),
+            is_ordered: nic.about().is_ordered,
+        };
+        while let Some(part_idx) = self.next_part(path, rail_no) {
+            let room = nic.room(idx);
+            if room == 0 {
+                // Others use what the NIC has in common; this rail's own completions wake it otherwise.
+                if self.rail(path, rail_no).is_some_and(|rail| rail.under_way == 0) {
+                    self.set_dirty(path, rail_no);
+                }
+                break;
+            }
+            let limits = Limits { max_writes: BATCH.min(room), ..limits };
+            let posted = self.post_part(nic, (&registrations[nic_no], theirs), part_idx, limits, writes);
+            let Some(part) = self.parts.get_mut(part_idx) else { break };
+            let (is_over, is_bulk) = (part.cursor.is_over(), part.is_bulk);
+            let leaves = is_over || posted == Some(0) && part.is_parked;
+            let Some(rail) = self.rail(path, rail_no) else { break };
+            if leaves {
+                let queue =
+                    if is_bulk && rail.bulk.front() == Some(&part_idx) { &mut rail.bulk } else { &mut rail.small };
+                queue.pop_front();
+            }
+            if is_over {
+                self.settle_part(part_idx, now_ns);
+            }
+            if posted.is_none() {
+                // The NIC takes nothing just now; or the rail broke, as the next poll says.
+                self.set_dirty(path, rail_no);
+                break;
+            }
+        }
+        let _ = nic.flush(idx);
+    }
+
+    /// Small ones first; large ones while few of their bytes are under way, so
+    /// that a small one is never far behind.
+    fn next_part(&mut self, path: u32, rail_no: usize) -> Option<u32> {
+        let rail = self.rail(path, rail_no)?;
+        let bulk = || rail.bulk.front().filter(|_| rail.bulk_bytes < BULK_WINDOW);
+        rail.small.front().or_else(bulk).copied()
+    }
+
+    /// Posts one batch of a part; how many writes, or `None` when the rail is
+    /// broken.
+    fn post_part<N: Nic>(
+        &mut self,
+        nic: &mut N,
+        (registrations, theirs): (&Registrations<N::Domain>, usize),
+        part_idx: u32,
+        limits: Limits,
+        writes: &mut Vec<Extent>,
+    ) -> Option<usize> {
+        let part = self.parts.get_mut(part_idx)?;
+        let flight = self.flights.get_mut(part.flight)?;
+        // Given up, taken back by its owner, or failed on another rail: what has not been posted is not.
+        let given_up = flight.failure.clone().or_else(|| flight.op.ticket.given_up());
+        let given_up = given_up.or_else(|| refused(&flight.op));
+        if let Some(why) = given_up {
+            part.cursor.stop();
+            let flight = part.flight;
+            self.fail_flight(flight, |_| why);
+            return Some(0);
+        }
+        let rail = self.paths.get(part.path)?.rails.get(part.rail)?.idx?;
+        let (taken, nbytes) = match &flight.op.payload {
+            Payload::Write { source, binding, extents } => {
+                let (Ok(source), Some(Target::Nics(keys))) = (registrations.of(source), binding.target()) else {
+                    part.cursor.stop();
+                    let flight = part.flight;
+                    self.fail_flight(flight, |_| Failure::Exhausted("the source is not registered any more".into()));
+                    return Some(0);
+                };
+                let before = part.cursor;
+                let marks = match part.cursor.next(extents, part.imm, limits, part.under_way == 0, writes) {
+                    Next::Batch(marks) => marks,
+                    Next::Wait => {
+                        part.is_parked = true;
+                        return Some(0);
+                    }
+                    Next::Over => return Some(0),
+                };
+                let token = self.batches.insert(Batched { part: part_idx, nbytes: 0 });
+                let target = keys.get(theirs).copied().unwrap_or(RemoteMemory { base: 0, key: 0 });
+                let batch = Batch { source, target, writes, marks, token };
+                let taken = nic.post(rail, &batch).unwrap_or(0);
+                let nbytes = writes[..taken].iter().map(|write| write.nbytes).sum();
+                if taken == 0 {
+                    self.batches.remove(token);
+                    part.cursor = before;
+                    return None;
+                }
+                if taken < writes.len() {
+                    part.cursor.take_back(writes.len(), taken);
+                }
+                if let Some(batched) = self.batches.get_mut(token) {
+                    batched.nbytes = nbytes;
+                }
+                debug_assert!(taken == writes.len() || !matches!(marks, Marks::Last(_)));
+                (taken, nbytes)
+            }
+            Payload::Signal | Payload::Message(_) => {
+                let token = self.batches.insert(Batched { part: part_idx, nbytes: 0 });
+                let Ok(true) = nic.signal(rail, part.imm.unwrap_or(0), token) else {
+                    self.batches.remove(token);
+                    return None;
+                };
+                part.cursor.stop();
+                (1, 0)
+            }
+        };
+        part.under_way += 1;
+        part.has_begun = true;
+        let (path, rail_no, is_bulk) = (part.path, part.rail, part.is_bulk);
+        let rail = self.rail(path, rail_no)?;
+        rail.under_way += 1;
+        if is_bulk {
+            rail.bulk_bytes += nbytes;
+        }
+        Some(taken)
+    }
+}
+
+fn refused(op: &Op) -> Option<Failure> {
+    let Payload::Write { binding, .. } = &op.payload else { return None };
+    match binding.state() {
+        crate::BindingState::Refused(refusal) => Some(Failure::Refused(refusal)),
+        _ => None,
+    }
+}
+
+/// Rails to one peer at most: a count has four quarters.
+pub(super) const MAX_RAILS: usize = anyfabric_plan::MAX_SHARDS;
+/// A write uses as many rails as get this much each.
+const SHARD_BYTES: u64 = 128 << 10;
+/// Operations up to this length overtake longer ones.
+const SMALL_BYTES: u64 = 64 << 10;
+/// Bytes of long operations that are under way on one rail: four times what a
+/// 400 Gbit/s link carries in 20 µs.
+const BULK_WINDOW: u64 = 4 << 20;
+/// Longest write.
+const SEGMENT_BYTES: u64 = 1 << 20;
+/// Most writes in a batch.
+const BATCH: usize = 64;
