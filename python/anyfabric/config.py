@@ -23,7 +23,7 @@ __all__ = ["SETTINGS", "Resolved", "Setting", "native_config", "resolve", "unkno
 
 Origin = Literal["argument", "environment", "default"]
 PREFIX = "ANYFABRIC_"
-TRANSPORTS = ("shm", "tcp")
+TRANSPORTS = ("shm", "verbs", "tcp")
 """Transports of this build that connect processes; `loopback` is for the Rust tests alone."""
 
 
@@ -208,6 +208,24 @@ def _transports(given: object) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _names(given: object) -> tuple[str, ...]:
+    parts = given.split(",") if isinstance(given, str) else given
+    names: list[str] = []
+    if isinstance(parts, (list, tuple)):
+        names = [str(name).strip() for name in cast("Iterable[object]", parts)]
+    if not 1 <= len(names) <= 4 or len(set(names)) != len(names) or not all(names):
+        msg = "1 to 4 names, each once, separated by commas"
+        raise ValueError(msg)
+    return tuple(names)
+
+
+def _path(given: object) -> str:
+    if not isinstance(given, str) or not given.strip() or "\0" in given:
+        msg = "a path"
+        raise ValueError(msg)
+    return given.strip()
+
+
 def _secret(given: object) -> bytes:
     data = given.encode() if isinstance(given, str) else given
     if not isinstance(data, (bytes, bytearray)) or not data:
@@ -256,6 +274,83 @@ SETTINGS: tuple[Setting, ...] = (
         "127.0.0.1:0",
         "Where the control listener binds; port 0 lets the kernel choose",
         _listen,
+    ),
+    Setting(
+        "nics",
+        "ANYFABRIC_NICS",
+        None,
+        "NICs to use, as mlx5_0 or mlx5_0:2; without any the fastest that are up",
+        _names,
+    ),
+    Setting(
+        "nics_per_device",
+        "ANYFABRIC_NICS_PER_DEVICE",
+        4,
+        "NICs to use at most",
+        _integer(1, 4),
+    ),
+    Setting(
+        "gid_index",
+        "ANYFABRIC_GID_INDEX",
+        None,
+        "Index in a port's GID table, instead of the one that most networks route",
+        _integer(0, 255),
+    ),
+    Setting(
+        "traffic_class",
+        "ANYFABRIC_TRAFFIC_CLASS",
+        0,
+        "Traffic class of verbs; on RoCE four times the DSCP",
+        _integer(0, 255),
+    ),
+    Setting(
+        "service_level",
+        "ANYFABRIC_SERVICE_LEVEL",
+        0,
+        "Service level of verbs",
+        _integer(0, 15),
+    ),
+    Setting(
+        "pkey_index",
+        "ANYFABRIC_PKEY_INDEX",
+        0,
+        "Index in a port's table of partition keys",
+        _integer(0, 65535),
+    ),
+    Setting(
+        "ack_timeout",
+        "ANYFABRIC_ACK_TIMEOUT",
+        14,
+        "Until verbs sends an unanswered packet again: 4.096 us times 2 to this power",
+        _integer(1, 31),
+    ),
+    Setting(
+        "retry_count",
+        "ANYFABRIC_RETRY_COUNT",
+        7,
+        "Times that verbs sends an unanswered packet again",
+        _integer(0, 7),
+    ),
+    Setting(
+        "rnr_retry",
+        "ANYFABRIC_RNR_RETRY",
+        6,
+        "Times that verbs asks a peer again that takes no more arrivals; never for ever",
+        _integer(0, 6),
+    ),
+    Setting(
+        "relaxed_ordering",
+        "ANYFABRIC_RELAXED_ORDERING",
+        True,  # noqa: FBT003 - a value like the others
+        "Whether a NIC's writes to memory may pass one another on the bus, where NIC and library know how",
+        _flag,
+    ),
+    Setting(
+        "verbs_library",
+        "ANYFABRIC_VERBS_LIBRARY",
+        None,
+        "Path of libibverbs, instead of the one that the system finds",
+        _path,
     ),
     Setting(
         "tcp_streams",

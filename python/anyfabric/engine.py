@@ -48,6 +48,17 @@ class Engine(_core.Engine):
         require: str | None = None,
         secret: str | bytes | None = None,
         listen: str | None = None,
+        nics: Sequence[str] | str | None = None,
+        nics_per_device: int | None = None,
+        gid_index: int | None = None,
+        traffic_class: int | None = None,
+        service_level: int | None = None,
+        pkey_index: int | None = None,
+        ack_timeout: int | None = None,
+        retry_count: int | None = None,
+        rnr_retry: int | None = None,
+        relaxed_ordering: bool | None = None,
+        verbs_library: str | None = None,
         tcp_streams: int | None = None,
         polling: Literal["adaptive", "busy"] | None = None,
         isolate: bool | None = None,
@@ -58,27 +69,33 @@ class Engine(_core.Engine):
         queue_full: Literal["block", "raise"] | None = None,
         max_message_bytes: int | None = None,
     ) -> Self:
-        """Start an engine. `None` takes the setting from its variable, else its default.
+        """Start an engine. `None` takes a setting from `ANYFABRIC_<NAME>`, else its default.
 
         Args:
-            transports: Candidates, `("shm", "tcp")`; every pair uses the fastest that both have.
-                `ANYFABRIC_TRANSPORTS`.
-            require: Refuse every path slower than this transport. `ANYFABRIC_REQUIRE`.
-            secret: Cluster secret that both sides prove. `ANYFABRIC_SECRET`.
-            listen: `HOST[:PORT]` of the control listener, `"127.0.0.1:0"`. `ANYFABRIC_LISTEN`.
+            transports: Candidates, `("shm", "verbs", "tcp")`; every pair uses the fastest that both have.
+            require: Refuse every path slower than this transport.
+            secret: Cluster secret that both sides prove.
+            listen: `HOST[:PORT]` of the control listener, `"127.0.0.1:0"`.
+            nics: NICs to use, as `"mlx5_0"` or `"mlx5_0:2"`; by default the fastest that are up.
+            nics_per_device: NICs to use at most, 1 to 4, 4.
+            gid_index: Index in a port's GID table; by default a RoCE v2 one with an IPv4 address.
+            traffic_class: Of verbs, 0.
+            service_level: Of verbs, 0.
+            pkey_index: Of verbs, 0.
+            ack_timeout: 4.096 us times 2 to this power, 14, until a packet is sent again.
+            retry_count: Times that it is sent again, 7.
+            rnr_retry: Times that a peer which takes no more arrivals is asked again, 6.
+            relaxed_ordering: Whether a NIC's writes to memory may pass one another, true.
+            verbs_library: Path of libibverbs.
             tcp_streams: Data streams per tcp peer, 1 to 4, 2; they count as its NICs.
-                `ANYFABRIC_TCP_STREAMS`.
             polling: `"adaptive"` spins briefly, then blocks; `"busy"` never blocks.
-                `ANYFABRIC_POLLING`.
-            isolate: Neither use nor allow `process_vm_writev`. `ANYFABRIC_ISOLATE`.
-            heartbeat_s: Seconds between heartbeats, 1. `ANYFABRIC_HEARTBEAT_S`.
+            isolate: Neither use nor allow `process_vm_writev`.
+            heartbeat_s: Seconds between heartbeats, 1.
             heartbeats_lost: Heartbeats missed in a row before a peer is lost, 3.
-                `ANYFABRIC_HEARTBEATS_LOST`.
-            timeout_s: Deadline in seconds of submissions that name none, 30. `ANYFABRIC_TIMEOUT_S`.
-            queue_depth: Operations that may wait for a worker, 1024. `ANYFABRIC_QUEUE_DEPTH`.
+            timeout_s: Deadline in seconds of submissions that name none, 30.
+            queue_depth: Operations that may wait for a worker, 1024.
             queue_full: `"block"` until the deadline, or `"raise"` `QueueFull`.
-                `ANYFABRIC_QUEUE_FULL`.
-            max_message_bytes: Largest message of `send`, 65536. `ANYFABRIC_MAX_MESSAGE_BYTES`.
+            max_message_bytes: Largest message of `send`, 65536.
 
         Raises:
             InvalidArgument: A value is out of range; the message names its origin.

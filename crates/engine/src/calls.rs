@@ -80,7 +80,7 @@ impl Inner {
     pub(crate) fn transports(&self) -> Vec<String> {
         match &self.simulated {
             Some(_) => vec!["loopback".into()],
-            None => self.config.transports.clone(),
+            None => self.groups.available(&self.config),
         }
     }
 

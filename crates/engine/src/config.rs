@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use anyfabric_plan::MAX_SHARDS;
 use anyfabric_transports::tcp::TcpLink;
+use anyfabric_transports::verbs::VerbsSettings;
 
 use crate::{Error, Result};
 
@@ -30,7 +32,7 @@ pub enum QueueFull {
 /// Settings of an engine.
 #[derive(Clone)]
 pub struct Config {
-    /// Transports to use, of `shm` and `tcp`.
+    /// Transports to use, of `shm`, `verbs` and `tcp`.
     pub transports: Vec<String>,
     /// Refuse every other transport than this one.
     pub require: Option<String>,
@@ -38,6 +40,12 @@ pub struct Config {
     pub secret: Option<Vec<u8>>,
     /// `HOST:PORT` of the control listener; port 0 lets the kernel choose.
     pub listen: String,
+    /// NICs to use: "mlx5_0", "mlx5_0:2"; the fastest active ports when empty.
+    pub nics: Vec<String>,
+    /// NICs to use at most, 1 to 4.
+    pub nics_per_device: usize,
+    /// Of the verbs transport.
+    pub verbs: VerbsSettings,
     /// Data streams per tcp peer, 1 to 4.
     pub tcp_streams: usize,
     /// How threads wait.
@@ -69,12 +77,12 @@ impl Config {
     pub(crate) fn validate(&self) -> Result<()> {
         let fail = |message: String| Err(Error::invalid(message).during("start"));
         for name in self.transports.iter().chain(&self.require) {
-            if !["shm", "tcp"].contains(&name.as_str()) {
-                return fail(format!("unknown transport {name:?}; this build has shm and tcp"));
+            if !TRANSPORTS.contains(&name.as_str()) {
+                return fail(format!("unknown transport {name:?}; this build has {}", TRANSPORTS.join(", ")));
             }
         }
         if self.transports.is_empty() {
-            return fail("no transport is left; give at least one of shm and tcp".into());
+            return fail("no transport is left; give at least one of ".to_owned() + &TRANSPORTS.join(", "));
         }
         if let Some(required) = &self.require {
             if !self.transports.contains(required) {
@@ -83,6 +91,13 @@ impl Config {
         }
         if !(1..=TcpLink::MAX_STREAMS).contains(&self.tcp_streams) {
             return fail(format!("tcp_streams is {}, expected 1 to {}", self.tcp_streams, TcpLink::MAX_STREAMS));
+        }
+        if !(1..=MAX_SHARDS).contains(&self.nics_per_device) || self.nics.len() > MAX_SHARDS {
+            let given = self.nics_per_device.max(self.nics.len());
+            return fail(format!("{given} NICs are given, expected 1 to {MAX_SHARDS}"));
+        }
+        if let Some(fault) = self.verbs.fault() {
+            return fail(fault);
         }
         if self.queue_depth == 0 || self.heartbeats_lost == 0 || self.heartbeat.is_zero() {
             return fail("queue_depth, heartbeats_lost and heartbeat must not be zero".into());
@@ -98,10 +113,13 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            transports: vec!["shm".into(), "tcp".into()],
+            transports: TRANSPORTS.map(str::to_owned).to_vec(),
             require: None,
             secret: None,
             listen: "127.0.0.1:0".into(),
+            nics: Vec::new(),
+            nics_per_device: MAX_SHARDS,
+            verbs: VerbsSettings::default(),
             tcp_streams: 2,
             polling: Polling::Adaptive,
             isolate: false,
@@ -125,3 +143,6 @@ impl std::fmt::Debug for Config {
             .finish_non_exhaustive()
     }
 }
+
+/// Transports between processes, fastest first.
+pub(crate) const TRANSPORTS: [&str; 3] = ["shm", "verbs", "tcp"];

@@ -26,6 +26,7 @@ use crate::events::Event;
 use crate::inner::{lock, nanos, Inner};
 use crate::meet::{Meet, MeetError};
 use crate::peer::{Base, Peer, Phase, Session};
+use crate::rails::{name_of, LIBRARIES};
 
 /// What a handshake is held over, and what the control connection becomes.
 pub(crate) enum Way {
@@ -72,6 +73,10 @@ impl Inner {
     /// Unix socket.
     pub(crate) fn choose_path(&self, driver: &mut Driver, peer: &Arc<Peer>) {
         let Some(session) = peer.state().session.clone() else { return };
+        // Rails that were given up are not made again; everything else may have changed.
+        let was_tried =
+            |name: &str| LIBRARIES.into_iter().any(|library| name_of(library) == name && peer.rails(library).is_some());
+        peer.state().obstacles.retain(|(name, _)| was_tried(name));
         match self.shm_obstacle(&session) {
             Some(obstacle) => self.settle_path(peer, Some(obstacle)),
             None => {
@@ -92,6 +97,9 @@ impl Inner {
         if !has(&self.config.transports) {
             return Some("not enabled here".into());
         }
+        if let Some(required) = self.config.require.as_deref().filter(|required| *required != "shm") {
+            return Some(format!("{required} is required"));
+        }
         if !has(&session.transports) {
             return Some("not enabled at the peer".into());
         }
@@ -106,6 +114,16 @@ impl Inner {
         if peer.lost().is_some() {
             return;
         }
+        if let Some(why) = shm_obstacle {
+            peer.state().obstacles.push(("shm", why));
+        }
+        if peer.link().is_some() || !self.try_rails(peer) {
+            self.finish_path(peer);
+        }
+    }
+
+    /// Chooses among what was found to work.
+    pub(crate) fn finish_path(&self, peer: &Arc<Peer>) {
         let Some(session) = peer.state().session.clone() else { return };
         let has = |transports: &[String]| transports.iter().any(|name| name == "tcp");
         let tcp_obstacle = match (has(&self.config.transports), has(&session.transports)) {
@@ -115,19 +133,23 @@ impl Inner {
         };
         let candidates = match &self.simulated {
             Some(_) => vec![Candidate { name: "loopback", obstacle: None }],
-            None => vec![
-                Candidate { name: "shm", obstacle: shm_obstacle },
-                Candidate { name: "tcp", obstacle: tcp_obstacle },
-            ],
+            None => {
+                let state = peer.state();
+                let tried = |name| Candidate { name, obstacle: state.obstacle(name).map(str::to_owned) };
+                let rails = LIBRARIES.into_iter().map(|library| tried(name_of(library)));
+                let tcp = Candidate { name: "tcp", obstacle: tcp_obstacle };
+                std::iter::once(tried("shm")).chain(rails).chain([tcp]).collect()
+            }
         };
         let require = self.config.require.as_deref().filter(|_| self.simulated.is_none());
         let choice = choose(&candidates, require);
         match choice.name {
-            Some("shm") => {}
-            Some(_) => {
+            Some("tcp" | "loopback") => {
                 peer.use_base();
                 self.set_uses_streams();
             }
+            // In use since it was made.
+            Some(_) => {}
             None => {
                 peer.state().reason.clone_from(&choice.reason);
                 let why = format!(
@@ -244,7 +266,7 @@ impl Inner {
                 }
                 return;
             }
-            Phase::Joining { until_ns } if now_ns >= until_ns => {
+            Phase::Joining { until_ns } if now_ns >= until_ns && !self.rails_are_late(peer) => {
                 self.settle_path(peer, Some("no answer on the Unix socket: another network namespace?".into()));
             }
             Phase::Broken { until_ns, .. } if now_ns >= until_ns => {
@@ -263,6 +285,7 @@ impl Inner {
             return self.give_up(peer, &format!("nothing heard for {seconds:.1} s"));
         }
         self.send_due(driver, peer, now_ns);
+        peer.all_rails().for_each(|path| path.tick());
     }
 
     fn give_up(&self, peer: &Arc<Peer>, why: &str) {
@@ -316,6 +339,11 @@ impl Inner {
         match message {
             Control::Heartbeat { received } => peer.base.confirm(received),
             Control::Revoke { region, key, revoke } => {
+                // At once: what comes after this message may be a new way to the region.
+                let refusal = anyfabric_wire::Refusal::Revoked;
+                for link in peer.links() {
+                    link.release(region, key, refusal);
+                }
                 driver.releases.push(Release { peer: Arc::clone(peer), region, key, revoke });
             }
             Control::Revoked { revoke } => self.revokes.acknowledged(self, peer, revoke),
@@ -332,6 +360,7 @@ impl Inner {
             // ORDERING: notices.
             Control::EarlyArrivalsFull { .. } => peer.refuses_early.store(true, Ordering::Relaxed),
             Control::EarlyArrivalsRoom => peer.refuses_early.store(false, Ordering::Relaxed),
+            Control::Rails { library, message } => self.on_rails(peer, library, message),
             Control::Goodbye => self.part_from(peer, "it has closed its engine", 20),
         }
     }

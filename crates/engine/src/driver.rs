@@ -108,6 +108,9 @@ impl Inner {
                 moved |= peer.dispatch_waiting();
             }
         }
+        for group in self.groups.opened() {
+            moved |= group.poll(self);
+        }
         while let Some(event) = self.take_event() {
             self.handle_event(driver, event);
             moved = true;
@@ -137,6 +140,8 @@ impl Inner {
                 KIND_OWN => match event.token {
                     LISTENER => self.accept_calls(driver),
                     LOCAL_LISTENER => self.accept_joins(driver),
+                    // Completions: whoever drives polls them.
+                    NICS => {}
                     _ => self.wake_fd.clear(),
                 },
                 KIND_MEET => self.step_meet(driver, idx),
@@ -300,6 +305,9 @@ impl Inner {
             }
             self.tick_peer(driver, &peer, now_ns);
         }
+        for group in self.groups.opened() {
+            group.look_at_ports(now_ns);
+        }
         let is_busy = self.expire(now_ns);
         self.revokes.settle(self);
         if !driver.retires.is_empty() {
@@ -385,6 +393,7 @@ pub(crate) fn link_token(peer: u32, channel: u8) -> u64 {
 pub(crate) const WAKE: u64 = 1;
 pub(crate) const LISTENER: u64 = 2;
 pub(crate) const LOCAL_LISTENER: u64 = 3;
+pub(crate) const NICS: u64 = 4;
 /// How long both sides have to introduce themselves.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(2);
 

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use anyfabric_transports::{Backing, Histogram, NicStats};
 use anyfabric_wire::handshake::Host;
-use anyfabric_wire::Address;
+use anyfabric_wire::{Address, NicLibrary};
 use serde::Serialize;
 
 use crate::inner::Inner;
 use crate::peer::{Peer, Phase};
+use crate::rails::Groups;
 use crate::{Config, Engine};
 
 /// Which way to a peer.
@@ -265,7 +266,7 @@ impl Inner {
             address: self.address.to_string(),
             incarnation: self.address.engine.to_string(),
             devices: vec![DeviceInfo { name: "cpu".into(), nics: vec!["shm".into(), "tcp".into()] }],
-            transports: transports(&self.config),
+            transports: transports(&self.config, &self.groups),
             peers: peers.iter().map(|peer| self.peer_info(peer)).collect(),
             regions: regions
                 .iter()
@@ -359,7 +360,7 @@ fn interface_addresses() -> Vec<IpAddr> {
     addresses
 }
 
-fn transports(config: &Config) -> Vec<TransportInfo> {
+fn transports(config: &Config, groups: &Groups) -> Vec<TransportInfo> {
     let enabled = |name: &str| config.transports.iter().any(|enabled| enabled == name);
     let reason = |name: &str| match &config.require {
         Some(required) if required != name => Some(format!("{required} is required")),
@@ -379,7 +380,7 @@ fn transports(config: &Config) -> Vec<TransportInfo> {
     };
     vec![
         absent("nvlink", "not in this build"),
-        absent("verbs", "not in this build"),
+        verbs(config, groups, reason("verbs")),
         absent("libfabric", "not in this build"),
         TransportInfo {
             name: "shm".into(),
@@ -398,12 +399,33 @@ fn transports(config: &Config) -> Vec<TransportInfo> {
     ]
 }
 
+fn verbs(config: &Config, groups: &Groups, excluded: Option<String>) -> TransportInfo {
+    let library = NicLibrary::Verbs;
+    let reason = excluded.or_else(|| groups.obstacle(library, config));
+    let group = groups.opened().find(|group| group.library() == library);
+    let nics = group.map_or_else(Vec::new, |group| {
+        group
+            .nics()
+            .iter()
+            .map(|nic| NicInfo {
+                name: format!("{} ({})", nic.name, nic.manner),
+                state: "up".into(),
+                gbps: Some(nic.gbps.into()),
+            })
+            .collect()
+    });
+    let abilities = [("same_host", "true"), ("encrypted", "false")];
+    let abilities = abilities.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
+    TransportInfo { name: "verbs".into(), available: reason.is_none(), reason, nics, abilities }
+}
+
 fn peer_use(peer: &Peer) -> Option<PeerUse> {
     let link = peer.link()?;
     let stats = link.stats().nics();
     let name = |idx: usize| match (link.transport(), idx) {
         ("shm", _) => "memory".to_owned(),
         ("loopback", idx) => format!("nic{idx}"),
+        ("verbs" | "libfabric", idx) => format!("rail{idx}"),
         (_, 0) => "control".to_owned(),
         (_, idx) => format!("stream{idx}"),
     };

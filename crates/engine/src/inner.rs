@@ -20,6 +20,7 @@ use crate::events::{Event, EventLog};
 use crate::meet::random;
 use crate::messages::{Message, Messages};
 use crate::peer::{Base, Content, Peer, Phase, Submission};
+use crate::rails::Groups;
 use crate::revoke::Revokes;
 use crate::simulated::simulated_host;
 use crate::transfer::About;
@@ -61,6 +62,7 @@ pub(crate) struct Inner {
     next_region: AtomicU64,
     closed: AtomicBool,
     uses_streams: AtomicBool,
+    pub(crate) groups: Groups,
 }
 
 #[derive(Default)]
@@ -90,6 +92,10 @@ impl Inner {
                 let (bound, listeners) = listen(&config.listen, id, &poller)?;
                 (id, crate::info::reachable(bound), Some(listeners))
             }
+        };
+        let groups = match &simulated {
+            Some(_) => Groups::default(),
+            None => Groups::new(&config, &poller)?,
         };
         let doorbell_fd = sys::memfd(c"anyfabric-doorbell", Doorbell::BYTES).map_err(system("the doorbell"))?;
         let mapping = Mapping::shared(&doorbell_fd, Doorbell::BYTES, true).map_err(system("the doorbell"))?;
@@ -126,6 +132,7 @@ impl Inner {
             next_region: AtomicU64::new(1),
             closed: AtomicBool::new(false),
             uses_streams: AtomicBool::new(false),
+            groups,
             config,
         })
     }

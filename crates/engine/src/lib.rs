@@ -37,6 +37,7 @@ mod join;
 mod meet;
 mod messages;
 mod peer;
+mod rails;
 mod region;
 mod remote;
 mod revoke;

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyfabric_plan::Extents;
 use anyfabric_transports::loopback::SimLink;
+use anyfabric_transports::rdma::RailPath;
 use anyfabric_transports::shm::ShmLink;
 use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::{
     BindingState, ControlPath, Failure, Link, Loss, Losses, Op, Payload, PeerIdx, Region, Sink, Ticket,
 };
 use anyfabric_wire::handshake::Host;
-use anyfabric_wire::{Address, Imm, Refusal};
+use anyfabric_wire::{Address, Imm, NicLibrary, Refusal};
 
 /// One incarnation of another engine, and the way to it.
 pub(crate) struct Peer {
@@ -23,6 +24,8 @@ pub(crate) struct Peer {
     pub(crate) losses: Arc<Losses>,
     link: OnceLock<Arc<dyn Link>>,
     shm: OnceLock<Arc<ShmLink>>,
+    /// By library.
+    rails: [OnceLock<Arc<dyn RailPath>>; 2],
     state: Mutex<PeerState>,
     waiting: Mutex<VecDeque<Submission>>,
     has_waiting: AtomicBool,
@@ -119,10 +122,19 @@ pub(crate) struct PeerState {
     pub(crate) session: Option<Session>,
     /// Why no faster transport is used.
     pub(crate) reason: String,
+    /// Why a transport cannot serve, of those that were looked at or tried.
+    pub(crate) obstacles: Vec<(&'static str, String)>,
     pub(crate) heartbeat_ns: u64,
     pub(crate) established_ns: u64,
     pub(crate) retry_lane_ns: u64,
     pub(crate) backoff_ns: u64,
+}
+
+impl PeerState {
+    /// Why that transport cannot serve, if that is known.
+    pub(crate) fn obstacle(&self, name: &str) -> Option<&str> {
+        self.obstacles.iter().find(|(known, _)| *known == name).map(|(_, why)| why.as_str())
+    }
 }
 
 /// What both sides agreed on.
@@ -166,6 +178,7 @@ impl Peer {
             phase: Phase::Idle,
             session: None,
             reason: String::new(),
+            obstacles: Vec::new(),
             heartbeat_ns: now_ns,
             established_ns: now_ns,
             retry_lane_ns: 0,
@@ -178,6 +191,7 @@ impl Peer {
             losses: Arc::default(),
             link: OnceLock::new(),
             shm: OnceLock::new(),
+            rails: Default::default(),
             state: Mutex::new(state),
             waiting: Mutex::default(),
             has_waiting: AtomicBool::new(false),
@@ -234,14 +248,34 @@ impl Peer {
         let _ = self.link.set(shm);
     }
 
+    /// The path over NICs of that library, if one was made or tried.
+    pub(crate) fn rails(&self, library: NicLibrary) -> Option<&Arc<dyn RailPath>> {
+        self.rails[library as usize].get()
+    }
+
+    pub(crate) fn all_rails(&self) -> impl Iterator<Item = &Arc<dyn RailPath>> {
+        self.rails.iter().filter_map(OnceLock::get)
+    }
+
+    pub(crate) fn set_rails(&self, library: NicLibrary, path: Arc<dyn RailPath>) {
+        let _ = self.rails[library as usize].set(path);
+    }
+
+    pub(crate) fn use_rails(&self, library: NicLibrary) {
+        if let Some(path) = self.rails(library) {
+            let _ = self.link.set(Arc::clone(path) as Arc<dyn Link>);
+        }
+    }
+
     pub(crate) fn use_base(&self) {
         let _ = self.link.set(self.base.to_link());
     }
 
-    /// Every link that exists: the base, and shm where there is one.
+    /// Every link that exists: the base, shm and rails where there are any.
     pub(crate) fn links(&self) -> impl Iterator<Item = &dyn Link> {
         let shm = self.shm.get().map(|shm| &**shm as &dyn Link);
-        std::iter::once(self.base.as_link()).chain(shm)
+        let rails = self.all_rails().map(|path| &**path as &dyn Link);
+        std::iter::once(self.base.as_link()).chain(shm).chain(rails)
     }
 
     /// Why the peer is lost, if it is.
@@ -309,6 +343,9 @@ impl Peer {
             None => return Some(submission),
             // The receiver checks the checksum of framed bytes, on every path.
             Some(_) if submission.verify => self.base.as_link(),
+            Some(link) if matches!(submission.content, Content::Message(_)) && !link.carries_messages() => {
+                self.base.as_link()
+            }
             Some(link) => &**link,
         };
         // On the same host the process itself is watched; elsewhere nothing new goes to a peer that may be gone.

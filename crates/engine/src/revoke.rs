@@ -105,7 +105,23 @@ impl Inner {
             let owed = region.owed_by();
             !peers.iter().any(|peer| owed.contains(&peer.idx))
         };
-        self.wait(Some(timeout), is_out)
+        self.wait(Some(timeout), is_out) || {
+            // Nobody expected an answer at once.
+            if !timeout.is_zero() {
+                peers.iter().for_each(|peer| self.expel(region, peer));
+            }
+            is_out()
+        }
+    }
+
+    /// A peer has not answered: acts alone, where our own NICs let it write.
+    fn expel(&self, region: &Region, peer: &Peer) {
+        let path = peer.link().and_then(|link| peer.all_rails().find(|path| path.transport() == link.transport()));
+        if let (Some(path), true) = (path, region.owed_by().contains(&peer.idx)) {
+            path.expel();
+            region.released_by(peer.idx);
+            self.log(30, format!("{} did not let go of region {}: its rails were stopped", peer.address, region.id));
+        }
     }
 
     fn ask_back(&self, peer: &Peer, region: &Arc<Region>, key: u64) {

@@ -193,6 +193,7 @@ impl Inner {
         self.doorbell.set_patience(0, 0);
         self.presence.worker_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_worker_blocked(true);
+        self.groups.arm();
         let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() {
             Duration::ZERO
         } else {
@@ -300,6 +301,7 @@ impl Inner {
         self.doorbell.reset_patience();
         presence.user_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_worker_blocked(true);
+        self.groups.arm();
         if !self.poll_links(&mut driver) && !done() {
             self.doorbell.set_patience(patience(), 0);
             let timeout = driver.until_tick(now_ns).min(Duration::from_nanos(until_ns - now_ns));

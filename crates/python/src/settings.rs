@@ -38,6 +38,17 @@ fn set(config: &mut Config, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bo
         "require" => config.require = value.extract()?,
         "secret" => config.secret = value.extract()?,
         "listen" => config.listen = value.extract()?,
+        "nics" => config.nics = value.extract::<Option<_>>()?.unwrap_or_default(),
+        "nics_per_device" => config.nics_per_device = value.extract()?,
+        "gid_index" => config.verbs.gid_index = value.extract()?,
+        "traffic_class" => config.verbs.traffic_class = value.extract()?,
+        "service_level" => config.verbs.service_level = value.extract()?,
+        "pkey_index" => config.verbs.pkey_index = value.extract()?,
+        "ack_timeout" => config.verbs.timeout = value.extract()?,
+        "retry_count" => config.verbs.retry_count = value.extract()?,
+        "rnr_retry" => config.verbs.rnr_retry = value.extract()?,
+        "relaxed_ordering" => config.verbs.relaxed_ordering = value.extract()?,
+        "verbs_library" => config.verbs.library = value.extract()?,
         "tcp_streams" => config.tcp_streams = value.extract()?,
         "polling" => {
             config.polling = match value.extract()? {
@@ -68,4 +79,4 @@ fn internal(py: Python<'_>, message: String) -> PyErr {
     exception(py, &native::Error::new(native::Code::Internal, message).during("start"))
 }
 
-const NUM_SETTINGS: usize = 13;
+const NUM_SETTINGS: usize = 24;

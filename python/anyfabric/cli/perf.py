@@ -45,6 +45,10 @@ class Sizes(click.ParamType[tuple[int, ...]]):
             self.fail(str(error), param, ctx)
 
 
+EVERYWHERE = ("shm", "tcp")
+"""Transports that need no NIC; others are measured when they are asked for."""
+
+
 def _several(name: str, choices: tuple[str, ...], text: str) -> Any:
     return click.option(name, multiple=True, type=click.Choice(choices), help=f"{text}; may be repeated.")
 
@@ -71,7 +75,7 @@ def perf(ctx: click.Context, **options: Any) -> None:
     if ctx.invoked_subcommand is not None:
         return
     cases = plan(
-        transports=options["transport"] or TRANSPORTS,
+        transports=options["transport"] or EVERYWHERE,
         ops=options["op"] or OPERATIONS,
         pollings=options["polling"] or POLLINGS[:1],
         memories=options["memory"] or MEMORIES[:1],

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Settings {
     pub(crate) transports: Vec<String>,
     pub(crate) streams: usize,
+    pub(crate) nics: Vec<String>,
     pub(crate) isolate: bool,
     pub(crate) secret: Option<Vec<u8>>,
     pub(crate) listen: String,
@@ -31,6 +32,7 @@ impl Settings {
         Config {
             transports: self.transports.clone(),
             tcp_streams: self.streams,
+            nics: self.nics.clone(),
             isolate: self.isolate,
             secret: self.secret.clone(),
             listen: self.listen.clone(),

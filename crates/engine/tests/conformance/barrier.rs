@@ -8,8 +8,8 @@ use crate::harness::{Pair, Peer, LONG};
 on_every_fabric!(everybody_counts_everybody, messages_pass_both_ways);
 
 fn everybody_counts_everybody(fabric: &Fabric) {
-    let engine = Engine::new(fabric.settings(fabric.streams.0).config()).unwrap();
-    let mut peers: Vec<_> = (0..3).map(|_| Peer::start(&fabric.settings(fabric.streams.1))).collect();
+    let engine = Engine::new(fabric.here().config()).unwrap();
+    let mut peers: Vec<_> = (0..3).map(|_| Peer::start(&fabric.there())).collect();
     let mut all: Vec<_> = peers.iter().map(|peer| peer.address.clone()).collect();
     all.push(engine.address().clone());
     let counter = engine.counter(Some(4), &[]).unwrap();

@@ -18,7 +18,7 @@ pub(crate) struct Cabled {
 
 impl Cabled {
     pub(crate) fn new(fabric: &Fabric, nbytes: u64, change: impl Fn(&mut Settings)) -> Self {
-        let (mut here, mut there) = (fabric.settings(fabric.streams.0), fabric.settings(fabric.streams.1));
+        let (mut here, mut there) = (fabric.here(), fabric.there());
         change(&mut here);
         change(&mut there);
         let mut peer = Peer::start(&there);

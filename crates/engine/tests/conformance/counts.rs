@@ -13,7 +13,9 @@ on_every_fabric!(write_counts_once, page_counts_once, target_counts_once);
 mod uneven {
     use super::*;
 
-    on_fabrics! { [write_counts_once, page_counts_once, target_counts_once] [tcp_1_4 TCP_1_4, tcp_4_1 TCP_4_1] }
+    on_fabrics! { [write_counts_once, page_counts_once, target_counts_once] [
+        tcp_1_4 TCP_1_4, tcp_4_1 TCP_4_1, verbs_1_2 VERBS_1_2, verbs_2_1 VERBS_2_1
+    ] }
 }
 
 fn write_counts_once(fabric: &Fabric) {
@@ -75,12 +77,12 @@ fn page_counts_once(fabric: &Fabric) {
 }
 
 fn target_counts_once(fabric: &Fabric) {
-    let engine = Engine::new(fabric.settings(fabric.streams.0).config()).unwrap();
+    let engine = Engine::new(fabric.here().config()).unwrap();
     let region = fabric.region(&engine, 4 << 20);
     fill(&region, 4);
     let mut peers: Vec<_> = (0..3)
         .map(|_| {
-            let mut peer = Peer::start(&fabric.settings(fabric.streams.1));
+            let mut peer = Peer::start(&fabric.there());
             let there = peer.region(4 << 20, fabric.memory);
             let counter = peer.open(9, &[]);
             (peer, there, counter)

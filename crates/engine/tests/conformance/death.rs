@@ -184,9 +184,9 @@ fn stopped_is_lost_and_fenced(fabric: &Fabric) {
 }
 
 fn restarted_is_another(fabric: &Fabric) {
-    let engine = Engine::new(fabric.settings(fabric.streams.0).config()).unwrap();
+    let engine = Engine::new(fabric.here().config()).unwrap();
     let region = fabric.region(&engine, 4096);
-    let mut settings = fabric.settings(fabric.streams.1);
+    let mut settings = fabric.there();
     let mut first = Peer::start(&settings);
     let old = first.region(4096, fabric.memory).remote();
     engine.connect(&first.address, Some(LONG)).unwrap();
@@ -214,7 +214,7 @@ fn restarted_is_another(fabric: &Fabric) {
     write(&there.remote()).unwrap();
     second.wait_count(counter, 1).unwrap();
     // Somebody who never met the first is told as well.
-    let third = Engine::new(fabric.settings(fabric.streams.0).config()).unwrap();
+    let third = Engine::new(fabric.here().config()).unwrap();
     assert_code(third.connect(&first.address, Some(SOON)), Code::PeerLost);
     assert_code(write(&old), Code::PeerLost);
 }

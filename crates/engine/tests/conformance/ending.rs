@@ -69,7 +69,7 @@ fn deadline_ends_it(fabric: &Fabric) {
 fn deadline_ends_every_operation(fabric: &Fabric) {
     const TIMEOUT: Duration = Duration::from_millis(300);
     let mut pair = Pair::connected(fabric, 1 << 20);
-    let mut other = Peer::start(&fabric.settings(fabric.streams.1));
+    let mut other = Peer::start(&fabric.there());
     let near = other.region(4096, fabric.memory);
     let arrived = other.open(6, &[]);
     pair.engine.connect(&other.address, Some(LONG)).unwrap();

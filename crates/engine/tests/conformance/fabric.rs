@@ -32,12 +32,36 @@ pub(crate) const TCP_4: Fabric = Fabric { name: "tcp_4", streams: (4, 4), memory
 pub(crate) const TCP_1_4: Fabric = Fabric { name: "tcp_1_4", streams: (1, 4), ..TCP_1 };
 pub(crate) const TCP_4_1: Fabric = Fabric { name: "tcp_4_1", streams: (4, 1), ..TCP_1 };
 
+/// One NIC on each side; for `streams` read NICs.
+pub(crate) const VERBS_1: Fabric = Fabric { name: "verbs_1", transport: "verbs", ..SHM_FOREIGN };
+pub(crate) const VERBS_2: Fabric = Fabric { name: "verbs_2", streams: (2, 2), memory: Memory::Allocated, ..VERBS_1 };
+/// Peers with different numbers of NICs.
+pub(crate) const VERBS_1_2: Fabric = Fabric { name: "verbs_1_2", streams: (1, 2), ..VERBS_1 };
+pub(crate) const VERBS_2_1: Fabric = Fabric { name: "verbs_2_1", streams: (2, 1), ..VERBS_1 };
+
 impl Fabric {
-    /// Settings for one side.
+    /// Settings for the test's own side.
+    pub(crate) fn here(&self) -> Settings {
+        self.settings(self.streams.0)
+    }
+
+    /// Settings for its peers.
+    pub(crate) fn there(&self) -> Settings {
+        let mut nics = self.nics();
+        // The other end of the cable comes first.
+        nics.reverse();
+        nics.truncate(self.streams.1);
+        Settings { nics, ..self.settings(self.streams.1) }
+    }
+
+    /// Settings with that many streams or NICs.
     pub(crate) fn settings(&self, streams: usize) -> Settings {
+        let mut nics = self.nics();
+        nics.truncate(streams);
         Settings {
             transports: vec![self.transport.into()],
             streams,
+            nics,
             isolate: self.isolate,
             secret: None,
             listen: "127.0.0.1:0".into(),
@@ -49,13 +73,40 @@ impl Fabric {
         }
     }
 
+    /// The NICs of both ends, each once: of a cable, or one NIC that talks to itself.
+    fn nics(&self) -> Vec<String> {
+        if self.transport != "verbs" {
+            return Vec::new();
+        }
+        let named = std::env::var("ANYFABRIC_TEST_NICS").unwrap_or_else(|_| "rxe1,rxe2".into());
+        let mut nics: Vec<String> = named.split(',').map(str::to_owned).collect();
+        nics.dedup();
+        nics
+    }
+
+    /// Why it is not there on this machine.
+    fn obstacle(&self) -> Option<String> {
+        if self.transport != "verbs" {
+            return None;
+        }
+        let wanted = self.streams.0.max(self.streams.1);
+        let too_few =
+            || (self.nics().len() < wanted).then(|| format!("{wanted} NICs are needed, ANYFABRIC_TEST_NICS=a,b"));
+        anyfabric_engine::transports::verbs::no_device().or_else(too_few)
+    }
+
     pub(crate) fn is_tcp(&self) -> bool {
         self.transport == "tcp"
     }
 
     /// Whether the writer's own hands place the bytes: fencing then waits for its word or exit.
     pub(crate) fn writer_places(&self) -> bool {
-        !self.is_tcp() && !self.isolate
+        self.transport == "shm" && !self.isolate
+    }
+
+    /// Whether an owner who gets no answer stops the writer's NICs, and with them whatever is on its way.
+    pub(crate) fn is_fenced_by_force(&self) -> bool {
+        self.transport == "verbs"
     }
 
     /// Memory as this fabric has it.
@@ -82,6 +133,10 @@ pub(crate) fn new_region(engine: &Engine, nbytes: u64, memory: Memory) -> Region
 
 /// Runs a case, with a deadline: a hang is a failure and not a wait for the CI's patience.
 pub(crate) fn run(name: &str, fabric: Fabric, case: fn(&Fabric)) {
+    if let Some(why) = fabric.obstacle() {
+        println!("skipped: {why}");
+        return;
+    }
     let (send, receive) = mpsc::channel();
     let body = std::thread::Builder::new().name(format!("{name} on {}", fabric.name));
     let thread = body
@@ -114,7 +169,10 @@ macro_rules! on_every_fabric {
     ($($case:ident),* $(,)?) => {
         $crate::fabric::on_fabrics! {
             [$($case),*]
-            [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED, tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4]
+            [
+                shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED, tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4,
+                verbs_1 VERBS_1, verbs_2 VERBS_2
+            ]
         }
     };
 }

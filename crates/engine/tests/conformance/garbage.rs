@@ -115,13 +115,13 @@ fn silent_connections_keep_nobody_out(fabric: &Fabric) {
 
 fn wrong_secret(fabric: &Fabric) {
     let mut random = random();
-    let mut settings = fabric.settings(fabric.streams.1);
+    let mut settings = fabric.there();
     settings.secret = Some(b"right".to_vec());
     let mut peer = Peer::start(&settings);
     let there = peer.region(64, fabric.memory);
     let began = Instant::now();
     for secret in [None, Some(b"wrong".to_vec()), Some(b"righ".to_vec())] {
-        let mut settings = fabric.settings(fabric.streams.0);
+        let mut settings = fabric.here();
         settings.secret = secret;
         let engine = Engine::new(settings.config()).unwrap();
         let error = assert_code(engine.connect(&peer.address, Some(LONG)), Code::ConnectionBroken);

@@ -288,7 +288,7 @@ impl Pair {
 
     /// With settings that differ from the fabric's, on both sides.
     pub(crate) fn with(fabric: &Fabric, nbytes: u64, change: impl Fn(&mut Settings)) -> Self {
-        let (mut here, mut there) = (fabric.settings(fabric.streams.0), fabric.settings(fabric.streams.1));
+        let (mut here, mut there) = (fabric.here(), fabric.there());
         change(&mut here);
         change(&mut there);
         let mut peer = Peer::start(&there);

@@ -1,0 +1,252 @@
+//! Paths over NICs: which groups an engine has, and how a path is made.
+//!
+//! A group is opened at its first use, so that an engine that needs no NIC
+//! opens no library. The caller of a session tries the libraries in the order
+//! of their speed; the listener follows.
+
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use anyfabric_transports::rdma::{NicGroup, PathOptions, RailGroup, Standing};
+use anyfabric_transports::sys::{Interest, Poller};
+use anyfabric_transports::{verbs, Clock, ControlPath, Failure};
+use anyfabric_wire::{NicLibrary, Rails};
+
+use crate::driver::{HANDSHAKE, NICS};
+use crate::inner::{lock, nanos, Inner};
+use crate::peer::{Base, Peer, Phase};
+use crate::{Code, Config, Error, Result};
+
+/// The groups of NICs of an engine.
+#[derive(Default)]
+pub(crate) struct Groups {
+    slots: [OnceLock<std::result::Result<Arc<dyn NicGroup>, String>>; 2],
+    opening: Mutex<()>,
+}
+
+/// Libraries, fastest first.
+pub(crate) const LIBRARIES: [NicLibrary; 1] = [NicLibrary::Verbs];
+
+/// Name of the transport in the API.
+pub(crate) const fn name_of(library: NicLibrary) -> &'static str {
+    match library {
+        NicLibrary::Verbs => "verbs",
+        NicLibrary::Libfabric => "libfabric",
+    }
+}
+
+impl Groups {
+    /// Opens at once what was asked for by name, so that a mistake is an error.
+    pub(crate) fn new(config: &Config, poller: &Poller) -> Result<Self> {
+        let this = Self::default();
+        for library in LIBRARIES {
+            let name = name_of(library);
+            let is_required = config.require.as_deref() == Some(name) || config.transports == [name];
+            let is_enabled = config.transports.iter().any(|enabled| enabled == name);
+            if is_required || is_enabled && !config.nics.is_empty() {
+                this.open(library, config, poller).map_err(|why| {
+                    let message = format!("{name}: {why}");
+                    let code = if config.nics.is_empty() { Code::Unsupported } else { Code::InvalidArgument };
+                    Error::new(code, message).during("start")
+                })?;
+            }
+        }
+        Ok(this)
+    }
+
+    /// The group of a library, opened now if it was not.
+    pub(crate) fn open(
+        &self,
+        library: NicLibrary,
+        config: &Config,
+        poller: &Poller,
+    ) -> std::result::Result<&Arc<dyn NicGroup>, String> {
+        let slot = &self.slots[library as usize];
+        if slot.get().is_none() {
+            let _opening = lock(&self.opening);
+            slot.get_or_init(|| {
+                let group = open(library, config)?;
+                for fd in group.event_fds().into_iter().flatten() {
+                    // SAFETY: the group keeps it open for as long as the engine lives.
+                    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+                    poller.add(&fd, NICS, Interest::Read).map_err(|error| format!("epoll: {error}"))?;
+                }
+                Ok(group)
+            });
+        }
+        match slot.get() {
+            Some(Ok(group)) => Ok(group),
+            Some(Err(why)) => Err(why.clone()),
+            None => Err("it could not be opened".into()),
+        }
+    }
+
+    /// Groups that are open.
+    #[inline]
+    pub(crate) fn opened(&self) -> impl Iterator<Item = &Arc<dyn NicGroup>> {
+        self.slots.iter().filter_map(|slot| slot.get()?.as_ref().ok())
+    }
+
+    /// Asks every NIC for an event, before somebody blocks.
+    #[inline]
+    pub(crate) fn arm(&self) {
+        self.opened().for_each(|group| group.arm());
+    }
+
+    /// Why a library certainly drives no NIC here; nothing is opened for that.
+    pub(crate) fn obstacle(&self, library: NicLibrary, config: &Config) -> Option<String> {
+        match self.slots[library as usize].get() {
+            Some(Ok(_)) => None,
+            Some(Err(why)) => Some(why.clone()),
+            None if config.verbs.library.is_some() => None,
+            None => verbs::no_device(),
+        }
+    }
+
+    /// The transports of those enabled that may work here: what peers are told.
+    pub(crate) fn available(&self, config: &Config) -> Vec<String> {
+        let is_excluded = |name: &&String| config.require.as_ref().is_some_and(|required| required != *name);
+        let works = |name: &&String| {
+            LIBRARIES
+                .into_iter()
+                .find(|library| name_of(*library) == name.as_str())
+                .is_none_or(|library| self.obstacle(library, config).is_none())
+        };
+        config.transports.iter().filter(|name| !is_excluded(name)).filter(works).cloned().collect()
+    }
+}
+
+fn open(library: NicLibrary, config: &Config) -> std::result::Result<Arc<dyn NicGroup>, String> {
+    match library {
+        NicLibrary::Verbs => {
+            let nics =
+                verbs::open(&config.nics, config.nics_per_device, &config.verbs).map_err(|error| error.to_string())?;
+            Ok(RailGroup::new(library, nics, Clock::Real))
+        }
+        NicLibrary::Libfabric => Err("not in this build".into()),
+    }
+}
+
+impl Inner {
+    /// Begins to make a path over NICs, by the first library that may serve;
+    /// false when none is left to try.
+    pub(crate) fn try_rails(&self, peer: &Arc<Peer>) -> bool {
+        let Some(session) = peer.state().session.clone() else { return false };
+        let has = |list: &[String], name: &str| list.iter().any(|listed| listed == name);
+        for library in LIBRARIES {
+            let name = name_of(library);
+            if peer.state().obstacle(name).is_some() {
+                continue;
+            }
+            let required = self.config.require.as_deref().filter(|required| *required != name);
+            let obstacle = match () {
+                () if self.simulated.is_some() => Some("simulated".to_owned()),
+                () if !has(&self.config.transports, name) => Some("not enabled here".into()),
+                () if required.is_some() => required.map(|required| format!("{required} is required")),
+                () => self.groups.obstacle(library, &self.config).or_else(|| {
+                    (!has(&session.transports, name)).then(|| "not enabled, or no NIC, at the peer".to_owned())
+                }),
+            };
+            let obstacle = obstacle.or_else(|| self.make_rails(peer, library, session.is_caller).err());
+            match obstacle {
+                Some(why) => peer.state().obstacles.push((name, why)),
+                None => {
+                    let patience = nanos(HANDSHAKE) * if session.is_caller { 1 } else { 2 };
+                    peer.state().phase = Phase::Joining { until_ns: self.clock.now_ns() + patience };
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    fn make_rails(&self, peer: &Arc<Peer>, library: NicLibrary, is_caller: bool) -> std::result::Result<(), String> {
+        if peer.rails(library).is_none() {
+            let group = self.groups.open(library, &self.config, &self.poller)?;
+            let Base::Tcp(control) = &peer.base else { return Err("simulated".into()) };
+            let control = Arc::clone(control) as Arc<dyn ControlPath>;
+            let options = PathOptions { peer: peer.idx, regions: Arc::clone(&self.regions), control, is_caller };
+            peer.set_rails(library, Arc::clone(group).path(options));
+            if is_caller {
+                peer.rails(library).into_iter().for_each(|path| path.begin());
+            }
+        }
+        Ok(())
+    }
+
+    /// A message about rails.
+    pub(crate) fn on_rails(&self, peer: &Arc<Peer>, library: NicLibrary, message: Rails) {
+        let is_offer = matches!(message, Rails::Offer { .. });
+        let is_caller = peer.state().session.as_ref().is_some_and(|session| session.is_caller);
+        if is_offer && !is_caller {
+            // The caller has given up what is faster.
+            let why = match peer.link() {
+                Some(link) => Err(format!("{} is in use already", link.transport())),
+                None if peer.shm().is_none() => {
+                    let mut state = peer.state();
+                    if state.obstacle("shm").is_none() {
+                        state.obstacles.push(("shm", "the peer could not meet on the Unix socket".into()));
+                    }
+                    drop(state);
+                    self.make_rails(peer, library, false)
+                }
+                None => Err("shm is in use already".into()),
+            };
+            if let Err(why) = why {
+                return self.end_rails(peer, library, &why);
+            }
+            peer.state().phase = Phase::Joining { until_ns: self.clock.now_ns() + 2 * nanos(HANDSHAKE) };
+            peer.rails(library).into_iter().for_each(|path| path.begin());
+        }
+        if let Some(path) = peer.rails(library) {
+            path.on_message(message);
+            self.settle_rails(peer, library, false);
+        }
+    }
+
+    fn end_rails(&self, peer: &Peer, library: NicLibrary, why: &str) {
+        let message = Rails::End { why: Rails::reason(why) };
+        peer.base.send_control(anyfabric_wire::Control::Rails { library, message }.encode());
+    }
+
+    /// Looks whether the rails that are being made have come to something;
+    /// `is_late`: what is not there now is not waited for.
+    pub(crate) fn settle_rails(&self, peer: &Arc<Peer>, library: NicLibrary, is_late: bool) {
+        let Some(path) = peer.rails(library) else { return };
+        if !matches!(peer.phase(), Phase::Joining { .. }) || peer.state().obstacle(name_of(library)).is_some() {
+            return;
+        }
+        let is_caller = peer.state().session.as_ref().is_some_and(|session| session.is_caller);
+        let why = match path.standing() {
+            Standing::Ready => {
+                peer.use_rails(library);
+                return self.finish_path(peer);
+            }
+            Standing::Making if !is_late => return,
+            Standing::Making => "its rails were not made in time".to_owned(),
+            Standing::Ended(why) => why,
+            Standing::Failed(why) if is_caller || is_late => why,
+            // The caller decides: it may yet reach us over another rail.
+            Standing::Failed(_) => return,
+        };
+        if is_caller {
+            self.end_rails(peer, library, &why);
+        }
+        path.close(&Failure::ConnectionBroken(why.clone()));
+        peer.state().obstacles.push((name_of(library), why));
+        if !self.try_rails(peer) {
+            self.finish_path(peer);
+        }
+    }
+
+    /// The time for making a path is over: which library was being tried?
+    pub(crate) fn rails_are_late(&self, peer: &Arc<Peer>) -> bool {
+        let tried = LIBRARIES
+            .into_iter()
+            .find(|library| peer.rails(*library).is_some() && peer.state().obstacle(name_of(*library)).is_none());
+        if let Some(library) = tried {
+            self.settle_rails(peer, library, true);
+        }
+        tried.is_some()
+    }
+}
