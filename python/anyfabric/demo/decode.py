@@ -172,6 +172,7 @@ class Decoder:
         for layer_idx, layer_pages in enumerate(pages if num_tokens else []):
             cache.update(*load(self._pages, layer_pages, num_tokens), layer_idx)  # pyright: ignore[reportUnknownMemberType] - transformers is typed in part
         new, first_token_ns = self._generate(tokens[-1], cache, new_tokens)
+        self._mailbox.send(Note("report"))
         report = self._mailbox.receive().head
         layers = tuple(
             LayerTimes(

@@ -213,11 +213,13 @@ class Prefiller:
         self._staging = Staging(engine, llm.shape, 1)
         self._tail = engine.allocate(TAIL.size)
         self._carriers: dict[str, Carrier] = {}
+        self._streamed: tuple[list[LayerTimes], DynamicCache] = ([], DynamicCache())
 
     def serve(self) -> None:
         """Take requests, one after the other."""
         answers = {
             "stream": self.stream,
+            "report": self.report,
             "alone": self.alone,
             "whole": self.whole,
             "carriers": self.connect_carriers,
@@ -244,7 +246,11 @@ class Prefiller:
             self._llm.prefill(request.tokens, cache, request.chunk_tokens)
         finally:
             stop_recording()
-        layers = stream.finish(spans, self._settings.timeout_s)
+        self._streamed = stream.finish(spans, self._settings.timeout_s), cache
+
+    def report(self, _note: Note) -> None:
+        """Say how the last stream went; asked for later, for the decode process needs these cores now."""
+        layers, cache = self._streamed
         head = {
             "layers": [asdict(layer) for layer in layers],
             "sha256": hashlib.sha256(cache_bytes(cache).numpy().tobytes()).hexdigest(),
