@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyfabric_engine::WriteOptions;
+use anyfabric_engine::{PageList, WriteOptions};
 
 use crate::ask::Memory;
 use crate::fabric::{new_region, on_fabrics, Fabric};
-use crate::harness::{Pair, LONG};
+use crate::harness::{fill, wait_for_streams, Pair, LONG};
 
-on_fabrics! { [behind_a_large_write] [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED, tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4] }
+on_fabrics! { [behind_a_large_write, beside_large_pages] [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED, tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4] }
 
 /// 8 bytes to the same peer while a GiB is on its way: how long they take is reported, that they overtake it is tested.
 fn behind_a_large_write(fabric: &Fabric) {
@@ -36,4 +36,30 @@ fn behind_a_large_write(fabric: &Fabric) {
     assert!(behind > 0 || large < Duration::from_millis(1), "the large write took all the turns");
     // A busy machine slows both.
     assert!(10 * p50 < large, "half of the small writes took more than {p50:?}, the large one {large:?}");
+}
+
+/// A page is cut where small operations come and go, and arrives whole.
+fn beside_large_pages(fabric: &Fabric) {
+    const PAGE: u64 = 100_000;
+    const NUM_PAGES: u32 = 400;
+    let mut pair = Pair::connected(fabric, PAGE * u64::from(NUM_PAGES) + 8);
+    wait_for_streams(&pair.engine, &pair.peer.address, fabric);
+    let counter = pair.peer.open(9, &[]);
+    let small = PAGE * u64::from(NUM_PAGES);
+    let (small_src, small_dst) = (pair.region.slice(small..small + 8), pair.remote.slice(small..small + 8));
+    let (small_src, small_dst) = (small_src.unwrap(), small_dst.unwrap());
+    for round in 1..=8 {
+        let pages = || PageList::new((0..NUM_PAGES).collect(), PAGE, PAGE, 0);
+        fill(&pair.region, round);
+        let (src, dst) = ((&pair.region, pages()), (&pair.remote, pages()));
+        let large = pair.engine.write_pages(src, dst, WriteOptions::counted(9)).unwrap();
+        while !large.is_done() {
+            pair.engine.write(&small_src, &small_dst, WriteOptions::default()).unwrap().wait(Some(LONG)).unwrap();
+            // Long enough for turns to be long again.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        large.wait(Some(LONG)).unwrap();
+        pair.peer.wait_count(counter, round * u64::from(NUM_PAGES)).unwrap();
+        assert_eq!(pair.peer.mismatch(&pair.there, (0, small), round, 0), None, "round {round}");
+    }
 }
