@@ -1,0 +1,310 @@
+// A libibverbs without a NIC: what is posted is copied into a 64-byte descriptor, as a driver would, and completes when
+// the test says so. Nothing is moved. Tests open it in place of the real library, to walk paths that a NIC takes rarely
+// and to measure what our own code costs.
+//
+// Queue pairs complete in order each and in any order among one another; a broken one flushes what it has.
+#include <errno.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+// ---- the beginnings of rdma-core's structures, as far as they are used --------------------------
+
+struct context;
+struct sge { uint64_t addr; uint32_t length, lkey; };
+struct send_wr {
+  uint64_t wr_id;
+  struct send_wr *next;
+  struct sge *sg_list;
+  int num_sge;
+  uint32_t opcode, send_flags, imm_data;
+  uint64_t remote_addr;
+  uint32_t rkey;
+  uint64_t rest_of_wr[2], rest[7];
+};
+struct recv_wr { uint64_t wr_id; struct recv_wr *next; struct sge *sg_list; int num_sge; };
+struct wc {
+  uint64_t wr_id;
+  uint32_t status, opcode, vendor_err, byte_len, imm_data, qp_num, src_qp, wc_flags;
+  uint16_t pkey_index, slid;
+  uint8_t sl, dlid_path_bits;
+};
+struct ops { void *op[32]; };
+struct context { void *device; struct ops ops; int cmd_fd, async_fd, num_comp_vectors; pthread_mutex_t mutex; void *abi; };
+struct pd { struct context *context; uint32_t handle; };
+struct mr { struct context *context; struct pd *pd; void *addr; size_t length; uint32_t handle, lkey, rkey; };
+struct channel { struct context *context; int fd, refcnt; };
+struct cq { struct context *context; struct channel *channel; void *cq_context; uint32_t handle; int cqe; };
+struct srq { struct context *context; void *srq_context; struct pd *pd; uint32_t handle; };
+struct qp {
+  struct context *context; void *qp_context; struct pd *pd; struct cq *send_cq, *recv_cq; struct srq *srq;
+  uint32_t handle, qp_num, state, qp_type; char rest[256];
+};
+struct init { void *qp_context; struct cq *send_cq, *recv_cq; struct srq *srq; uint32_t cap[5]; uint32_t type; int sig_all; };
+struct srq_init { void *srq_context; uint32_t max_wr, max_sge, srq_limit; };
+
+// ---- what is behind them ------------------------------------------------------------------------
+
+#define DEPTH 1024
+#define CQ_DEPTH 65536
+#define NUM_DEVICES 4
+
+struct descriptor { uint64_t words[8]; };
+
+struct null_qp {
+  struct qp qp;
+  struct null_qp *next;
+  struct null_cq *cq;
+  struct descriptor ring[DEPTH];
+  // Posted and not completed, from first to last.
+  uint64_t ids[DEPTH];
+  uint8_t signaled[DEPTH];
+  uint32_t opcodes[DEPTH];
+  uint32_t posted, done;
+};
+
+struct null_cq {
+  struct cq cq;
+  struct wc wcs[CQ_DEPTH];
+  uint32_t head, tail;
+  struct null_qp *qps;
+  int armed;
+};
+
+struct null_srq { struct srq srq; uint64_t ids[CQ_DEPTH]; uint32_t head, tail; };
+
+static struct {
+  long holds;           // completions are held back until the test lets them go
+  long fails_after;     // this many requests succeed, then one has `status`; -1: never
+  long status;          // of the request that fails
+  long refuses;         // posts that the device refuses with ENOMEM from now on
+  long port_is_down;
+  long no_queue_pairs;
+  long no_memory;       // registrations that fail with ENOMEM
+  long num_posts;       // calls of post_send
+  long num_requests;
+} knobs = {.fails_after = -1};
+
+// Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
+long null_nic_knob(int knob, long value) {
+  long *at = &((long *)&knobs)[knob];
+  long before = *at;
+  if (value != -2) *at = value;
+  return before;
+}
+
+static char devices[NUM_DEVICES][8] = {"null0", "null1", "null2", "null3"};
+static uint32_t next_number = 100;
+
+static void push(struct null_cq *cq, const struct wc *wc) {
+  cq->wcs[cq->head++ % CQ_DEPTH] = *wc;
+  if (cq->armed) {
+    uint64_t one = 1;
+    cq->armed = 0;
+    if (write(cq->cq.channel->fd, &one, 8) < 0) abort();
+  }
+}
+
+static void complete(struct null_qp *qp) {
+  while (qp->done != qp->posted) {
+    uint32_t at = qp->done++ % DEPTH;
+    struct wc wc = {.wr_id = qp->ids[at], .qp_num = qp->qp.qp_num};
+    if (qp->qp.state == 6) {
+      wc.status = 5;
+    } else if (knobs.fails_after == 0) {
+      wc.status = (uint32_t)knobs.status;
+      knobs.fails_after = -1;
+      qp->qp.state = 6;
+    } else if (knobs.fails_after > 0) {
+      knobs.fails_after--;
+    }
+    if (wc.status || qp->signaled[at]) push(qp->cq, &wc);
+  }
+}
+
+static int poll_cq(struct null_cq *cq, int count, struct wc *wcs) {
+  if (!knobs.holds)
+    // The last queue pair first: one completes before another that was posted to earlier.
+    for (struct null_qp *qp = cq->qps; qp; qp = qp->next)
+      if (qp->done != qp->posted) complete(qp);
+  int taken = 0;
+  while (taken < count && cq->tail != cq->head) wcs[taken++] = cq->wcs[cq->tail++ % CQ_DEPTH];
+  return taken;
+}
+
+static int req_notify_cq(struct null_cq *cq, int solicited_only) {
+  (void)solicited_only;
+  cq->armed = 1;
+  return 0;
+}
+
+static int post_send(struct null_qp *qp, struct send_wr *wr, struct send_wr **bad) {
+  knobs.num_posts++;
+  for (; wr; wr = wr->next) {
+    if (knobs.refuses || qp->posted - qp->done == DEPTH) {
+      *bad = wr;
+      return ENOMEM;
+    }
+    uint32_t at = qp->posted++ % DEPTH;
+    struct descriptor *to = &qp->ring[at];
+    to->words[0] = (uint64_t)wr->opcode << 32 | wr->send_flags;
+    to->words[1] = (uint64_t)wr->imm_data << 32 | wr->rkey;
+    to->words[2] = wr->remote_addr;
+    if (wr->num_sge) memcpy(&to->words[3], wr->sg_list, sizeof *wr->sg_list);
+    to->words[5] = wr->wr_id;
+    to->words[6] = qp->posted;
+    to->words[7] = qp->qp.qp_num;
+    qp->ids[at] = wr->wr_id;
+    qp->signaled[at] = (wr->send_flags & 2) != 0;
+    qp->opcodes[at] = wr->opcode;
+    knobs.num_requests++;
+  }
+  return 0;
+}
+
+static int post_srq_recv(struct null_srq *srq, struct recv_wr *wr, struct recv_wr **bad) {
+  (void)bad;
+  for (; wr; wr = wr->next) srq->ids[srq->head++ % CQ_DEPTH] = wr->wr_id;
+  return 0;
+}
+
+// An immediate comes for a queue pair; the number of receives that are left, or -1 without any.
+long null_nic_arrive(struct qp *of, uint32_t imm) {
+  struct null_srq *srq = (struct null_srq *)of->srq;
+  if (srq->head == srq->tail) return -1;
+  struct wc wc = {.wr_id = srq->ids[srq->tail++ % CQ_DEPTH], .opcode = 129, .qp_num = of->qp_num};
+  wc.imm_data = __builtin_bswap32(imm);
+  push((struct null_cq *)of->recv_cq, &wc);
+  return srq->head - srq->tail;
+}
+
+// The queue pair of that number on a device, for `null_nic_arrive`.
+static struct null_qp *all_qps[65536];
+struct qp *null_nic_qp(uint32_t number) { return &all_qps[number % 65536]->qp; }
+
+// ---- the functions ------------------------------------------------------------------------------
+
+void **ibv_get_device_list(int *count) {
+  void **list = calloc(NUM_DEVICES + 1, sizeof *list);
+  for (int idx = 0; idx < NUM_DEVICES; idx++) list[idx] = devices[idx];
+  *count = NUM_DEVICES;
+  return list;
+}
+void ibv_free_device_list(void **list) { free(list); }
+const char *ibv_get_device_name(void *device) { return device; }
+
+struct context *ibv_open_device(void *device) {
+  struct context *context = calloc(1, sizeof *context);
+  context->device = device;
+  context->cmd_fd = context->async_fd = -1;
+  context->ops.op[11] = poll_cq;
+  context->ops.op[12] = req_notify_cq;
+  context->ops.op[20] = post_srq_recv;
+  context->ops.op[25] = post_send;
+  return context;
+}
+int ibv_close_device(struct context *context) { free(context); return 0; }
+
+int ibv_query_device(struct context *context, char *attr) {
+  (void)context;
+  memset(attr, 0, 232);
+  *(int *)(attr + 108) = 65536;         // max_qp
+  *(int *)(attr + 112) = DEPTH;         // max_qp_wr
+  *(int *)(attr + 132) = CQ_DEPTH / 2;  // max_cqe
+  *(int *)(attr + 216) = CQ_DEPTH / 2;  // max_srq_wr
+  attr[227] = 1;                        // phys_port_cnt
+  return 0;
+}
+int ibv_query_port(struct context *context, uint8_t port, char *attr) {
+  (void)context;
+  memset(attr, 0, 48);
+  *(uint32_t *)(attr + 0) = knobs.port_is_down ? 1 : 4;
+  *(uint32_t *)(attr + 4) = *(uint32_t *)(attr + 8) = 5;
+  *(int *)(attr + 12) = 1;
+  *(uint32_t *)(attr + 20) = 1u << 30;
+  attr[43] = 2, attr[44] = 64, attr[46] = 2;
+  return port == 1 ? 0 : EINVAL;
+}
+int ibv_query_gid(struct context *context, uint8_t port, int index, uint8_t *gid) {
+  (void)context, (void)port;
+  static const uint8_t raw[16] = {[10] = 0xff, [11] = 0xff, [12] = 10, [15] = 1};
+  memcpy(gid, raw, 16);
+  return index == 0 ? 0 : EINVAL;
+}
+struct pd *ibv_alloc_pd(struct context *context) {
+  struct pd *pd = calloc(1, sizeof *pd);
+  pd->context = context;
+  return pd;
+}
+int ibv_dealloc_pd(struct pd *pd) { free(pd); return 0; }
+struct mr *ibv_reg_mr(struct pd *pd, void *addr, size_t length, int access) {
+  (void)access;
+  if (knobs.no_memory) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  struct mr *mr = calloc(1, sizeof *mr);
+  mr->pd = pd, mr->addr = addr, mr->length = length;
+  mr->lkey = mr->rkey = __atomic_add_fetch(&next_number, 1, __ATOMIC_RELAXED);
+  return mr;
+}
+int ibv_dereg_mr(struct mr *mr) { free(mr); return 0; }
+
+struct channel *ibv_create_comp_channel(struct context *context) {
+  struct channel *channel = calloc(1, sizeof *channel);
+  channel->context = context;
+  channel->fd = eventfd(0, EFD_CLOEXEC);
+  return channel;
+}
+int ibv_destroy_comp_channel(struct channel *channel) { close(channel->fd); free(channel); return 0; }
+int ibv_get_cq_event(struct channel *channel, void **cq, void **context) {
+  uint64_t count;
+  *cq = *context = NULL;
+  return read(channel->fd, &count, 8) == 8 ? 0 : -1;
+}
+void ibv_ack_cq_events(void *cq, unsigned count) { (void)cq, (void)count; }
+
+struct cq *ibv_create_cq(struct context *context, int cqe, void *own, struct channel *channel, int vector) {
+  (void)own, (void)vector;
+  struct null_cq *cq = calloc(1, sizeof *cq);
+  cq->cq.context = context, cq->cq.channel = channel, cq->cq.cqe = cqe;
+  return &cq->cq;
+}
+int ibv_destroy_cq(struct cq *cq) { free(cq); return 0; }
+struct srq *ibv_create_srq(struct pd *pd, struct srq_init *init) {
+  (void)init;
+  struct null_srq *srq = calloc(1, sizeof *srq);
+  srq->srq.pd = pd, srq->srq.context = pd->context;
+  return &srq->srq;
+}
+int ibv_destroy_srq(struct srq *srq) { free(srq); return 0; }
+
+struct qp *ibv_create_qp(struct pd *pd, struct init *init) {
+  if (knobs.no_queue_pairs) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  struct null_qp *qp = calloc(1, sizeof *qp);
+  struct null_cq *cq = (struct null_cq *)init->send_cq;
+  qp->qp.context = pd->context, qp->qp.pd = pd, qp->qp.srq = init->srq;
+  qp->qp.send_cq = init->send_cq, qp->qp.recv_cq = init->recv_cq;
+  qp->qp.qp_num = __atomic_add_fetch(&next_number, 1, __ATOMIC_RELAXED);
+  qp->cq = cq, qp->next = cq->qps, cq->qps = qp;
+  all_qps[qp->qp.qp_num % 65536] = qp;
+  return &qp->qp;
+}
+int ibv_modify_qp(struct qp *qp, uint32_t *attr, int mask) {
+  if (mask & 1) qp->state = attr[0];
+  return 0;
+}
+int ibv_destroy_qp(struct qp *of) {
+  struct null_qp *qp = (struct null_qp *)of;
+  struct null_qp **at = &qp->cq->qps;
+  while (*at != qp) at = &(*at)->next;
+  *at = qp->next;
+  free(qp);
+  return 0;
+}

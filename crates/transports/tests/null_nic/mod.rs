@@ -1,0 +1,76 @@
+//! Builds and drives the null NIC: a libibverbs without hardware behind it, `ibverbs.c`.
+
+use std::ffi::{c_int, c_long, c_void, CString};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// What can be asked of it, in the order of its table.
+#[allow(dead_code, reason = "each user asks for some")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Knob {
+    /// Completions are held back.
+    Holds,
+    /// So many requests succeed, then one fails; -1: none.
+    FailsAfter,
+    /// With this status.
+    Status,
+    /// Posts are refused.
+    Refuses,
+    /// Every port is down.
+    PortIsDown,
+    /// No queue pair can be made.
+    NoQueuePairs,
+    /// No memory can be registered.
+    NoMemory,
+    /// Calls of post_send so far.
+    NumPosts,
+    /// Requests posted so far.
+    NumRequests,
+}
+
+/// Path of the library, built at the first call.
+pub(crate) fn library() -> &'static str {
+    static BUILT: OnceLock<String> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../transports/tests/null_nic");
+        let to: PathBuf = std::env::temp_dir().join(format!("anyfabric-null-nic-{}.so", std::process::id()));
+        let map = format!("-Wl,--version-script={}", source.join("symbols.map").display());
+        let status = Command::new("cc")
+            .args(["-O2", "-shared", "-fPIC", "-Wall", "-Wextra", &map, "-o"])
+            .args([&to, &source.join("ibverbs.c")])
+            .status();
+        assert!(status.expect("a C compiler").success(), "the null NIC does not compile");
+        let name = to.to_str().expect("a path in UTF-8").to_owned();
+        load(&name);
+        // Loaded it is found by its name, and stays until the process ends.
+        let _ = std::fs::remove_file(&to);
+        name
+    })
+}
+
+/// Reads a knob, and turns it to `value` if there is one.
+pub(crate) fn knob(knob: Knob, value: Option<i64>) -> i64 {
+    static FUNCTION: OnceLock<usize> = OnceLock::new();
+    let function = FUNCTION.get_or_init(|| symbol("null_nic_knob"));
+    // SAFETY: the library's function has this type, and the library is never unloaded.
+    let function: extern "C" fn(c_int, c_long) -> c_long = unsafe { std::mem::transmute(*function) };
+    function(knob as c_int, value.unwrap_or(-2))
+}
+
+fn symbol(name: &str) -> usize {
+    let handle = load(library());
+    let name = CString::new(name).expect("a name");
+    // SAFETY: an open library and a string that lives through the call.
+    let found = unsafe { libc::dlsym(handle as *mut c_void, name.as_ptr()) };
+    assert!(!found.is_null(), "the null NIC has no {name:?}");
+    found as usize
+}
+
+fn load(path: &str) -> usize {
+    let path = CString::new(path).expect("a path");
+    // SAFETY: our own library; the string lives through the call.
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
+    assert!(!handle.is_null(), "the null NIC was just built");
+    handle as usize
+}

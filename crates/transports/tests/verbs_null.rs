@@ -1,0 +1,295 @@
+//! The verbs NIC over a libibverbs without hardware: every way in which a post or a completion can fail, and what it
+//! may not cost. The knobs are the process's, so this is one test that goes through its chapters.
+
+// A test may unwrap: its panic is the report.
+#![allow(clippy::unwrap_used)]
+
+mod null_nic;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyfabric_plan::Extent;
+use anyfabric_transports::rdma::{Batch, Completions, Domain, Fault, Marks, Nic, NicError, RailIdx, RemoteMemory};
+use anyfabric_transports::verbs::{open, VerbsMemory, VerbsNic, VerbsSettings};
+use null_nic::{knob, library, Knob};
+
+/// Counts what is allocated.
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: hands everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as promised by the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as promised by the caller.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[derive(Default)]
+struct Seen {
+    ended: HashMap<u32, Vec<Result<(), Fault>>>,
+    broken: Vec<(RailIdx, Fault)>,
+}
+
+impl Completions for Seen {
+    fn completed(&mut self, _rail: RailIdx, token: u32, result: Result<(), Fault>) {
+        self.ended.entry(token).or_default().push(result);
+    }
+
+    fn arrived(&mut self, _rail: RailIdx, _imm: u32) {}
+
+    fn message(&mut self, _rail: RailIdx, _message: &[u8]) {}
+
+    fn broken(&mut self, rail: RailIdx, why: Fault) {
+        self.broken.push((rail, why));
+    }
+}
+
+/// Counts ends and nothing else: it must not allocate.
+struct Ends(usize);
+
+impl Completions for Ends {
+    fn completed(&mut self, _rail: RailIdx, _token: u32, result: Result<(), Fault>) {
+        self.0 += usize::from(result.is_ok());
+    }
+
+    fn arrived(&mut self, _rail: RailIdx, _imm: u32) {}
+
+    fn message(&mut self, _rail: RailIdx, _message: &[u8]) {}
+
+    fn broken(&mut self, _rail: RailIdx, _why: Fault) {}
+}
+
+fn settings() -> VerbsSettings {
+    VerbsSettings { library: Some(library().to_owned()), ..VerbsSettings::default() }
+}
+
+fn one(name: &str) -> Result<VerbsNic, NicError> {
+    open(&[name.to_owned()], 1, &settings()).map(|mut nics| nics.remove(0))
+}
+
+/// A NIC with `num_rails` rails, each connected to itself, and memory.
+fn nic(num_rails: usize) -> (VerbsNic, Vec<RailIdx>, VerbsMemory) {
+    let mut nic = one("null0").unwrap();
+    let rails = (0..num_rails).map(|_| rail(&mut nic)).collect();
+    static mut BYTES: [u8; 4096] = [0; 4096];
+    // SAFETY: the null NIC touches no memory, and the array is there for ever.
+    let memory = unsafe { nic.domain().register((&raw mut BYTES).cast(), 4096, true) }.unwrap();
+    (nic, rails, memory)
+}
+
+fn rail(nic: &mut VerbsNic) -> RailIdx {
+    let rail = nic.open().unwrap();
+    let address = nic.address(rail);
+    nic.connect(rail, &address).unwrap();
+    rail
+}
+
+const WRITES: [Extent; 7] = [Extent { src: 0, dst: 0, nbytes: 512 }; 7];
+const TARGET: RemoteMemory = RemoteMemory { base: 0x1000, key: 7 };
+const FULL: usize = 256;
+
+#[test]
+fn the_verbs_nic_without_hardware() {
+    devices_and_what_is_wrong_with_them();
+    every_failure_at_every_place();
+    what_the_device_does_not_take();
+    held_back_until_closed();
+    chains_are_posted_at_once();
+    nothing_is_allocated();
+}
+
+fn devices_and_what_is_wrong_with_them() {
+    let names = |nics: &[&str]| -> Vec<String> {
+        let nics: Vec<_> = nics.iter().map(|nic| (*nic).to_owned()).collect();
+        open(&nics, 4, &settings()).unwrap().iter().map(|nic| nic.about().name.clone()).collect()
+    };
+    assert_eq!(names(&[]), ["null0", "null1", "null2", "null3"]);
+    assert_eq!(names(&["null2", "null0"]), ["null2", "null0"], "in the order given");
+    assert_eq!(open(&[], 2, &settings()).unwrap().len(), 2);
+    let about = one("null1").unwrap().about().clone();
+    assert_eq!((about.gbps, about.manner.as_str()), (200, "RoCE v1, GID 0 (10.0.0.1)"));
+
+    let why = |name: &str| one(name).err().unwrap().to_string();
+    assert_eq!(why("mlx5_7"), "there is no NIC mlx5_7; this host has null0, null1, null2, null3");
+    assert_eq!(why("null0:9"), "null0: no active port: it has no such port");
+    assert!(why("null0:x").contains("is no NIC"));
+    knob(Knob::PortIsDown, Some(1));
+    assert_eq!(why("null0"), "null0: no active port: port 1 is down");
+    assert!(open(&[], 4, &settings()).is_err());
+    knob(Knob::PortIsDown, Some(0));
+    let wrong_gid = VerbsSettings { gid_index: Some(3), ..settings() };
+    let why_gid = open(&["null0".into()], 1, &wrong_gid).err().unwrap().to_string();
+    assert_eq!(why_gid, "null0: port 1 has no GID at index 3; there are: 0");
+    let missing = VerbsSettings { library: Some("/nowhere/libibverbs.so.1".into()), ..settings() };
+    assert!(matches!(open(&[], 1, &missing), Err(NicError::Library(why)) if why.contains("install libibverbs1")));
+
+    let (mut nic, _, _) = nic(1);
+    knob(Knob::NoQueuePairs, Some(1));
+    assert!(nic.open().unwrap_err().to_string().starts_with("null0: no queue pair is left (it has 65536)"));
+    knob(Knob::NoQueuePairs, Some(0));
+    knob(Knob::NoMemory, Some(1));
+    let mut bytes = [0_u8; 64];
+    // SAFETY: nothing is registered.
+    let refused = unsafe { nic.domain().register(bytes.as_mut_ptr(), 64, true) }.unwrap_err();
+    assert!(matches!(refused, NicError::LockedMemory { nbytes: 64, .. } | NicError::Device(_)), "{refused}");
+    knob(Knob::NoMemory, Some(0));
+}
+
+/// One request of many fails, each in turn and with every status: batches end once, other rails go on, and a rail that
+/// is made again has all of its room.
+fn every_failure_at_every_place() {
+    let (mut nic, mut rails, memory) = nic(3);
+    let statuses = [
+        (4, Fault::Local(4)),
+        (10, Fault::Refused),
+        (12, Fault::Unanswered),
+        (13, Fault::NotReady),
+        (21, Fault::Other(21)),
+    ];
+    for place in 0..60 {
+        let (status, fault) = statuses[place % statuses.len()];
+        let (mut seen, mut owners) = (Seen::default(), HashMap::new());
+        knob(Knob::Holds, Some(1));
+        for (token, writes) in (0..30).zip([1, 3, 7, 2, 5].into_iter().cycle()) {
+            let rail = rails[token % 3];
+            let batch = Batch {
+                source: &memory,
+                target: TARGET,
+                writes: &WRITES[..writes],
+                marks: Marks::Each(1),
+                token: token as u32,
+            };
+            assert_eq!(nic.post(rail, &batch), Ok(writes));
+            owners.insert(token as u32, rail);
+        }
+        for rail in &rails {
+            nic.flush(*rail).unwrap();
+        }
+        knob(Knob::FailsAfter, Some(place as i64));
+        knob(Knob::Status, Some(status));
+        knob(Knob::Holds, Some(0));
+        while nic.poll(&mut seen) {}
+        assert_eq!(seen.ended.len(), 30, "place {place}");
+        let [(broken, why)] = seen.broken[..] else { panic!("place {place}: {:?}", seen.broken) };
+        assert_eq!(why, fault);
+        let mut failed = false;
+        for token in 0..30 {
+            let ends = &seen.ended[&token];
+            assert_eq!(ends.len(), 1, "batch {token} at place {place}");
+            if owners[&token] != broken {
+                assert_eq!(ends[0], Ok(()), "another rail's");
+            } else {
+                assert!(!failed || ends[0].is_err(), "nothing goes well behind the fault");
+                failed |= ends[0].is_err();
+            }
+        }
+        assert!(failed);
+        let batch = Batch { source: &memory, target: TARGET, writes: &WRITES, marks: Marks::None, token: 99 };
+        assert_eq!(nic.post(broken, &batch), Err(fault));
+        nic.close(broken);
+        let again = rail(&mut nic);
+        rails.iter_mut().filter(|rail| **rail == broken).for_each(|rail| *rail = again);
+        assert!(rails.iter().all(|rail| nic.room(*rail) == FULL));
+    }
+}
+
+/// The device refuses a post: what it took is flushed, the rest ends too.
+fn what_the_device_does_not_take() {
+    let (mut nic, rails, memory) = nic(2);
+    let batch =
+        |token, writes| Batch { source: &memory, target: TARGET, writes: &WRITES[..writes], marks: Marks::None, token };
+    let mut seen = Seen::default();
+    assert_eq!(nic.post(rails[0], &batch(1, 3)), Ok(3));
+    nic.flush(rails[0]).unwrap();
+    knob(Knob::Refuses, Some(1));
+    assert_eq!(nic.post(rails[0], &batch(2, 7)), Ok(7), "held back");
+    assert_eq!(nic.flush(rails[0]), Err(Fault::Local(libc::ENOMEM as u32)));
+    knob(Knob::Refuses, Some(0));
+    while nic.poll(&mut seen) {}
+    nic.poll(&mut seen);
+    assert_eq!(seen.broken, [(rails[0], Fault::Local(12))]);
+    assert_eq!(seen.ended[&1].len() + seen.ended[&2].len(), 2);
+    assert!(seen.ended[&2][0].is_err());
+    assert_eq!(nic.send(rails[0], b"message", 3), Err(Fault::Local(12)));
+    assert_eq!(nic.signal(rails[1], 1, 4), Ok(true));
+    nic.flush(rails[1]).unwrap();
+    while nic.poll(&mut seen) {}
+    assert_eq!(seen.ended[&4], [Ok(())]);
+}
+
+/// A rail is closed over what is under way: nothing of it is reported, to whoever has the number next either.
+fn held_back_until_closed() {
+    let (mut nic, rails, memory) = nic(1);
+    let mut seen = Seen::default();
+    knob(Knob::Holds, Some(1));
+    let mut posted = 0;
+    while nic.room(rails[0]) > 0 {
+        let batch = Batch { source: &memory, target: TARGET, writes: &WRITES, marks: Marks::Each(1), token: posted };
+        posted += nic.post(rails[0], &batch).unwrap() as u32;
+    }
+    assert_eq!(posted as usize, FULL, "no more than there is room for");
+    nic.flush(rails[0]).unwrap();
+    nic.poll(&mut seen);
+    nic.close(rails[0]);
+    knob(Knob::Holds, Some(0));
+    let again = rail(&mut nic);
+    assert_eq!(again, rails[0], "the number is used again");
+    nic.poll(&mut seen);
+    assert!(seen.ended.is_empty() && seen.broken.is_empty());
+    assert_eq!(nic.room(again), FULL);
+    nic.fence(again);
+    while nic.poll(&mut seen) {}
+    assert!(seen.broken.is_empty(), "whoever fences knows");
+}
+
+/// 32 writes are one call of the driver, and one completion.
+fn chains_are_posted_at_once() {
+    let (mut nic, rails, memory) = nic(1);
+    let before = (knob(Knob::NumPosts, None), knob(Knob::NumRequests, None));
+    for token in 0..8 {
+        let batch = Batch { source: &memory, target: TARGET, writes: &WRITES[..4], marks: Marks::Each(1), token };
+        nic.post(rails[0], &batch).unwrap();
+    }
+    nic.flush(rails[0]).unwrap();
+    let after = (knob(Knob::NumPosts, None), knob(Knob::NumRequests, None));
+    assert_eq!((after.0 - before.0, after.1 - before.1), (1, 32));
+    let mut seen = Seen::default();
+    while nic.poll(&mut seen) {}
+    assert_eq!(seen.ended.len(), 8, "each batch ends, though one request asked for a completion");
+}
+
+/// From the post to the end of a batch nothing is allocated, once the queues have grown; there is no lock to take.
+fn nothing_is_allocated() {
+    let (mut nic, rails, memory) = nic(8);
+    let mut ends = Ends(0);
+    let round = |nic: &mut VerbsNic, ends: &mut Ends| {
+        for token in 0..64 {
+            let rail = rails[token as usize % rails.len()];
+            let batch = Batch { source: &memory, target: TARGET, writes: &WRITES, marks: Marks::Each(1), token };
+            nic.post(rail, &batch).unwrap();
+            nic.signal(rail, 1, token).unwrap();
+            nic.send(rail, b"message", token).unwrap();
+            nic.flush(rail).unwrap();
+            nic.poll(ends);
+        }
+        while nic.poll(ends) {}
+    };
+    round(&mut nic, &mut ends);
+    let (before, ended) = (ALLOCATIONS.load(Ordering::Relaxed), ends.0);
+    (0..10).for_each(|_| round(&mut nic, &mut ends));
+    assert_eq!(ends.0 - ended, 10 * 64 * 3);
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0);
+}
