@@ -12,14 +12,14 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyfabric_transports::{Doorbell, Failure, PeerIdx};
 use anyfabric_wire::{EngineId, Imm, Refusal};
 
 use crate::early::{Early, Missing};
-use crate::inner::Inner;
+use crate::inner::{lock, Inner};
 use crate::{Code, Error, Result};
 
 /// The arrivals of one immediate at this engine. Closed on drop.
@@ -183,7 +183,7 @@ impl State {
     }
 
     fn lock(&self) -> MutexGuard<'_, Rest> {
-        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.rest)
     }
 }
 
@@ -408,7 +408,7 @@ impl Counters {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }
 

@@ -3,9 +3,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+pub(crate) use anyfabric_transports::lock;
 use anyfabric_transports::loopback::Endpoint;
 use anyfabric_transports::sys::{self, fork_generation, EventFd, Fd, Interest, Mapping, Poller};
 use anyfabric_transports::tcp::TcpLink;
@@ -459,10 +460,6 @@ impl Sink for Inner {
 /// Name of an engine's Unix socket.
 pub(crate) fn local_name(engine: EngineId) -> String {
     format!("anyfabric/{engine}")
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) fn nanos(duration: Duration) -> u64 {

@@ -1,9 +1,9 @@
 //! The queue of received messages.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
-use anyfabric_transports::PeerIdx;
+use anyfabric_transports::{lock, PeerIdx};
 use anyfabric_wire::{Address, Refusal};
 
 /// A received message.
@@ -86,7 +86,7 @@ impl Messages {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use anyfabric_plan::Extents;
 use anyfabric_transports::loopback::SimLink;
@@ -11,7 +11,7 @@ use anyfabric_transports::rdma::RailPath;
 use anyfabric_transports::shm::ShmLink;
 use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::{
-    BindingState, ControlPath, Failure, Link, Loss, Losses, Op, Payload, PeerIdx, Region, Sink, Ticket,
+    lock, BindingState, ControlPath, Failure, Link, Loss, Losses, Op, Payload, PeerIdx, Region, Sink, Ticket,
 };
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Imm, NicLibrary, Refusal};
@@ -203,7 +203,7 @@ impl Peer {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, PeerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -418,7 +418,7 @@ impl Peer {
     }
 
     fn waiting(&self) -> MutexGuard<'_, VecDeque<Submission>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use anyfabric_wire::Refusal;
 
+use crate::lock;
 use crate::mutant::Mutant;
 use crate::rdma::RemoteMemory;
 use crate::sys::Mapping;
@@ -146,7 +147,7 @@ impl Binding {
     /// Unmaps the target of a refused binding, once it is idle: the owner may
     /// then reuse the bytes.
     pub fn unmap(&self) {
-        let mut gone = self.mapping_gone.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone = lock(&self.mapping_gone);
         if let (false, true, Some(Target::Mapped(mapping))) = (*gone, self.is_idle(), self.target.get()) {
             mapping.unmap_early();
             *gone = true;

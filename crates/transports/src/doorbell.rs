@@ -23,9 +23,10 @@
 //! because every block has a timeout.
 
 use std::sync::atomic::{fence, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::lock;
 use crate::sys::{self, Mapping};
 
 /// An engine's own doorbell, or a peer's.
@@ -106,7 +107,7 @@ impl Doorbell {
 
     /// From now on nothing can wait.
     pub fn reset_patience(&self) {
-        let _guard = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = lock(&self.patience);
         // ORDERING: see `wake_remote`.
         self.word(PATIENCE).store(0, Ordering::SeqCst);
         self.word(PENDING).store(0, Ordering::SeqCst);
@@ -115,7 +116,7 @@ impl Doorbell {
     /// Who is about to block, announced and after its last look, can wait for
     /// so many arrivals, if no more than `sleepers` threads sleep on the bell.
     pub fn set_patience(&self, arrivals: u32, sleepers: u32) {
-        let _guard = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = lock(&self.patience);
         // ORDERING: see `wake_remote`. Two who wait for different things have no patience.
         if self.word(SLEEPERS).load(Ordering::SeqCst) <= sleepers {
             self.word(PATIENCE).store(arrivals, Ordering::SeqCst);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyfabric_plan::Extents;
 use anyfabric_wire::{Imm, Refusal};
@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::mutant::Mutant;
 use crate::sys::Ready;
-use crate::{Binding, Failure, PeerIdx, PeerStats, Region, Ticket};
+use crate::{lock, Binding, Failure, PeerIdx, PeerStats, Region, Ticket};
 
 /// One operation to one peer, checked and ready to be carried out.
 #[derive(Debug)]
@@ -128,12 +128,12 @@ pub struct Losses {
 impl Losses {
     /// Notes one.
     pub fn note(&self, imm: Imm) {
-        self.imms.lock().unwrap_or_else(PoisonError::into_inner).push_back(imm);
+        lock(&self.imms).push_back(imm);
     }
 
     /// Takes all that were noted.
     pub fn take(&self) -> VecDeque<Imm> {
-        std::mem::take(&mut self.imms.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.imms))
     }
 }
 

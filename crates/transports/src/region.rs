@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use anyfabric_wire::Refusal;
 
+use crate::lock;
 use crate::mutant::Mutant;
 use crate::sys::{Fd, Mapping};
 
@@ -212,7 +213,7 @@ impl Region {
     }
 
     fn access(&self) -> MutexGuard<'_, AccessList> {
-        self.access.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.access)
     }
 }
 

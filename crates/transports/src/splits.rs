@@ -7,8 +7,9 @@
 //! over one NIC. The receiver keeps the quarters of different peers apart.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use crate::lock;
 use anyfabric_wire::Imm;
 
 /// The imms of split writes of one link.
@@ -48,7 +49,7 @@ impl Splits {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -1,12 +1,12 @@
 //! One submitted operation's end: done, or failed with one error.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyfabric_wire::Refusal;
 use thiserror::Error;
 
-use crate::{Clock, Doorbell, PeerIdx, Region};
+use crate::{lock, Clock, Doorbell, PeerIdx, Region};
 
 /// Why an operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -231,7 +231,7 @@ impl Ticket {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, End> {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.end)
     }
 }
 

@@ -12,11 +12,12 @@ use std::ffi::{c_int, c_void};
 use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::library::{FabricError, Library};
 use super::provider::Provider;
 use super::sys::*;
+use crate::lock;
 use crate::rdma::{Domain, NicError, RemoteMemory};
 
 /// A NIC's domain; closed when nothing uses it any more.
@@ -227,7 +228,7 @@ struct What {
 
 impl FabricDomain {
     fn bound(&self) -> MutexGuard<'_, Bound> {
-        self.bound.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.bound)
     }
 
     fn mr_mode(&self) -> c_int {

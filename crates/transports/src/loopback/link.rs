@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use anyfabric_wire::{Control, Imm, Refusal, WireImm};
 
@@ -12,7 +12,7 @@ use crate::controls::Controls;
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
-    Binding, BindingTable, ControlPath, Failure, Inline, Link, Op, PeerIdx, PeerStats, Region, RegionTable, Sink,
+    lock, Binding, BindingTable, ControlPath, Failure, Inline, Link, Op, PeerIdx, PeerStats, Region, RegionTable, Sink,
     Splits, Target,
 };
 
@@ -432,8 +432,4 @@ impl std::fmt::Debug for SimLink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SimLink").field("ends", &self.ends).finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use anyfabric_wire::EngineId;
@@ -12,7 +12,7 @@ use super::fabric::{Fabric, Part};
 use super::faults::Fault;
 use super::link::{News, SimLink};
 use super::random::Random;
-use crate::{Clock, ControlPath};
+use crate::{lock, Clock, ControlPath};
 
 /// Engines, the fabric between them, and their clock; cheap to clone.
 #[derive(Clone)]
@@ -269,7 +269,7 @@ impl Simulation {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.state)
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use anyfabric_plan::Extent;
 use anyfabric_wire::NicLibrary;
@@ -17,7 +17,7 @@ use super::book::{Book, Stage, Turn};
 use super::link::{PathOptions, RailLink, RailPath};
 use super::nic::{Domain, Nic, NicAbout, NicError, RemoteMemory};
 use super::registrations::Registrations;
-use crate::{Clock, Op, Region, Sink};
+use crate::{lock, Clock, Op, Region, Sink};
 
 /// The NICs that serve one engine through one library, for the engine.
 pub trait NicGroup: Send + Sync {
@@ -93,7 +93,7 @@ impl<N: Nic> RailGroup<N> {
 
     /// The NICs, for what is rare; waits for whoever has them.
     pub(super) fn state(&self) -> MutexGuard<'_, State<N>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn try_state(&self) -> Option<MutexGuard<'_, State<N>>> {
@@ -120,7 +120,7 @@ impl<N: Nic> RailGroup<N> {
 
     /// Operations that were left, of one path or of all.
     pub(super) fn left(&self) -> MutexGuard<'_, VecDeque<(u32, Op)>> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.left)
     }
 
     fn take_left(&self, state: &mut State<N>, now_ns: u64) {

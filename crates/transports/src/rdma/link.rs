@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use anyfabric_wire::{NicLibrary, Rails, Refusal};
 
@@ -12,8 +12,8 @@ use super::nic::{Nic, RemoteMemory};
 use super::post::MAX_RAILS;
 use crate::sys::Ready;
 use crate::{
-    Binding, BindingTable, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region, RegionTable,
-    Sink, Splits, Target,
+    lock, Binding, BindingTable, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region,
+    RegionTable, Sink, Splits, Target,
 };
 
 /// What a path over NICs is made of.
@@ -128,7 +128,7 @@ impl<N: Nic> RailLink<N> {
     }
 
     fn bindings(&self) -> MutexGuard<'_, Bindings> {
-        self.bindings.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.bindings)
     }
 
     /// A peer asks for a region's keys.

@@ -14,10 +14,10 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::{Domain, NicError};
-use crate::Region;
+use crate::{lock, Region};
 
 /// The registrations of one domain.
 pub struct Registrations<D: Domain> {
@@ -61,7 +61,7 @@ impl<D: Domain> Registrations<D> {
     fn register(&self, region: &Region) -> Result<Arc<D::Memory>, NicError> {
         let range = Range { address: region.as_ptr() as usize, nbytes: region.nbytes(), writable: region.writable };
         // Held while the NIC registers: who comes meanwhile with the same range waits for it and takes it.
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         if let Some(memory) = known.get(&range).and_then(Weak::upgrade) {
             return Ok(memory);
         }

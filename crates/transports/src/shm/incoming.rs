@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use anyfabric_wire::{Access, Local, Refusal};
 
-use super::link::{lock, ShmLink, DRAIN};
+use super::link::{ShmLink, DRAIN};
 use super::ring::{Consumer, Entry};
 use crate::mutant::Mutant;
 use crate::sys::{self, Fd, Mapping};
-use crate::{copy, Backing, Failure, Sink, Target};
+use crate::{copy, lock, Backing, Failure, Sink, Target};
 
 pub(super) struct Incoming {
     pub(super) consumer: Consumer,

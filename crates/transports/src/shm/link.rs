@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use anyfabric_wire::{Local, Refusal};
 
@@ -13,8 +13,8 @@ use super::ring::{Consumer, Producer};
 use crate::mutant::Mutant;
 use crate::sys::{Fd, Mapping, Ready};
 use crate::{
-    Binding, BindingState, BindingTable, Doorbell, Failure, Inline, Link, LinkError, Op, Payload, PeerIdx, PeerStats,
-    Region, RegionTable, Sink, Target,
+    lock, Binding, BindingState, BindingTable, Doorbell, Failure, Inline, Link, LinkError, Op, Payload, PeerIdx,
+    PeerStats, Region, RegionTable, Sink, Target,
 };
 
 /// What a [`ShmLink`] is made of; the engine's handshake gathers it.
@@ -401,10 +401,6 @@ impl std::fmt::Debug for ShmLink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ShmLink").field("peer", &self.peer).field("pid", &self.pid).finish_non_exhaustive()
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes up to this length are carried out in the caller's thread.

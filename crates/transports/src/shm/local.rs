@@ -7,11 +7,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyfabric_wire::Local;
 
 use super::ring;
+use crate::lock;
 use crate::sys::{self, Fd, Mapping};
 
 /// Bytes of the memfd that holds a ring.
@@ -43,7 +44,7 @@ impl LocalChannel {
     /// # Errors
     /// The system's: the other side is gone.
     pub fn send(&self, message: &Local, fd: Option<Arc<Fd>>) -> io::Result<()> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.waiting);
         if waiting.len() >= MAX_WAITING {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its local socket"));
         }
@@ -56,7 +57,7 @@ impl LocalChannel {
     /// # Errors
     /// The system's: the other side is gone.
     pub fn flush(&self) -> io::Result<()> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.waiting);
         self.flush_locked(&mut waiting)
     }
 

@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use anyfabric_wire::{Imm, WireImm};
 
-use super::link::{lock, ShmLink, INLINE_BYTES};
+use super::link::{ShmLink, INLINE_BYTES};
 use super::ring::{Entry, Producer, AREA};
 use super::walk::{Ahead, Chunk, Range};
 use crate::copy::prefetch;
 use crate::sys::{self, Foreign, ForeignWrite};
-use crate::{copy, BindingState, Failure, Inline, Op, Payload, Region, Target};
+use crate::{copy, lock, BindingState, Failure, Inline, Op, Payload, Region, Target};
 
 pub(super) struct Outgoing {
     pub(super) producer: Producer,

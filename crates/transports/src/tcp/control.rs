@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::PoisonError;
 
-use super::link::{lock, TcpLink};
+use super::link::TcpLink;
 use super::receive::invalid;
-use crate::{ControlPath, Failure, Sink};
+use crate::{lock, ControlPath, Failure, Sink};
 
 impl TcpLink {
     pub(super) fn on_control(&self, sequence: u64, bytes: &[u8], sink: &dyn Sink) -> io::Result<()> {

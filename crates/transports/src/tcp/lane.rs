@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use super::receive::Receive;
 use super::send::{Part, Send, Submitted};
 use crate::sys::{Fd, Interest, Poller};
-use crate::Failure;
+use crate::{lock, Failure};
 
 /// One stream.
 #[derive(Debug)]
@@ -87,10 +87,10 @@ impl Lane {
         self.poller.remove(&self.socket);
         // SAFETY: our own descriptor; both directions end, the peer sees it at once.
         unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
-        super::link::lock(&self.receive).abandon();
+        lock(&self.receive).abandon();
         let mut parts: Vec<Arc<Part>> = Vec::new();
-        super::link::lock(&self.submitted).drain(&mut parts);
-        super::link::lock(&self.send).drain(&mut parts);
+        lock(&self.submitted).drain(&mut parts);
+        lock(&self.send).drain(&mut parts);
         for part in parts {
             part.end(Err(why.clone()));
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anyfabric_plan::{shard_bytes, shard_pages, Extents};
 use anyfabric_wire::{Frame, Refusal};
@@ -15,7 +15,7 @@ use crate::controls::Controls;
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
-    Binding, BindingTable, Clock, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region,
+    lock, Binding, BindingTable, Clock, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region,
     RegionTable, Sink, Target,
 };
 
@@ -422,10 +422,6 @@ impl std::fmt::Debug for TcpLink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TcpLink").field("peer", &self.peer).field("manner", &self.manner()).finish_non_exhaustive()
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) fn describe(error: &io::Error) -> String {

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use anyfabric_wire::{Frame, FrameKind, Refusal};
 
 use super::lane::Lane;
-use super::link::{lock, TcpLink};
+use super::link::TcpLink;
 use crate::sys::check_len;
-use crate::{PeerIdx, Region, Sink};
+use crate::{lock, PeerIdx, Region, Sink};
 
 /// What a lane is receiving.
 #[derive(Debug)]

@@ -11,8 +11,7 @@ use anyfabric_wire::{Imm, Refusal};
 
 use super::batch::Batch;
 use super::lane::Lane;
-use super::link::lock;
-use crate::{BindingState, Failure, Op, Payload, Region};
+use crate::{lock, BindingState, Failure, Op, Payload, Region};
 
 /// An operation, shared by the lanes that carry parts of it.
 #[derive(Debug)]
