@@ -68,7 +68,7 @@ def build(out: Path) -> dict[str, Path]:
     programs: dict[str, Path] = {}
     for name, (package, test) in RUST_PROGRAMS.items():
         cargo = [
-            *"cargo test --no-run --quiet --message-format json --package".split(),
+            *["cargo", "test", "--no-run", "--quiet", "--message-format", "json", "--package"],
             package,
             "--test",
             test,
