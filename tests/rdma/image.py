@@ -74,7 +74,7 @@ def ready() -> Image:
     """The image, made if it is not there: packages installed, kernel downloaded.
 
     Raises:
-        Missing: Another architecture, no apt, or no right to install what is missing.
+        Missing: Another architecture, no apt, no right to install, or no archive within reach.
         RuntimeError: A command failed; the message ends with what it said.
     """
     if platform.machine() != "x86_64":
@@ -236,8 +236,13 @@ def _twice(attempt: Callable[[], Result]) -> Result:
     except RuntimeError:
         if not _may_install():
             raise
+    try:
         _apt("update")
         return attempt()
+    except RuntimeError as error:
+        # Without a network this is no failure of ours; the message is in the summary.
+        msg = f"what the bed needs cannot be had from the archive: {error}"
+        raise Missing(msg) from error
 
 
 def _run(command: list[str], cwd: str | None = None) -> str:
