@@ -137,7 +137,9 @@ impl<N: Nic> State<N> {
     /// The peer's end broke, or could not be made.
     pub(super) fn broken_there(&mut self, path_idx: u32, rail_no: usize, attempt: u32, now_ns: u64) {
         let Some(rail) = self.book.rail(path_idx, rail_no) else { return };
-        if attempt < rail.attempt {
+        // Both ends break, and each tells the other: that is one failure and not two.
+        let is_known = attempt == rail.attempt && rail.stage == Stage::Down && rail.is_decided;
+        if attempt < rail.attempt || is_known {
             return;
         }
         rail.attempt = attempt;
