@@ -26,5 +26,10 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
   cargo test --quiet "${crates[@]}" -- --show-output 2>&1 | list_skipped
 fi
+# Once more over the libfabric that the wheel mpich brings: what ran above took the system's, where there is one.
+wheel=$PWD/.venv/lib/mpich/libfabric.so.1
+if [ -e "$wheel" ]; then
+  ANYFABRIC_LIBFABRIC_LIBRARY=$wheel cargo test --quiet -p anyfabric-engine --test conformance libfabric
+fi
 # The suite proves itself: every deliberate mistake is caught.
 cargo test --quiet -p anyfabric-engine --features mutants --test simulation --test conformance mutants::

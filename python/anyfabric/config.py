@@ -23,7 +23,7 @@ __all__ = ["SETTINGS", "Resolved", "Setting", "native_config", "resolve", "unkno
 
 Origin = Literal["argument", "environment", "default"]
 PREFIX = "ANYFABRIC_"
-TRANSPORTS = ("shm", "verbs", "tcp")
+TRANSPORTS = ("shm", "verbs", "libfabric", "tcp")
 """Transports of this build that connect processes; `loopback` is for the Rust tests alone."""
 
 
@@ -350,6 +350,20 @@ SETTINGS: tuple[Setting, ...] = (
         "ANYFABRIC_VERBS_LIBRARY",
         None,
         "Path of libibverbs, instead of the one that the system finds",
+        _path,
+    ),
+    Setting(
+        "libfabric_provider",
+        "ANYFABRIC_LIBFABRIC_PROVIDER",
+        None,
+        "Only this provider of libfabric, which may then be software, as tcp",
+        _path,
+    ),
+    Setting(
+        "libfabric_library",
+        "ANYFABRIC_LIBFABRIC_LIBRARY",
+        None,
+        "Path of libfabric, instead of the one that is loaded, of an installer or of the system",
         _path,
     ),
     Setting(

@@ -59,6 +59,8 @@ class Engine(_core.Engine):
         rnr_retry: int | None = None,
         relaxed_ordering: bool | None = None,
         verbs_library: str | None = None,
+        libfabric_provider: str | None = None,
+        libfabric_library: str | None = None,
         tcp_streams: int | None = None,
         polling: Literal["adaptive", "busy"] | None = None,
         isolate: bool | None = None,
@@ -72,7 +74,7 @@ class Engine(_core.Engine):
         """Start an engine. `None` takes a setting from `ANYFABRIC_<NAME>`, else its default.
 
         Args:
-            transports: Candidates, `("shm", "verbs", "tcp")`; every pair uses the fastest that both have.
+            transports: Candidates, `("shm", "verbs", "libfabric", "tcp")`; a pair uses the first it has.
             require: Refuse every path slower than this transport.
             secret: Cluster secret that both sides prove.
             listen: `HOST[:PORT]` of the control listener, `"127.0.0.1:0"`.
@@ -87,6 +89,8 @@ class Engine(_core.Engine):
             rnr_retry: Times that a peer which takes no more arrivals is asked again, 6.
             relaxed_ordering: Whether a NIC's writes to memory may pass one another, true.
             verbs_library: Path of libibverbs.
+            libfabric_provider: Only this one, which may be software (`"tcp"`); by default hardware.
+            libfabric_library: Path of libfabric; a process has one.
             tcp_streams: Data streams per tcp peer, 1 to 4, 2; they count as its NICs.
             polling: `"adaptive"` spins briefly, then blocks; `"busy"` never blocks.
             isolate: Neither use nor allow `process_vm_writev`.
@@ -102,14 +106,16 @@ class Engine(_core.Engine):
             Unsupported: `require` names a transport that this machine does not have.
             ResourceExhausted: No file descriptor, memory or thread was left.
         """
-        arguments = {name: value for name, value in locals().items() if name in _SETTING_NAMES}
-        settings = config.resolve(arguments)
+        settings = config.resolve({name: value for name, value in locals().items() if name in _SETTING_NAMES})
         self = super().__new__(cls, config.native_config(settings))
         self._settings = settings
+        self._serve_callbacks()
+        return self
+
+    def _serve_callbacks(self) -> None:
         self._callback_service = Service(self)
         weakref.finalize(self, self._callback_service.stop).atexit = False
         _close_at_exit(self)
-        return self
 
     def register(self, array: object, *, writable: bool = True) -> _core.Region:
         """Register memory so that it can be written from and, if `writable`, into.

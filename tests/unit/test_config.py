@@ -75,6 +75,7 @@ def test_parsed(name, given, expected):
         ("gid_index", 256),
         ("rnr_retry", 7),
         ("verbs_library", " "),
+        ("libfabric_provider", ""),
         ("transports", ["shm", "shm"]),
         ("transports", 7),
         ("transports", [[]]),

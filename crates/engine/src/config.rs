@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyfabric_plan::MAX_SHARDS;
+use anyfabric_transports::libfabric::FabricSettings;
 use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::verbs::VerbsSettings;
 
@@ -32,7 +33,7 @@ pub enum QueueFull {
 /// Settings of an engine.
 #[derive(Clone)]
 pub struct Config {
-    /// Transports to use, of `shm`, `verbs` and `tcp`.
+    /// Transports to use, of `shm`, `verbs`, `libfabric` and `tcp`.
     pub transports: Vec<String>,
     /// Refuse every other transport than this one.
     pub require: Option<String>,
@@ -40,12 +41,15 @@ pub struct Config {
     pub secret: Option<Vec<u8>>,
     /// `HOST:PORT` of the control listener; port 0 lets the kernel choose.
     pub listen: String,
-    /// NICs to use: "mlx5_0", "mlx5_0:2"; the fastest active ports when empty.
+    /// NICs to use: "mlx5_0", "mlx5_0:2", "rdmap16s27-rdm"; the fastest active ports
+    /// when empty.
     pub nics: Vec<String>,
     /// NICs to use at most, 1 to 4.
     pub nics_per_device: usize,
     /// Of the verbs transport.
     pub verbs: VerbsSettings,
+    /// Of the libfabric transport.
+    pub libfabric: FabricSettings,
     /// Data streams per tcp peer, 1 to 4.
     pub tcp_streams: usize,
     /// How threads wait.
@@ -96,7 +100,7 @@ impl Config {
             let given = self.nics_per_device.max(self.nics.len());
             return fail(format!("{given} NICs are given, expected 1 to {MAX_SHARDS}"));
         }
-        if let Some(fault) = self.verbs.fault() {
+        if let Some(fault) = self.verbs.fault().or_else(|| self.libfabric.fault()) {
             return fail(fault);
         }
         if self.queue_depth == 0 || self.heartbeats_lost == 0 || self.heartbeat.is_zero() {
@@ -120,6 +124,7 @@ impl Default for Config {
             nics: Vec::new(),
             nics_per_device: MAX_SHARDS,
             verbs: VerbsSettings::default(),
+            libfabric: FabricSettings::default(),
             tcp_streams: 2,
             polling: Polling::Adaptive,
             isolate: false,
@@ -145,4 +150,4 @@ impl std::fmt::Debug for Config {
 }
 
 /// Transports between processes, fastest first.
-pub(crate) const TRANSPORTS: [&str; 3] = ["shm", "verbs", "tcp"];
+pub(crate) const TRANSPORTS: [&str; 4] = ["shm", "verbs", "libfabric", "tcp"];

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::inner::Inner;
 use crate::peer::{Peer, Phase};
-use crate::rails::Groups;
+use crate::rails::{name_of, Groups};
 use crate::{Config, Engine};
 
 /// Which way to a peer.
@@ -380,8 +380,8 @@ fn transports(config: &Config, groups: &Groups) -> Vec<TransportInfo> {
     };
     vec![
         absent("nvlink", "not in this build"),
-        verbs(config, groups, reason("verbs")),
-        absent("libfabric", "not in this build"),
+        rails(NicLibrary::Verbs, config, groups, reason("verbs")),
+        rails(NicLibrary::Libfabric, config, groups, reason("libfabric")),
         TransportInfo {
             name: "shm".into(),
             available: reason("shm").is_none(),
@@ -399,8 +399,7 @@ fn transports(config: &Config, groups: &Groups) -> Vec<TransportInfo> {
     ]
 }
 
-fn verbs(config: &Config, groups: &Groups, excluded: Option<String>) -> TransportInfo {
-    let library = NicLibrary::Verbs;
+fn rails(library: NicLibrary, config: &Config, groups: &Groups, excluded: Option<String>) -> TransportInfo {
     let reason = excluded.or_else(|| groups.obstacle(library, config));
     let group = groups.opened().find(|group| group.library() == library);
     let nics = group.map_or_else(Vec::new, |group| {
@@ -416,7 +415,7 @@ fn verbs(config: &Config, groups: &Groups, excluded: Option<String>) -> Transpor
     });
     let abilities = [("same_host", "true"), ("encrypted", "false")];
     let abilities = abilities.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
-    TransportInfo { name: "verbs".into(), available: reason.is_none(), reason, nics, abilities }
+    TransportInfo { name: name_of(library).into(), available: reason.is_none(), reason, nics, abilities }
 }
 
 fn peer_use(peer: &Peer) -> Option<PeerUse> {

@@ -5,11 +5,12 @@
 //! of their speed; the listener follows.
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use anyfabric_transports::rdma::{NicGroup, PathOptions, RailGroup, Standing};
 use anyfabric_transports::sys::{Interest, Poller};
-use anyfabric_transports::{verbs, Clock, ControlPath, Failure};
+use anyfabric_transports::{libfabric, verbs, Clock, ControlPath, Failure};
 use anyfabric_wire::{NicLibrary, Rails};
 
 use crate::driver::{HANDSHAKE, NICS};
@@ -22,10 +23,11 @@ use crate::{Code, Config, Error, Result};
 pub(crate) struct Groups {
     slots: [OnceLock<std::result::Result<Arc<dyn NicGroup>, String>>; 2],
     opening: Mutex<()>,
+    must_be_polled: AtomicBool,
 }
 
 /// Libraries, fastest first.
-pub(crate) const LIBRARIES: [NicLibrary; 1] = [NicLibrary::Verbs];
+pub(crate) const LIBRARIES: [NicLibrary; 2] = [NicLibrary::Verbs, NicLibrary::Libfabric];
 
 /// Name of the transport in the API.
 pub(crate) const fn name_of(library: NicLibrary) -> &'static str {
@@ -36,22 +38,30 @@ pub(crate) const fn name_of(library: NicLibrary) -> &'static str {
 }
 
 impl Groups {
-    /// Opens at once what was asked for by name, so that a mistake is an error.
+    /// Opens at once what was asked for by name, so that a mistake is an error:
+    /// a transport that is the only one, or NICs, which any of the transports may
+    /// have.
     pub(crate) fn new(config: &Config, poller: &Poller) -> Result<Self> {
         let this = Self::default();
+        let is_enabled = |name: &str| config.transports.iter().any(|enabled| enabled == name);
+        let is_excluded = |name: &str| config.require.as_deref().is_some_and(|required| required != name);
+        let mut failures = Vec::new();
         for library in LIBRARIES {
             let name = name_of(library);
-            let is_required = config.require.as_deref() == Some(name) || config.transports == [name];
-            let is_enabled = config.transports.iter().any(|enabled| enabled == name);
-            if is_required || is_enabled && !config.nics.is_empty() {
-                this.open(library, config, poller).map_err(|why| {
-                    let message = format!("{name}: {why}");
-                    let code = if config.nics.is_empty() { Code::Unsupported } else { Code::InvalidArgument };
-                    Error::new(code, message).during("start")
-                })?;
+            let is_only = config.require.as_deref() == Some(name) || config.transports == [name];
+            if !is_enabled(name) || is_excluded(name) || !is_only && config.nics.is_empty() {
+                continue;
+            }
+            match this.open(library, config, poller) {
+                Ok(_) => return Ok(this),
+                Err(why) => failures.push(format!("{name}: {why}")),
             }
         }
-        Ok(this)
+        if failures.is_empty() {
+            return Ok(this);
+        }
+        let code = if config.nics.is_empty() { Code::Unsupported } else { Code::InvalidArgument };
+        Err(Error::new(code, failures.join("; ")).during("start"))
     }
 
     /// The group of a library, opened now if it was not.
@@ -66,7 +76,11 @@ impl Groups {
             let _opening = lock(&self.opening);
             slot.get_or_init(|| {
                 let group = open(library, config)?;
-                for fd in group.event_fds().into_iter().flatten() {
+                for fd in group.event_fds() {
+                    let Some(fd) = fd else {
+                        self.must_be_polled.store(true, Ordering::Relaxed);
+                        continue;
+                    };
                     // SAFETY: the group keeps it open for as long as the engine lives.
                     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
                     poller.add(&fd, NICS, Interest::Read).map_err(|error| format!("epoll: {error}"))?;
@@ -87,6 +101,13 @@ impl Groups {
         self.slots.iter().filter_map(|slot| slot.get()?.as_ref().ok())
     }
 
+    /// Whether somebody must poll: a NIC has no descriptor to wait on.
+    #[inline]
+    pub(crate) fn must_be_polled(&self) -> bool {
+        // ORDERING: set while the group is opened, before any path uses it.
+        self.must_be_polled.load(Ordering::Relaxed)
+    }
+
     /// Asks every NIC for an event, before somebody blocks.
     #[inline]
     pub(crate) fn arm(&self) {
@@ -98,8 +119,11 @@ impl Groups {
         match self.slots[library as usize].get() {
             Some(Ok(_)) => None,
             Some(Err(why)) => Some(why.clone()),
-            None if config.verbs.library.is_some() => None,
-            None => verbs::no_device(),
+            None => match library {
+                NicLibrary::Verbs if config.verbs.library.is_some() => None,
+                NicLibrary::Verbs => verbs::no_device(),
+                NicLibrary::Libfabric => libfabric::no_device(&config.libfabric),
+            },
         }
     }
 
@@ -123,7 +147,10 @@ fn open(library: NicLibrary, config: &Config) -> std::result::Result<Arc<dyn Nic
                 verbs::open(&config.nics, config.nics_per_device, &config.verbs).map_err(|error| error.to_string())?;
             Ok(RailGroup::new(library, nics, Clock::Real))
         }
-        NicLibrary::Libfabric => Err("not in this build".into()),
+        NicLibrary::Libfabric => {
+            let nics = libfabric::open(&config.nics, config.nics_per_device, &config.libfabric);
+            Ok(RailGroup::new(library, nics.map_err(|error| error.to_string())?, Clock::Real))
+        }
     }
 }
 

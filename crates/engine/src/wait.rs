@@ -194,7 +194,7 @@ impl Inner {
         self.presence.worker_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_worker_blocked(true);
         self.groups.arm();
-        let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() {
+        let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() || self.groups.must_be_polled() {
             Duration::ZERO
         } else {
             // Nobody sleeps, so nobody waits: arrivals can lie in the ring until it is half full, or the next tick.
@@ -294,7 +294,8 @@ impl Inner {
         patience: &impl Fn() -> u32,
     ) -> u64 {
         let presence = &self.presence;
-        if self.config.polling == Polling::Busy || presence.worker_blocked.load(Ordering::SeqCst) {
+        let is_busy = self.config.polling == Polling::Busy || self.groups.must_be_polled();
+        if is_busy || presence.worker_blocked.load(Ordering::SeqCst) {
             return now_ns;
         }
         // ORDERING: as in `block_worker`.

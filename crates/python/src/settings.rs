@@ -49,6 +49,8 @@ fn set(config: &mut Config, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bo
         "rnr_retry" => config.verbs.rnr_retry = value.extract()?,
         "relaxed_ordering" => config.verbs.relaxed_ordering = value.extract()?,
         "verbs_library" => config.verbs.library = value.extract()?,
+        "libfabric_provider" => config.libfabric.provider = value.extract()?,
+        "libfabric_library" => config.libfabric.library = value.extract()?,
         "tcp_streams" => config.tcp_streams = value.extract()?,
         "polling" => {
             config.polling = match value.extract()? {
@@ -79,4 +81,4 @@ fn internal(py: Python<'_>, message: String) -> PyErr {
     exception(py, &native::Error::new(native::Code::Internal, message).during("start"))
 }
 
-const NUM_SETTINGS: usize = 24;
+const NUM_SETTINGS: usize = 26;

@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use anyfabric_engine::transports::libfabric::FabricSettings;
 use anyfabric_engine::{Config, Error, QueueFull};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ pub(crate) struct Settings {
     pub(crate) transports: Vec<String>,
     pub(crate) streams: usize,
     pub(crate) nics: Vec<String>,
+    /// Of libfabric.
+    pub(crate) provider: Option<String>,
     pub(crate) isolate: bool,
     pub(crate) secret: Option<Vec<u8>>,
     pub(crate) listen: String,
@@ -33,6 +36,7 @@ impl Settings {
             transports: self.transports.clone(),
             tcp_streams: self.streams,
             nics: self.nics.clone(),
+            libfabric: FabricSettings { provider: self.provider.clone(), ..FabricSettings::default() },
             isolate: self.isolate,
             secret: self.secret.clone(),
             listen: self.listen.clone(),

@@ -107,7 +107,7 @@ fn killed_as_writer(fabric: &Fabric) {
 
 /// Whatever notices first: the process's descriptor, its Unix socket, a stream, or that nobody listens any more.
 fn its_end_is_told_in_words(fabric: &Fabric) {
-    let why = if fabric.is_tcp() { "its engine has ended" } else { "its process has exited" };
+    let why = if fabric.transport == "shm" { "its process has exited" } else { "its engine has ended" };
     for _ in 0..8 {
         let mut pair = Pair::connected(fabric, 1 << 20);
         let address = pair.peer.address.to_string();

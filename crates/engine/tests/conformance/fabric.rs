@@ -3,6 +3,8 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
+use anyfabric_engine::transports::libfabric::sys::version;
+use anyfabric_engine::transports::libfabric::Library;
 use anyfabric_engine::{Config, Engine, Region};
 
 use crate::alias::Alias;
@@ -39,6 +41,13 @@ pub(crate) const VERBS_2: Fabric = Fabric { name: "verbs_2", streams: (2, 2), me
 pub(crate) const VERBS_1_2: Fabric = Fabric { name: "verbs_1_2", streams: (1, 2), ..VERBS_1 };
 pub(crate) const VERBS_2_1: Fabric = Fabric { name: "verbs_2_1", streams: (2, 1), ..VERBS_1 };
 
+/// libfabric's `tcp` provider; a NIC is a loopback address.
+pub(crate) const LIBFABRIC_1: Fabric = Fabric { name: "libfabric_1", transport: "libfabric", ..SHM_FOREIGN };
+pub(crate) const LIBFABRIC_2: Fabric =
+    Fabric { name: "libfabric_2", streams: (2, 2), memory: Memory::Allocated, ..LIBFABRIC_1 };
+pub(crate) const LIBFABRIC_1_4: Fabric = Fabric { name: "libfabric_1_4", streams: (1, 4), ..LIBFABRIC_1 };
+pub(crate) const LIBFABRIC_3_2: Fabric = Fabric { name: "libfabric_3_2", streams: (3, 2), ..LIBFABRIC_1 };
+
 impl Fabric {
     /// Settings for the test's own side.
     pub(crate) fn here(&self) -> Settings {
@@ -62,6 +71,7 @@ impl Fabric {
             transports: vec![self.transport.into()],
             streams,
             nics,
+            provider: self.provider(),
             isolate: self.isolate,
             secret: None,
             listen: "127.0.0.1:0".into(),
@@ -75,8 +85,10 @@ impl Fabric {
 
     /// The NICs of both ends, each once: of a cable, or one NIC that talks to itself.
     fn nics(&self) -> Vec<String> {
-        if self.transport != "verbs" {
-            return Vec::new();
+        match self.transport {
+            "verbs" => {}
+            "libfabric" => return (1..=4).map(|host| format!("127.0.0.{host}")).collect(),
+            _ => return Vec::new(),
         }
         let named = std::env::var("ANYFABRIC_TEST_NICS").unwrap_or_else(|_| "rxe1,rxe2".into());
         let mut nics: Vec<String> = named.split(',').map(str::to_owned).collect();
@@ -84,10 +96,18 @@ impl Fabric {
         nics
     }
 
+    /// Of libfabric: sockets without a layer between, which 1.17 has under another name.
+    fn provider(&self) -> Option<String> {
+        let library = Library::get(None).ok().filter(|_| self.transport == "libfabric")?;
+        Some(if library.version() < version(1, 18) { "net" } else { "tcp" }.into())
+    }
+
     /// Why it is not there on this machine.
     fn obstacle(&self) -> Option<String> {
-        if self.transport != "verbs" {
-            return None;
+        match self.transport {
+            "verbs" => {}
+            "libfabric" => return Library::get(None).err().map(|error| error.to_string()),
+            _ => return None,
         }
         let wanted = self.streams.0.max(self.streams.1);
         let too_few =
@@ -106,7 +126,7 @@ impl Fabric {
 
     /// Whether an owner who gets no answer stops the writer's NICs, and with them whatever is on its way.
     pub(crate) fn is_fenced_by_force(&self) -> bool {
-        self.transport == "verbs"
+        matches!(self.transport, "verbs" | "libfabric")
     }
 
     /// Memory as this fabric has it.
@@ -171,7 +191,7 @@ macro_rules! on_every_fabric {
             [$($case),*]
             [
                 shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED, tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4,
-                verbs_1 VERBS_1, verbs_2 VERBS_2
+                verbs_1 VERBS_1, verbs_2 VERBS_2, libfabric_1 LIBFABRIC_1, libfabric_2 LIBFABRIC_2
             ]
         }
     };

@@ -49,6 +49,7 @@ impl FabricNic {
             self.domain.unbind();
         }
         drop(open);
+        self.queue.closed_endpoint();
         self.resting.push(idx);
         let reports = &mut self.reports;
         let orphans = self.slots.orphan(idx, |batch, state| {

@@ -19,6 +19,7 @@ use super::provider::Provider;
 use super::sys::*;
 use crate::lock;
 use crate::rdma::{Domain, NicError, RemoteMemory};
+use crate::sys::fork_generation;
 
 /// A NIC's domain; closed when nothing uses it any more.
 pub struct FabricDomain {
@@ -26,6 +27,7 @@ pub struct FabricDomain {
     fabric: *mut fid_fabric,
     domain: *mut fid_domain,
     bound: Mutex<Bound>,
+    generation: u32,
 }
 
 /// Memory that the NIC knows.
@@ -63,10 +65,10 @@ impl FabricDomain {
         let code =
             unsafe { ((*(*fabric).ops).domain)(fabric, provider.info().as_ptr(), &raw mut domain, ptr::null_mut()) };
         if let Err(error) = library.check("fi_domain", code) {
-            close(fabric.cast());
+            close(fabric.cast(), fork_generation());
             return Err(error);
         }
-        Ok(Arc::new(Self { provider, fabric, domain, bound: Mutex::default() }))
+        Ok(Arc::new(Self { provider, fabric, domain, bound: Mutex::default(), generation: fork_generation() }))
     }
 
     /// What it is a domain of.
@@ -130,7 +132,12 @@ impl FabricDomain {
     }
 
     fn add(self: &Arc<Self>, what: What) -> Result<FabricMemory, NicError> {
-        let registration = Arc::new(Registration { what, mr: AtomicPtr::default(), desc: AtomicPtr::default() });
+        let registration = Arc::new(Registration {
+            what,
+            mr: AtomicPtr::default(),
+            desc: AtomicPtr::default(),
+            generation: fork_generation(),
+        });
         if self.binds_memory() {
             let mut bound = self.bound();
             if let Some(Endpoint(endpoint)) = bound.endpoint {
@@ -215,6 +222,7 @@ struct Registration {
     what: What,
     mr: AtomicPtr<fid_mr>,
     desc: AtomicPtr<c_void>,
+    generation: u32,
 }
 
 struct What {
@@ -281,7 +289,7 @@ impl FabricDomain {
                 }
             };
             if let Err(error) = self.library().check("fi_mr_enable", code) {
-                close(mr.cast());
+                close(mr.cast(), registration.generation);
                 return Err(self.explain(error, what.nbytes));
             }
         }
@@ -305,8 +313,8 @@ impl FabricDomain {
 
 impl Drop for FabricDomain {
     fn drop(&mut self) {
-        close(self.domain.cast());
-        close(self.fabric.cast());
+        close(self.domain.cast(), self.generation);
+        close(self.fabric.cast(), self.generation);
     }
 }
 
@@ -323,13 +331,18 @@ impl Registration {
         // ORDERING: whoever takes the pointer closes the object.
         let mr = self.mr.swap(ptr::null_mut(), Ordering::AcqRel);
         if !mr.is_null() {
-            close(mr.cast());
+            close(mr.cast(), self.generation);
         }
     }
 }
 
-/// Closes an object of the library's, whose pointer is used no more.
-pub(super) fn close(object: *mut fid) {
+/// Closes an object of the library's, whose pointer is used no more, unless an
+/// ancestor of this process opened it: a child would shut its parent's
+/// connections.
+pub(super) fn close(object: *mut fid, generation: u32) {
+    if generation != fork_generation() {
+        return;
+    }
     // SAFETY: callers own the object and give it up here.
     let code = unsafe { ((*(*object).ops).close)(object) };
     if code != 0 {

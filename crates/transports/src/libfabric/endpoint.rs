@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::domain::{close, FabricDomain};
 use super::library::FabricError;
 use super::sys::*;
+use crate::sys::{close_in_children, fork_generation};
 
 /// The completion queue and the table of peers' addresses that all endpoints of a
 /// NIC share.
@@ -17,6 +18,8 @@ pub(super) struct Queue {
     av: *mut fid_av,
     event_fd: Option<RawFd>,
     with_source: bool,
+    may_try: bool,
+    generation: u32,
 }
 
 /// What reading the queue gave.
@@ -62,14 +65,23 @@ impl Queue {
             }
         }
         if let Err(error) = opened {
-            close(av.cast());
+            close(av.cast(), fork_generation());
             return Err(error);
         }
         let mut fd: c_int = -1;
         // SAFETY: the queue is open; the command writes a descriptor, if the queue has one.
         let code = unsafe { ((*(*cq).fid.ops).control)(cq.cast(), FI_GETWAIT, (&raw mut fd).cast()) };
         let event_fd = (code == 0 && fd >= 0).then_some(fd);
-        Ok(Self { domain: Arc::clone(domain), cq, av, event_fd, with_source })
+        event_fd.into_iter().for_each(|fd| close_in_children(fd, true));
+        Ok(Self {
+            domain: Arc::clone(domain),
+            cq,
+            av,
+            event_fd,
+            with_source,
+            may_try: true,
+            generation: fork_generation(),
+        })
     }
 
     pub(super) const fn event_fd(&self) -> Option<RawFd> {
@@ -82,11 +94,16 @@ impl Queue {
         // SAFETY: both objects are open.
         unsafe {
             let ops = (*self.domain.fabric()).ops;
-            if !has((*ops).size, std::mem::offset_of!(fi_ops_fabric, trywait)) {
+            if !self.may_try || !has((*ops).size, std::mem::offset_of!(fi_ops_fabric, trywait)) {
                 return true;
             }
             (*ops).trywait.is_none_or(|trywait| trywait(self.domain.fabric(), fids.as_mut_ptr(), 1) == 0)
         }
+    }
+
+    /// An endpoint was closed.
+    pub(super) fn closed_endpoint(&mut self) {
+        self.may_try &= !self.domain.provider().quirks().crashes_after_close;
     }
 
     /// Takes completions; `sources` are known only where they were asked for.
@@ -154,8 +171,11 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        close(self.cq.cast());
-        close(self.av.cast());
+        if let Some(fd) = self.event_fd.filter(|_| self.generation == fork_generation()) {
+            close_in_children(fd, false);
+        }
+        close(self.cq.cast(), self.generation);
+        close(self.av.cast(), self.generation);
     }
 }
 
@@ -168,6 +188,7 @@ pub(super) struct Endpoint {
     ep: *mut fid_ep,
     name: Vec<u8>,
     max_write_bytes: u64,
+    generation: u32,
 }
 
 // SAFETY: as for `Queue`.
@@ -181,7 +202,7 @@ impl Endpoint {
         // SAFETY: the domain was opened from this entry; `ep` receives the object.
         let code = unsafe { ((*(*domain.as_ptr()).ops).endpoint)(domain.as_ptr(), info, &raw mut ep, ptr::null_mut()) };
         library.check("fi_endpoint", code)?;
-        let mut this = Self { ep, name: Vec::new(), max_write_bytes: 0 };
+        let mut this = Self { ep, name: Vec::new(), max_write_bytes: 0, generation: fork_generation() };
         for (option, value) in domain.provider().quirks().options {
             this.set_option(*option, *value);
         }
@@ -293,7 +314,7 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        close(self.ep.cast());
+        close(self.ep.cast(), self.generation);
     }
 }
 

@@ -59,13 +59,21 @@ pub struct Library {
 
 impl Library {
     /// The library of this process, opened at the first call: that takes up to a
-    /// fifth of a second where a distribution's build pulls in every provider.
+    /// fifth of a second where a distribution's build pulls in every provider. With
+    /// `path` that file, unless another one is open already.
     ///
     /// # Errors
     /// [`FabricError::Missing`] and [`FabricError::Unfit`], at every call alike.
-    pub fn get() -> Result<&'static Self, FabricError> {
+    pub fn get(path: Option<&str>) -> Result<&'static Self, FabricError> {
         static LIBRARY: OnceLock<Result<Library, FabricError>> = OnceLock::new();
-        LIBRARY.get_or_init(Self::find).as_ref().map_err(Clone::clone)
+        let library = LIBRARY.get_or_init(|| Self::find(path)).as_ref().map_err(Clone::clone)?;
+        match path {
+            Some(path) if path != library.path => {
+                let why = format!("this process uses {} already, and two see only half the NICs each", library.path);
+                Err(FabricError::Unfit { path: path.to_owned(), why })
+            }
+            _ => Ok(library),
+        }
     }
 
     /// Opens a certain file beside the library of this process, and never closes
@@ -162,15 +170,16 @@ impl Library {
         Ok(fabric)
     }
 
-    fn find() -> Result<Self, FabricError> {
+    fn find(path: Option<&str>) -> Result<Self, FabricError> {
         // Without CUDA an EFA provider must not make a context of its own, of some 600 MB on the first GPU; read when
         // the library is loaded. Whoever set it knows better.
         if std::env::var_os("FI_HMEM").is_none() {
             std::env::set_var("FI_HMEM", "system");
         }
-        let (handle, name) = match std::env::var(LIBRARY_VARIABLE) {
-            Ok(path) if !path.is_empty() => (open(&path, 0), path),
-            _ => search(),
+        let named = path.map(str::to_owned).or_else(|| std::env::var(LIBRARY_VARIABLE).ok());
+        let (handle, name) = match named.filter(|path| !path.is_empty()) {
+            Some(path) => (open(&path, 0), path),
+            None => search(),
         };
         Self::bind(handle.map_err(FabricError::Missing)?, name)
     }
@@ -308,7 +317,7 @@ fn open(name: &str, flags: c_int) -> Result<*mut c_void, String> {
 }
 
 /// Names the file to open, instead of searching.
-pub const LIBRARY_VARIABLE: &str = "ANYFABRIC_LIBFABRIC";
+pub const LIBRARY_VARIABLE: &str = "ANYFABRIC_LIBFABRIC_LIBRARY";
 
 const SONAME: &str = "libfabric.so.1";
 /// Where installers put theirs, which the loader does not search: the EFA

@@ -16,12 +16,57 @@ mod posting;
 mod provider;
 mod quirks;
 mod rail;
+mod settings;
 mod slots;
 #[allow(unreachable_pub, reason = "public for the layout test")]
 pub mod sys;
 
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::rdma::NicError;
+
 pub use domain::{Dmabuf, FabricDomain, FabricMemory};
 pub use library::{may_have_nic, FabricError, Library, LIBRARY_VARIABLE};
-pub use nic::{FabricNic, FabricSettings};
+pub use nic::FabricNic;
 pub use provider::{Arrivals, Provider, Wanted};
 pub use quirks::Quirks;
+pub use settings::FabricSettings;
+
+/// Opens the NICs that are named, by their domains or an IP address of theirs, in
+/// that order; without names the fastest, at most `max_nics`.
+///
+/// # Errors
+/// Without the library, for a NIC that is not there or cannot be opened, and when
+/// there is none.
+pub fn open(nics: &[String], max_nics: usize, settings: &FabricSettings) -> Result<Vec<FabricNic>, NicError> {
+    let no_library = |error: FabricError| NicError::Library(error.to_string());
+    let library = Library::get(settings.library.as_deref()).map_err(no_library)?;
+    let provider = settings.provider.clone();
+    let mut found = Vec::new();
+    for nic in nics {
+        let wanted = Wanted { provider: provider.clone(), nic: Some(nic.clone()) };
+        let of_nic = Provider::all(library, &wanted).map_err(|error| NicError::Device(error.to_string()))?;
+        found.extend(of_nic.into_iter().take(1));
+    }
+    if nics.is_empty() {
+        let wanted = Wanted { provider, nic: None };
+        found = Provider::all(library, &wanted).map_err(|error| NicError::Device(error.to_string()))?;
+        found.retain(Provider::is_up);
+        let fastest = found.iter().map(|provider| provider.gbps).max().unwrap_or(0);
+        found.retain(|provider| provider.gbps == fastest);
+        if found.is_empty() {
+            return Err(NicError::Device("no NIC that libfabric drives is up".into()));
+        }
+    }
+    found.truncate(max_nics);
+    found.into_iter().map(|provider| FabricNic::open(Arc::new(provider), settings)).collect()
+}
+
+/// Why libfabric certainly drives no NIC here; `None` when it may. Opens nothing.
+pub fn no_device(settings: &FabricSettings) -> Option<String> {
+    let is_named = settings.provider.is_some() || settings.library.is_some();
+    let is_asked_for = is_named || std::env::var_os(LIBRARY_VARIABLE).is_some();
+    let may_be = is_asked_for || may_have_nic(Path::new("/sys/class"));
+    (!may_be).then(|| "no NIC that only libfabric drives (EFA, Slingshot) in /sys/class".to_owned())
+}

@@ -12,7 +12,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::buffers::{Brought, Buffers, HEADER_BYTES};
 use super::domain::{FabricDomain, FabricMemory};
@@ -21,25 +20,10 @@ use super::library::FabricError;
 use super::posting::Write;
 use super::provider::{Arrivals, Provider};
 use super::rail::{new_tag, Peer, Rail, RailAddress, MAX_RAILS};
+use super::settings::FabricSettings;
 use super::slots::Slots;
 use super::sys::*;
 use crate::rdma::{Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicError, RailIdx};
-
-/// Settings of a NIC.
-#[derive(Debug, Clone)]
-pub struct FabricSettings {
-    /// A rail on which nothing completes for this long, while something should,
-    /// is broken. Most software providers never report a peer that is gone.
-    pub answer_timeout: Duration,
-    /// Endpoints at most; rails beyond that share them.
-    pub max_endpoints: usize,
-}
-
-impl Default for FabricSettings {
-    fn default() -> Self {
-        Self { answer_timeout: Duration::from_secs(5), max_endpoints: 256 }
-    }
-}
 
 /// One NIC.
 pub struct FabricNic {

@@ -24,6 +24,9 @@ pub struct Quirks {
     /// Does not announce delivery completeness although its writes complete only
     /// when the peer's NIC has acknowledged them.
     pub acknowledges_writes: bool,
+    /// Remembers endpoints that were closed, and crashes in `fi_trywait` for it. From
+    /// then on that is not called, and waiting may return for nothing.
+    pub crashes_after_close: bool,
     /// Drops the immediates of writes unless this variable is 1 when the library
     /// is loaded.
     pub write_data_variable: Option<&'static str>,
@@ -50,6 +53,7 @@ const NONE: Quirks = Quirks {
     dialect: 0,
     options: &[],
     acknowledges_writes: false,
+    crashes_after_close: false,
     write_data_variable: None,
 };
 
@@ -74,6 +78,8 @@ const QUIRKS: &[Quirks] = &[
         ..NONE
     },
     Quirks { provider: "efa", preference: 1, options: EFA_OPTIONS, ..NONE },
+    // Seen with 1.17.
+    Quirks { provider: "tcp;ofi_rxm", crashes_after_close: true, ..NONE },
     // Rejects or drops immediates of writes before 2.5, and later unless told otherwise.
     Quirks { provider: "cxi", write_data_variable: Some("FI_CXI_ENABLE_WRITEDATA"), ..NONE },
 ];
@@ -92,7 +98,7 @@ mod tests {
 
     #[test]
     fn most_providers_need_nothing() {
-        for provider in ["tcp", "tcp;ofi_rxm", "shm", "verbs;ofi_rxm", "opx"] {
+        for provider in ["tcp", "net", "shm", "verbs;ofi_rxm", "opx"] {
             assert_eq!(Quirks::of(provider, "any"), &NONE);
         }
         assert!(NONE.has_write_data());
