@@ -421,6 +421,9 @@ fn rails(library: NicLibrary, config: &Config, groups: &Groups, excluded: Option
 fn peer_use(peer: &Peer) -> Option<PeerUse> {
     let link = peer.link()?;
     let stats = link.stats().nics();
+    // A path over NICs keeps room for the most rails that there can be.
+    let is_rails = matches!(link.transport(), "verbs" | "libfabric");
+    let stats = if is_rails { &stats[..link.num_nics().min(stats.len())] } else { stats };
     let name = |idx: usize| match (link.transport(), idx) {
         ("shm", _) => "memory".to_owned(),
         ("loopback", idx) => format!("nic{idx}"),

@@ -309,10 +309,10 @@ impl Book {
 /// What an operation fails with when its NIC reports a fault.
 fn failure_of(op: &Op, fault: Fault) -> Failure {
     if let (Fault::Refused, Payload::Write { binding, .. }) = (fault, &op.payload) {
-        return Failure::Refused(match binding.state() {
-            BindingState::Refused(refusal) => refusal,
-            _ => anyfabric_wire::Refusal::NoRegion,
-        });
+        // Without a word from the owner it may be that its process ends: then keys go before the queue pairs.
+        if let BindingState::Refused(refusal) = binding.state() {
+            return Failure::Refused(refusal);
+        }
     }
     Failure::ConnectionBroken(fault.to_string())
 }

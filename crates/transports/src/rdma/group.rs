@@ -57,6 +57,12 @@ pub struct RailGroup<N: Nic> {
     pub(super) clock: Clock,
 }
 
+/// Base address and key of a region, for each of its owner's NICs.
+pub(super) type Keys = Vec<(u64, u64)>;
+
+/// What waits for a registration.
+type Then<N> = Box<dyn FnOnce(&RailGroup<N>, Result<Keys, NicError>) + Send>;
+
 pub(super) struct State<N> {
     pub(super) nics: Vec<N>,
     pub(super) book: Book,
@@ -138,15 +144,45 @@ impl<N: Nic> RailGroup<N> {
         }
     }
 
+    /// Goes on with a region once it is registered: at once when it is, or when
+    /// that is quick; otherwise in a thread of its own, for pinning gigabytes takes
+    /// seconds, and whoever drives the engine must not be silent for so long.
+    pub(super) fn when_registered(
+        self: &Arc<Self>,
+        region: &Arc<Region>,
+        then: impl FnOnce(&Self, Result<Keys, NicError>) + Send + 'static,
+    ) {
+        let then: Then<N> = Box::new(then);
+        if region.nbytes() <= QUICK_BYTES || self.is_registered(region) {
+            return then(self, self.register(region));
+        }
+        // Taken by the thread, or by us when there is none.
+        let then = Arc::new(Mutex::new(Some(then)));
+        let go_on = |group: &Self, region: &Region, then: &Mutex<Option<Then<N>>>| {
+            let then = lock(then).take();
+            then.into_iter().for_each(|then| then(group, group.register(region)));
+        };
+        let (group, memory, for_thread) = (Arc::clone(self), Arc::clone(region), Arc::clone(&then));
+        let thread = std::thread::Builder::new().name("anyfabric-pin".into());
+        if thread.spawn(move || go_on(&group, &memory, &for_thread)).is_err() {
+            go_on(self, region, &then);
+        }
+    }
+
+    /// Whether a region can be posted from at once.
+    #[inline]
+    pub(super) fn is_registered(&self, region: &Region) -> bool {
+        self.registrations.iter().all(|of| of.knows(region))
+    }
+
     /// Registers a region with every NIC, unless it is; tells what a peer needs
     /// to write into it over each.
-    pub(super) fn register(&self, region: &Region) -> Result<impl Iterator<Item = (u64, u64)>, NicError> {
-        let mut remotes = [(0, 0); MAX_NICS];
-        for (remote, registrations) in remotes.iter_mut().zip(&self.registrations) {
+    fn register(&self, region: &Region) -> Result<Keys, NicError> {
+        let remote = |registrations: &Registrations<N::Domain>| {
             let RemoteMemory { base, key } = N::Domain::remote(registrations.of(region)?);
-            *remote = (base, key);
-        }
-        Ok(remotes.into_iter().take(self.registrations.len()))
+            Ok((base, key))
+        };
+        self.registrations.iter().map(remote).collect()
     }
 }
 
@@ -252,4 +288,6 @@ impl<N: Nic> std::fmt::Debug for RailGroup<N> {
 pub(super) const MAX_NICS: usize = 4;
 /// Libraries that drive NICs.
 const NUM_LIBRARIES: usize = 2;
+/// Regions up to this length are registered by whoever needs them: 64 MiB take some 20 ms.
+const QUICK_BYTES: u64 = 64 << 20;
 const LOOK_NS: u64 = 100_000_000;

@@ -132,17 +132,28 @@ impl<N: Nic> RailLink<N> {
     }
 
     /// A peer asks for a region's keys.
-    fn export(&self, region: u64, key: u64, nbytes: u64) -> Result<Vec<(u64, u64)>, Refusal> {
-        let memory = self.regions.admit(self.peer, region, key)?;
-        if memory.nbytes() != nbytes {
-            return Err(Refusal::OutOfBounds);
-        }
-        let remotes = self.group.register(&memory).map_err(|error| {
-            log::error!("region {region} cannot be registered for peer {}: {error}", self.peer);
-            Refusal::NotRegistered
-        })?;
-        memory.grant(self.peer, key)?;
-        Ok(remotes.collect())
+    fn export(&self, request: u64, region: u64, key: u64, nbytes: u64) {
+        let admitted = self.regions.admit(self.peer, region, key).and_then(|memory| {
+            let is_whole = memory.nbytes() == nbytes;
+            is_whole.then_some(memory).ok_or(Refusal::OutOfBounds)
+        });
+        let memory = match admitted {
+            Ok(memory) => memory,
+            Err(refusal) => return self.tell(Rails::Bound { request, result: Err(refusal) }),
+        };
+        let (peer, control, granted) = (self.peer, Arc::clone(&self.control), Arc::clone(&memory));
+        self.group.when_registered(&memory, move |group, registered| {
+            let result = match registered {
+                // By now it may have been closed, or taken back.
+                Ok(keys) => granted.grant(peer, key).map(|()| keys),
+                Err(error) => {
+                    log::error!("region {region} cannot be registered for peer {peer}: {error}");
+                    Err(Refusal::NotRegistered)
+                }
+            };
+            let message = Rails::Bound { request, result };
+            control.send_control(anyfabric_wire::Control::Rails { library: group.library(), message }.encode());
+        });
     }
 
     fn bound(&self, request: u64, result: Result<Vec<(u64, u64)>, Refusal>) {
@@ -197,10 +208,7 @@ impl<N: Nic> RailPath for RailLink<N> {
                 self.group.state().broken_there(path, rail.into(), attempt, now_ns);
             }
             Rails::End { why } => drop(self.ended.set(why)),
-            Rails::Bind { request, region, key, nbytes } => {
-                let result = self.export(region, key, nbytes);
-                self.tell(Rails::Bound { request, result });
-            }
+            Rails::Bind { request, region, key, nbytes } => self.export(request, region, key, nbytes),
             Rails::Bound { request, result } => self.bound(request, result),
         }
     }
@@ -298,13 +306,17 @@ impl<N: Nic> Link for RailLink<N> {
             op.end(Err(Failure::PeerLost("it was given up".into())));
             return false;
         }
-        if let Payload::Write { source, .. } = &op.payload {
-            if let Err(error) = self.group.register(source) {
-                op.end(Err(Failure::Exhausted(error.to_string())));
-                return false;
+        let path = self.path;
+        match &op.payload {
+            Payload::Write { source, .. } if !self.group.is_registered(source) => {
+                let source = Arc::clone(source);
+                self.group.when_registered(&source, move |group, registered| match registered {
+                    Ok(_) => group.submit(path, op),
+                    Err(error) => op.end(Err(Failure::Exhausted(error.to_string()))),
+                });
             }
+            _ => self.group.submit(path, op),
         }
-        self.group.submit(self.path, op);
         true
     }
 
@@ -354,7 +366,7 @@ impl<N: Nic> Link for RailLink<N> {
         }
         let num_rails = state.book.paths.get_mut(self.path).map_or(0, |path| path.rails.len());
         (0..num_rails).for_each(|rail| state.abandon(self.path, rail, "the peer was given up", now_ns));
-        let path = state.book.paths.remove(self.path);
+        let path = state.book.paths.retire(self.path);
         let waiting = path.map(|path| path.waiting).unwrap_or_default();
         drop(state);
         for op in left.into_iter().map(|(_, op)| op).chain(waiting) {

@@ -58,6 +58,12 @@ impl<D: Domain> Registrations<D> {
         native.downcast_ref().ok_or_else(strange)
     }
 
+    /// Whether [`Registrations::of`] would find it registered.
+    pub fn knows(&self, region: &Region) -> bool {
+        let (domain_idx, num_domains) = self.place;
+        region.natives(num_domains).get(domain_idx).is_some_and(|slot| slot.get().is_some())
+    }
+
     fn register(&self, region: &Region) -> Result<Arc<D::Memory>, NicError> {
         let range = Range { address: region.as_ptr() as usize, nbytes: region.nbytes(), writable: region.writable };
         // Held while the NIC registers: who comes meanwhile with the same range waits for it and takes it.

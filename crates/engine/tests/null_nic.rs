@@ -1,0 +1,189 @@
+//! Engines over a libibverbs without hardware: what becomes of transfers when NICs fail in ways that Soft-RoCE does not.
+//! The null NIC's knobs are the process's, so this is one test that goes through its chapters.
+
+// A test may unwrap: its panic is the report.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../transports/tests/null_nic/mod.rs"]
+mod null_nic;
+
+use std::time::{Duration, Instant};
+
+use anyfabric_engine::transports::verbs::VerbsSettings;
+use anyfabric_engine::{Code, Config, Engine, Region, Remote, Result, Transfer, WriteOptions};
+use null_nic::{knob, library, Knob};
+
+const LONG: Duration = Duration::from_secs(20);
+const REFUSED: i64 = 10;
+const UNANSWERED: i64 = 12;
+
+struct Pair {
+    here: Engine,
+    there: Engine,
+    region: Region,
+    remote: Remote,
+    _theirs: Region,
+}
+
+impl Pair {
+    fn new(nics: (&[&str], &[&str]), nbytes: u64) -> Self {
+        let (here, there) = (engine(nics.0), engine(nics.1));
+        let (region, theirs) = (here.allocate(nbytes).unwrap(), there.allocate(nbytes).unwrap());
+        let remote = here.import(&theirs.descriptor().unwrap().encode()).unwrap();
+        here.connect(there.address(), Some(LONG)).unwrap();
+        assert_eq!(here.path(there.address()).transport, "verbs");
+        Self { here, there, region, remote, _theirs: theirs }
+    }
+
+    fn start(&self, nbytes: u64) -> Transfer {
+        let (src, dst) = (self.region.slice(0..nbytes).unwrap(), self.remote.slice(0..nbytes).unwrap());
+        let options = WriteOptions { timeout: Some(LONG), ..WriteOptions::counted(1) };
+        self.here.write(&src, &dst, options).unwrap()
+    }
+
+    fn write(&self, nbytes: u64) -> Result<()> {
+        self.start(nbytes).wait(None)
+    }
+
+    fn state(&self) -> String {
+        self.here.path(self.there.address()).state
+    }
+}
+
+fn config(nics: &[&str]) -> Config {
+    Config {
+        transports: vec!["verbs".into()],
+        nics: nics.iter().map(|nic| (*nic).to_owned()).collect(),
+        verbs: VerbsSettings { library: Some(library().to_owned()), ..VerbsSettings::default() },
+        ..Config::default()
+    }
+}
+
+fn engine(nics: &[&str]) -> Engine {
+    Engine::new(config(nics)).unwrap()
+}
+
+fn eventually(what: &str, is_true: impl Fn() -> bool) {
+    let until = Instant::now() + LONG;
+    while !is_true() {
+        assert!(Instant::now() < until, "not within {LONG:?}: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn engines_over_the_null_nic() {
+    wrong_settings_are_named();
+    any_number_of_nics_on_either_side();
+    a_fault_ends_what_it_must_and_the_rail_comes_back();
+    a_port_goes_down_and_up();
+    memory_that_cannot_be_registered();
+    a_large_region_is_pinned_aside();
+    a_peer_with_other_transports_only();
+}
+
+fn wrong_settings_are_named() {
+    let fails = |config: Config, code: Code, words: &str| {
+        let error = Engine::new(config).err().unwrap();
+        assert!(error.code == code && error.to_string().contains(words), "{:?}: {error}", error.code);
+    };
+    fails(config(&["null9"]), Code::InvalidArgument, "there is no NIC null9; this host has null0");
+    fails(config(&["null0", "null1", "null2", "null3", "null4"]), Code::InvalidArgument, "expected 1 to 4");
+    let verbs = VerbsSettings { rnr_retry: 7, ..VerbsSettings::default() };
+    fails(Config { verbs, ..Config::default() }, Code::InvalidArgument, "rnr_retry of verbs is 7, expected 0 to 6");
+    let verbs = VerbsSettings { library: Some("/nowhere.so".into()), ..VerbsSettings::default() };
+    fails(Config { verbs, nics: Vec::new(), ..config(&[]) }, Code::Unsupported, "install libibverbs1");
+}
+
+fn any_number_of_nics_on_either_side() {
+    let names = ["null0", "null1", "null2", "null3"];
+    for here in 1..=4 {
+        for there in 1..=4 {
+            let pair = Pair::new((&names[..here], &names[..there]), 8 << 20);
+            let path = pair.here.path(pair.there.address());
+            let rails = here.max(there);
+            assert!(path.nics[0].starts_with(&format!("{rails} of {rails} rails")), "{here} and {there}: {path:?}");
+            assert_eq!(path.state, "ready");
+            pair.write(8 << 20).unwrap();
+            (0..8).for_each(|_| pair.write(64).unwrap());
+            let stats = pair.here.stats();
+            let used = &stats.peers[&pair.there.address().to_string()];
+            assert_eq!(used.nics.len(), rails);
+            assert!(used.nics.values().all(|rail| rail.bytes > 0), "{here} and {there}: a rail was not used");
+        }
+    }
+}
+
+/// A NIC reports a fault: the transfers of that rail fail, and only those; it is made again, and all goes well.
+fn a_fault_ends_what_it_must_and_the_rail_comes_back() {
+    let pair = Pair::new((&["null0", "null1"], &["null0", "null1"]), 4 << 20);
+    for (round, (status, code)) in
+        [(UNANSWERED, Code::ConnectionBroken), (REFUSED, Code::ConnectionBroken)].into_iter().enumerate()
+    {
+        knob(Knob::Holds, Some(1));
+        let transfers: Vec<_> = (0..20).map(|_| pair.start(64)).collect();
+        knob(Knob::Status, Some(status));
+        knob(Knob::FailsAfter, Some(3 + round as i64));
+        knob(Knob::Holds, Some(0));
+        let failed: Vec<_> = transfers.iter().filter_map(|transfer| transfer.wait(None).err()).collect();
+        assert!(failed.iter().any(|error| error.code == code), "{failed:?}");
+        assert!((1..=10).contains(&failed.len()), "half of them went over the other rail: {}", failed.len());
+        assert!(transfers.iter().all(|transfer| transfer.wait_quiesced(Some(LONG)).is_ok()));
+        pair.write(64).unwrap();
+        eventually("the rail is made again", || pair.state() == "ready");
+        pair.write(4 << 20).unwrap();
+    }
+}
+
+fn a_port_goes_down_and_up() {
+    let pair = Pair::new((&["null0"], &["null0"]), 4096);
+    pair.write(64).unwrap();
+    knob(Knob::PortIsDown, Some(1));
+    eventually("the path is degraded", || pair.state() == "degraded");
+    let error = pair.write(64).unwrap_err();
+    assert_eq!(error.code, Code::ConnectionBroken, "{error}");
+    assert!(error.to_string().contains("null0"), "{error}");
+    knob(Knob::PortIsDown, Some(0));
+    eventually("the path is ready", || pair.state() == "ready");
+    pair.write(64).unwrap();
+}
+
+fn memory_that_cannot_be_registered() {
+    let pair = Pair::new((&["null0"], &["null0"]), 4096);
+    knob(Knob::NoMemory, Some(1));
+    // The owner cannot: its peer is told.
+    let error = pair.write(64).unwrap_err();
+    assert_eq!(error.code, Code::Refused, "{error}");
+    assert!(error.to_string().contains("cannot register the region with its NICs"), "{error}");
+    knob(Knob::NoMemory, Some(0));
+
+    // The writer cannot.
+    let pair = Pair::new((&["null0"], &["null0"]), 4096);
+    pair.write(64).unwrap();
+    knob(Knob::NoMemory, Some(1));
+    let other = pair.here.allocate(64).unwrap();
+    let (src, dst) = (other.slice(0..64).unwrap(), pair.remote.slice(0..64).unwrap());
+    let write = || pair.here.write(&src, &dst, WriteOptions::default()).unwrap().wait(Some(LONG));
+    let error = write().unwrap_err();
+    assert_eq!(error.code, Code::ResourceExhausted, "{error}");
+    assert!(error.to_string().contains("null0"), "{error}");
+    knob(Knob::NoMemory, Some(0));
+    // It is tried again.
+    write().unwrap();
+}
+
+/// Longer than what a driver pins by itself, at both ends.
+fn a_large_region_is_pinned_aside() {
+    let pair = Pair::new((&["null0", "null1"], &["null0"]), 80 << 20);
+    let transfers: Vec<_> = (0..4).map(|_| pair.start(80 << 20)).collect();
+    transfers.iter().for_each(|transfer| transfer.wait(None).unwrap());
+}
+
+fn a_peer_with_other_transports_only() {
+    let here = engine(&["null0"]);
+    let there = Engine::new(Config { transports: vec!["tcp".into()], ..Config::default() }).unwrap();
+    let error = here.connect(there.address(), Some(LONG)).unwrap_err();
+    assert_eq!(error.code, Code::Unsupported, "{error}");
+    let text = error.to_string();
+    assert!(text.contains(r#"here ["verbs"]"#) && text.contains(r#"there ["tcp"]"#), "{text}");
+}
