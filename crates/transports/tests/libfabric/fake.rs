@@ -94,6 +94,18 @@ impl Copy {
         &self.path
     }
 
+    /// Posts and completes that many writes with nothing of ours around the provider; one NIC is open.
+    #[allow(dead_code, reason = "for the benchmark, which shares this file")]
+    pub(crate) fn baseline(&self, count: u64) {
+        let name = CString::new(self.path.to_str().unwrap()).unwrap();
+        // SAFETY: our own library, which is open; the function has this type.
+        unsafe {
+            let handle = libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD);
+            let baseline = libc::dlsym(handle, c"fake_baseline".as_ptr());
+            std::mem::transmute::<*mut libc::c_void, extern "C" fn(u64)>(baseline)(count);
+        }
+    }
+
     pub(crate) fn nic(&mut self, settings: &FabricSettings) -> FabricNic {
         let end = self.get().provider.iter().position(|byte| *byte == 0).unwrap();
         let provider = String::from_utf8(self.get().provider[..end].to_vec()).unwrap();
