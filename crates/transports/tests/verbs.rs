@@ -48,7 +48,9 @@ struct Side {
 
 impl Side {
     fn new(name: &str, nbytes: usize) -> Self {
-        let settings = VerbsSettings { timeout: 12, retry_count: 3, rnr_timer: 14, ..VerbsSettings::default() };
+        // As patient as the defaults: under emulation a peer may not run for a tenth of a second.
+        // Not 7 times: Soft-RoCE takes that for ever.
+        let settings = VerbsSettings { retry_count: 6, ..VerbsSettings::default() };
         let mut nics = open(&[name.to_owned()], 1, &settings).unwrap();
         let nic = nics.remove(0);
         let mut bytes = vec![0_u8; nbytes];
