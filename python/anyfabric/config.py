@@ -327,7 +327,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "retry_count",
         "ANYFABRIC_RETRY_COUNT",
-        7,
+        6,
         "Times that verbs sends an unanswered packet again",
         _integer(0, 7),
     ),

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-RUST_PROGRAMS = {"nic": ("anyfabric-transports", "verbs")}
+RUST_PROGRAMS = {
+    "nic": ("anyfabric-transports", "verbs"),
+    "engine": ("anyfabric-engine", "conformance"),
+}
 
 
 def main() -> int:
@@ -36,7 +39,9 @@ def main() -> int:
         "-k", metavar="WORD", default="", help="only scenarios with WORD in their name, long ones too"
     )
     given = parser.parse_args()
-    chosen = [s for s in SCENARIOS if given.k in s.name and (given.k or not s.is_long)]
+    chosen = [s for s in SCENARIOS if s.name == given.k] or [
+        s for s in SCENARIOS if given.k in s.name and (given.k or not s.is_long)
+    ]
     if not chosen:
         parser.error(f"no scenario has {given.k!r} in its name: {', '.join(s.name for s in SCENARIOS)}")
     try:

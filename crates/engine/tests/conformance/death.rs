@@ -69,7 +69,9 @@ fn killed_as_receiver(fabric: &Fabric) {
     for transfer in &mut transfers {
         if let Err(error) = transfer.wait(Some(LONG)) {
             // A stream may be seen to break before the control connection says why.
-            assert!(matches!(error.code, Code::PeerLost | Code::ConnectionBroken), "{error}");
+            // A NIC may see the memory of a process that ends go before its queue pairs: a key that is no more.
+            let is_key = fabric.transport == "verbs" && error.code == Code::Refused;
+            assert!(is_key || matches!(error.code, Code::PeerLost | Code::ConnectionBroken), "{error}");
             failed += 1;
         }
         transfer.wait_quiesced(Some(LONG)).unwrap();

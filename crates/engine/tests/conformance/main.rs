@@ -33,6 +33,7 @@ mod fork;
 mod garbage;
 mod latency;
 mod limits;
+mod links;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod neighbours;

@@ -37,9 +37,10 @@ impl Default for VerbsSettings {
             traffic_class: 0,
             service_level: 0,
             pkey_index: 0,
-            // 67 ms: 8 attempts take about half a second, a sixth of what a silent peer is given.
+            // 67 ms: 7 attempts take about half a second, a sixth of what a silent peer is given.
             timeout: 14,
-            retry_count: 7,
+            // Soft-RoCE takes 7 for ever, as the specification means it of `rnr_retry` only.
+            retry_count: 6,
             rnr_retry: 6,
             // 82 ms: with the retries the same half second.
             rnr_timer: 26,
