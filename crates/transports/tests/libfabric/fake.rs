@@ -66,7 +66,7 @@ impl Copy {
         let built = build()?;
         let number = COPIES.fetch_add(1, Ordering::Relaxed);
         // Another file, so that the loader makes another library of it.
-        let path = built.with_extension(format!("{number}.so"));
+        let path = built.with_extension(format!("{}.{number}.so", std::process::id()));
         std::fs::copy(built, &path).unwrap();
         let name = CString::new(path.to_str().unwrap()).unwrap();
         // SAFETY: our own library, which has no constructors; it exports `fake` and is never closed.
@@ -132,10 +132,12 @@ fn build() -> Option<&'static PathBuf> {
     BUILT
         .get_or_init(|| {
             let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libfabric");
-            let built = std::env::temp_dir().join(format!("anyfabric-fake-libfabric-{}.so", std::process::id()));
+            let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake-libfabric.so");
+            // Renamed when it is whole: other processes compile it too.
+            let aside = built.with_extension(format!("{}.tmp", std::process::id()));
             let output = Command::new("cc")
                 .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
-                .arg(&built)
+                .arg(&aside)
                 .arg(format!("-Wl,--version-script={}", sources.join("fake.map").display()))
                 .arg(sources.join("fake.c"))
                 .output();
@@ -144,6 +146,7 @@ fn build() -> Option<&'static PathBuf> {
                 return None;
             };
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            std::fs::rename(&aside, &built).unwrap();
             Some(built)
         })
         .as_ref()
