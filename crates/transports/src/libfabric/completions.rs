@@ -35,7 +35,9 @@ impl FabricNic {
         if is_pending {
             something |= self.catch_up(to);
         }
-        self.endpoints.iter_mut().flatten().for_each(|open| open.is_blocked = false);
+        if self.unsettled > 0 {
+            self.unblock();
+        }
         something
     }
 
@@ -48,6 +50,7 @@ impl FabricNic {
         if self.domain.binds_memory() {
             self.domain.unbind();
         }
+        self.under_way -= open.outstanding;
         drop(open);
         self.queue.closed_endpoint();
         self.resting.push(idx);
@@ -98,6 +101,7 @@ impl FabricNic {
         }
         if let Some(open) = self.endpoints[usize::from(state.endpoint)].as_mut() {
             open.outstanding -= 1;
+            self.under_way -= 1;
             open.waiting_since_ns = if open.outstanding == 0 { 0 } else { now_ns };
         }
         self.slots.put_back(idx);
@@ -151,19 +155,35 @@ impl FabricNic {
             self.resting.clear();
             self.orphans.drain(..).for_each(|slot| self.slots.put_back(slot));
         }
-        if self.endpoints.iter().flatten().any(|open| open.waiting_since_ns != 0) {
+        if self.under_way > 0 || self.unsettled > 0 {
             self.check_answers();
+        }
+    }
+
+    /// Lets endpoints that took no more try again. Of those that were not tried since
+    /// nothing is waited for.
+    #[cold]
+    fn unblock(&mut self) {
+        self.unsettled -= 1;
+        for open in self.endpoints.iter_mut().flatten() {
+            if !std::mem::take(&mut open.is_blocked) && open.outstanding == 0 {
+                open.waiting_since_ns = 0;
+            }
         }
     }
 
     /// Breaks rails whose peers are silent; few providers do it.
     fn check_answers(&mut self) {
         let now_ns = now_ns();
+        if now_ns.saturating_sub(self.checked_ns) < CHECK_NS {
+            return;
+        }
+        self.checked_ns = now_ns;
         for idx in 0..self.endpoints.len() {
             let Some(open) = self.endpoints[idx].as_mut() else { continue };
-            if open.outstanding == 0 && !open.is_blocked {
-                open.waiting_since_ns = 0;
-            } else if open.waiting_since_ns != 0
+            let is_waiting = open.outstanding > 0 || open.is_blocked;
+            if is_waiting
+                && open.waiting_since_ns != 0
                 && now_ns.saturating_sub(open.waiting_since_ns) > self.answer_timeout_ns
             {
                 self.close_endpoint(idx as u16, Fault::Unanswered, None, None);
@@ -216,3 +236,5 @@ impl FabricNic {
 /// How providers mark the end of a peer's write: some with the one, some with the
 /// other.
 const ARRIVED_WRITE: u64 = FI_RMA | FI_REMOTE_WRITE;
+/// Between two looks at the time since an endpoint's last completion.
+const CHECK_NS: u64 = 10_000_000;

@@ -51,6 +51,12 @@ pub struct FabricNic {
     pub(super) entries: [fi_cq_data_entry; READ_BATCH],
     pub(super) sources: [fi_addr_t; READ_BATCH],
     pub(super) answer_timeout_ns: u64,
+    pub(super) checked_ns: u64,
+    /// Operations of all endpoints that have not completed.
+    pub(super) under_way: u32,
+    /// Polls until every endpoint that took no more has been looked at twice: once to
+    /// let it try again, once to see whether it was tried.
+    pub(super) unsettled: u8,
     /// Flags of every operation.
     pub(super) op_flags: u64,
     /// Immediates go with the writes.
@@ -135,6 +141,9 @@ impl FabricNic {
             entries: unsafe { std::mem::zeroed() },
             sources: [FI_ADDR_UNSPEC; READ_BATCH],
             answer_timeout_ns: settings.answer_timeout.as_nanos() as u64,
+            checked_ns: 0,
+            under_way: 0,
+            unsettled: 0,
             op_flags,
             has_write_data: provider.arrivals != Arrivals::Messages,
             depth: depth.clamp(1, OPERATIONS as usize) as u32,

@@ -45,16 +45,18 @@ impl FabricNic {
         let Some(slot) = self.slots.take(what, endpoint, batch) else { return Ok(false) };
         let code = -post(&open.endpoint, self.slots.context(slot));
         if code == 0 {
-            if open.outstanding == 0 && open.waiting_since_ns == 0 {
+            if open.outstanding == 0 {
                 open.waiting_since_ns = now_ns();
             }
             open.outstanding += 1;
+            self.under_way += 1;
             self.slots.batch(batch).remaining += 1;
             return Ok(true);
         }
         self.slots.put_back(slot);
         if code == FI_EAGAIN {
             open.is_blocked = true;
+            self.unsettled = 2;
             if open.waiting_since_ns == 0 {
                 open.waiting_since_ns = now_ns();
             }
