@@ -131,6 +131,11 @@ impl TcpLink {
             // Reading notices the same and reports it; wake the reader.
             lane.set_blocked(true);
         }
+        if lane.can_flush() {
+            // Whoever polls looked away while the socket was full, and the poller was just told that it is not.
+            // ORDERING: see `set_pending`.
+            self.busy.store(true, Ordering::SeqCst);
+        }
         // ORDERING: a hint.
         lane.pending.load(Ordering::Acquire)
     }
