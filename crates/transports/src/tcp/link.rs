@@ -365,7 +365,6 @@ impl Link for TcpLink {
         if let Some(lane) = self.lane(channel.into()) {
             let mut stands = true;
             if ready.readable {
-                sink.heard(self.peer);
                 stands = self.read_lane(&lane, sink);
             }
             if stands && ready.writable {

@@ -83,11 +83,12 @@ impl Receive {
 }
 
 impl Lane {
-    /// Reads and places what has come, at most a turn's worth.
+    /// Reads and places what has come, at most a turn's worth; returns how many
+    /// bytes that were.
     ///
     /// # Errors
     /// The system's, the end of the stream, or a peer that sends garbage.
-    pub(super) fn pump(&self, link: &TcpLink, sink: &dyn Sink) -> io::Result<()> {
+    pub(super) fn pump(&self, link: &TcpLink, sink: &dyn Sink) -> io::Result<usize> {
         let mut receive = lock(&self.receive);
         let receive = &mut *receive;
         let mut taken = 0;
@@ -101,7 +102,8 @@ impl Lane {
                 break;
             }
         }
-        receive.parse(self, link, sink)
+        receive.parse(self, link, sink)?;
+        Ok(taken)
     }
 }
 

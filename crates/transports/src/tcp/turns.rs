@@ -56,11 +56,17 @@ impl TcpLink {
 
     /// False when the stream is broken.
     pub(super) fn read_lane(&self, lane: &Lane, sink: &dyn Sink) -> bool {
-        let result = lane.pump(self, sink);
-        if let Err(error) = &result {
-            sink.broken(self.peer, lane.idx, &describe(error));
+        match lane.pump(self, sink) {
+            Ok(0) => true,
+            Ok(_) => {
+                sink.heard(self.peer);
+                true
+            }
+            Err(error) => {
+                sink.broken(self.peer, lane.idx, &describe(&error));
+                false
+            }
         }
-        result.is_ok()
     }
 
     /// True when something moved.
@@ -90,7 +96,7 @@ impl TcpLink {
 /// What one lane sends or reads before the others get their turn: the more the
 /// kernel is given at once, the less it wakes and acknowledges.
 ///
-/// MEASURED: benchmarks/peers and perf; 128 KiB cost a fifth of the bytes per second.
+/// MEASURED: benchmarks/records, 32 MiB over tcp before and after; docs/decisions/0010.
 const TURN_BYTES: usize = 512 << 10;
 /// The same while small operations are on their way.
 ///
