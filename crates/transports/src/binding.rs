@@ -172,18 +172,39 @@ impl Binding {
 #[derive(Debug, Default)]
 pub struct BindingTable {
     by_region: HashMap<u64, Vec<Arc<Binding>>>,
+    /// Those whose owner has not answered, by the number of the request.
+    asked: HashMap<u64, Arc<Binding>>,
+    next_request: u64,
 }
 
 impl BindingTable {
-    /// The one for that descriptor.
-    pub fn find(&self, region: u64, key: u64, nbytes: u64) -> Option<&Arc<Binding>> {
-        let bindings = self.by_region.get(&region)?;
-        bindings.iter().find(|binding| (binding.key, binding.nbytes) == (key, nbytes))
+    /// The one for that descriptor, ready at once: the owner checks every write.
+    pub fn find_or_ready(&mut self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
+        if let Some(binding) = self.find(region, key, nbytes) {
+            return Arc::clone(binding);
+        }
+        let binding = Arc::new(Binding::ready(region, key, nbytes, Target::Owner));
+        self.insert(&binding);
+        binding
     }
 
-    /// Adds one.
-    pub fn insert(&mut self, binding: Arc<Binding>) {
-        self.by_region.entry(binding.region).or_default().push(binding);
+    /// The one for that descriptor; a pending one when there is none, and with it
+    /// the number of the request to ask its owner.
+    pub fn find_or_ask(&mut self, region: u64, key: u64, nbytes: u64) -> (Arc<Binding>, Option<u64>) {
+        if let Some(binding) = self.find(region, key, nbytes) {
+            return (Arc::clone(binding), None);
+        }
+        let binding = Arc::new(Binding::pending(region, key, nbytes));
+        self.insert(&binding);
+        let request = self.next_request;
+        self.next_request += 1;
+        self.asked.insert(request, Arc::clone(&binding));
+        (binding, Some(request))
+    }
+
+    /// The one that its owner has answered for.
+    pub fn answered(&mut self, request: u64) -> Option<Arc<Binding>> {
+        self.asked.remove(&request)
     }
 
     /// The owner takes a key back: nothing new is posted with it. What it gave
@@ -208,16 +229,25 @@ impl BindingTable {
         true
     }
 
-    /// There is more than one where descriptors claim different lengths.
-    fn of_key(&self, region: u64, key: u64) -> impl Iterator<Item = &Arc<Binding>> {
-        self.by_region.get(&region).into_iter().flatten().filter(move |binding| binding.key == key)
-    }
-
     /// The link closes.
     pub fn close(&mut self) {
+        self.asked.clear();
         for binding in self.by_region.drain().flat_map(|(_, bindings)| bindings) {
             binding.refuse(Refusal::Closing);
         }
+    }
+
+    fn find(&self, region: u64, key: u64, nbytes: u64) -> Option<&Arc<Binding>> {
+        self.of_key(region, key).find(|binding| binding.nbytes == nbytes)
+    }
+
+    fn insert(&mut self, binding: &Arc<Binding>) {
+        self.by_region.entry(binding.region).or_default().push(Arc::clone(binding));
+    }
+
+    /// There is more than one where descriptors claim different lengths.
+    fn of_key(&self, region: u64, key: u64) -> impl Iterator<Item = &Arc<Binding>> {
+        self.by_region.get(&region).into_iter().flatten().filter(move |binding| binding.key == key)
     }
 }
 

@@ -29,7 +29,7 @@ pub struct SimLink {
     /// Operations of ours that the fabric carries.
     flights: Mutex<BTreeMap<u64, Flight>>,
     pub(super) splits: Splits,
-    bindings: Mutex<Bindings>,
+    bindings: Mutex<BindingTable>,
     /// Regions of ours that the peer was granted, with their keys: what our NICs
     /// let it write to.
     granted: Mutex<HashMap<(u64, u64), Weak<Region>>>,
@@ -77,12 +77,6 @@ struct Flight {
     /// Its count is split over NICs.
     split: Option<Imm>,
     posted_ns: u64,
-}
-
-#[derive(Default)]
-struct Bindings {
-    table: BindingTable,
-    asked: HashMap<u64, Arc<Binding>>,
 }
 
 /// Control messages, and the connection that they use now.
@@ -197,7 +191,7 @@ impl SimLink {
                 sink.heard(self.peer);
             }
             News::Imported { request, result } => {
-                let asked = lock(&self.bindings).asked.remove(&request);
+                let asked = lock(&self.bindings).answered(request);
                 match (asked, result) {
                     (Some(binding), Ok(())) => binding.accept(Target::Owner),
                     (Some(binding), Err(refusal)) => binding.refuse(refusal),
@@ -291,20 +285,11 @@ impl Link for SimLink {
     }
 
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
-        let mut bindings = lock(&self.bindings);
-        if let Some(binding) = bindings.table.find(region, key, nbytes) {
-            return Arc::clone(binding);
-        }
         if self.simulation.state().fabric.checks_rights {
-            let binding = Arc::new(Binding::ready(region, key, nbytes, Target::Owner));
-            bindings.table.insert(Arc::clone(&binding));
-            return binding;
+            return lock(&self.bindings).find_or_ready(region, key, nbytes);
         }
-        let binding = Arc::new(Binding::pending(region, key, nbytes));
-        let request = self.simulation.state().next_id();
-        bindings.asked.insert(request, Arc::clone(&binding));
-        bindings.table.insert(Arc::clone(&binding));
-        drop(bindings);
+        let (binding, request) = lock(&self.bindings).find_or_ask(region, key, nbytes);
+        let Some(request) = request else { return binding };
         self.push_news(News::Import { request, region, key });
         binding
     }
@@ -363,7 +348,7 @@ impl Link for SimLink {
     }
 
     fn release(&self, region: u64, key: u64, refusal: Refusal) -> bool {
-        let table = &mut lock(&self.bindings).table;
+        let mut table = lock(&self.bindings);
         table.refuse(region, key, refusal);
         table.settle(region, key)
     }
@@ -382,8 +367,7 @@ impl Link for SimLink {
             self.push_control(connection, News::Broken { connection });
         }
         lock(&self.granted).clear();
-        let mut bindings = std::mem::take(&mut *lock(&self.bindings));
-        bindings.table.close();
+        lock(&self.bindings).close();
         let flights = std::mem::take(&mut *lock(&self.flights));
         for mut flight in flights.into_values() {
             flight.failure.get_or_insert_with(|| why.clone());

@@ -1,8 +1,8 @@
 //! One engine's way to another over the NICs of a group.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use anyfabric_wire::{NicLibrary, Rails, Refusal};
 
@@ -69,19 +69,12 @@ pub(super) struct RailLink<N: Nic> {
     regions: Arc<RegionTable>,
     control: Arc<dyn ControlPath>,
     is_caller: bool,
-    bindings: Mutex<Bindings>,
+    bindings: Mutex<BindingTable>,
     ended: OnceLock<String>,
     closed: AtomicBool,
     num_rails: AtomicUsize,
     num_theirs: AtomicUsize,
     stats: Arc<PeerStats>,
-}
-
-#[derive(Default)]
-struct Bindings {
-    table: BindingTable,
-    asked: HashMap<u64, Arc<Binding>>,
-    next_request: u64,
 }
 
 impl<N: Nic> RailLink<N> {
@@ -127,10 +120,6 @@ impl<N: Nic> RailLink<N> {
         self.control.send_control(control.encode());
     }
 
-    fn bindings(&self) -> MutexGuard<'_, Bindings> {
-        lock(&self.bindings)
-    }
-
     /// A peer asks for a region's keys.
     fn export(&self, request: u64, region: u64, key: u64, nbytes: u64) {
         let admitted = self.regions.admit(self.peer, region, key).and_then(|memory| {
@@ -157,7 +146,7 @@ impl<N: Nic> RailLink<N> {
     }
 
     fn bound(&self, request: u64, result: Result<Vec<(u64, u64)>, Refusal>) {
-        let Some(binding) = self.bindings().asked.remove(&request) else { return };
+        let Some(binding) = lock(&self.bindings).answered(request) else { return };
         match result {
             Ok(keys) if keys.len() == self.num_theirs.load(Ordering::Relaxed) && !keys.is_empty() => {
                 let keys = keys.into_iter().map(|(base, key)| RemoteMemory { base, key }).collect();
@@ -278,16 +267,8 @@ impl<N: Nic> Link for RailLink<N> {
     }
 
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
-        let mut bindings = self.bindings();
-        if let Some(binding) = bindings.table.find(region, key, nbytes) {
-            return Arc::clone(binding);
-        }
-        let binding = Arc::new(Binding::pending(region, key, nbytes));
-        let request = bindings.next_request;
-        bindings.next_request += 1;
-        bindings.asked.insert(request, Arc::clone(&binding));
-        bindings.table.insert(Arc::clone(&binding));
-        drop(bindings);
+        let (binding, request) = lock(&self.bindings).find_or_ask(region, key, nbytes);
+        let Some(request) = request else { return binding };
         if self.is_closed() {
             binding.refuse(Refusal::Closing);
         } else {
@@ -333,7 +314,7 @@ impl<N: Nic> Link for RailLink<N> {
     }
 
     fn release(&self, region: u64, key: u64, refusal: Refusal) -> bool {
-        let table = &mut self.bindings().table;
+        let mut table = lock(&self.bindings);
         table.refuse(region, key, refusal);
         table.settle(region, key)
     }
@@ -346,11 +327,7 @@ impl<N: Nic> Link for RailLink<N> {
     fn close(&self, why: &Failure) {
         // ORDERING: see `is_closed`.
         self.closed.store(true, Ordering::Release);
-        {
-            let mut bindings = self.bindings();
-            bindings.table.close();
-            bindings.asked.clear();
-        }
+        lock(&self.bindings).close();
         let now_ns = self.group.clock.now_ns();
         let mut state = self.group.state();
         let left: VecDeque<(u32, Op)> = {

@@ -126,7 +126,7 @@ impl ShmLink {
                 self.channel.send(&Local::Imported { request, result }, fd)
             }
             Local::Imported { request, result } => {
-                let Some(binding) = lock(&self.bindings).asked.remove(&request) else { return Ok(()) };
+                let Some(binding) = lock(&self.bindings).answered(request) else { return Ok(()) };
                 match result {
                     Err(refusal) => binding.refuse(refusal),
                     Ok(Access::Bounce) => binding.accept(Target::Owner),

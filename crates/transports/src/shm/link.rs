@@ -60,17 +60,10 @@ pub struct ShmLink {
     pub(super) queue: Mutex<VecDeque<Job>>,
     pub(super) busy: AtomicBool,
     pub(super) incoming: Mutex<Incoming>,
-    pub(super) bindings: Mutex<Bindings>,
+    pub(super) bindings: Mutex<BindingTable>,
     pub(super) closed: AtomicBool,
     pub(super) exited: AtomicBool,
     pub(super) stats: PeerStats,
-}
-
-#[derive(Default)]
-pub(super) struct Bindings {
-    pub(super) table: BindingTable,
-    pub(super) asked: HashMap<u64, Arc<Binding>>,
-    pub(super) next_request: u64,
 }
 
 impl ShmLink {
@@ -180,16 +173,8 @@ impl Link for ShmLink {
     }
 
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
-        let mut bindings = lock(&self.bindings);
-        if let Some(binding) = bindings.table.find(region, key, nbytes) {
-            return Arc::clone(binding);
-        }
-        let binding = Arc::new(Binding::pending(region, key, nbytes));
-        let request = bindings.next_request;
-        bindings.next_request += 1;
-        bindings.asked.insert(request, Arc::clone(&binding));
-        bindings.table.insert(Arc::clone(&binding));
-        drop(bindings);
+        let (binding, request) = lock(&self.bindings).find_or_ask(region, key, nbytes);
+        let Some(request) = request else { return binding };
         if self.is_closed() || self.channel.send(&Local::Import { request, region, key }, None).is_err() {
             binding.refuse(Refusal::Closing);
         }
@@ -350,21 +335,17 @@ impl Link for ShmLink {
     }
 
     fn release(&self, region: u64, key: u64, refusal: Refusal) -> bool {
-        lock(&self.bindings).table.refuse(region, key, refusal);
+        lock(&self.bindings).refuse(region, key, refusal);
         // Short writes check and copy under this lock.
         drop(lock(&self.outgoing));
-        lock(&self.bindings).table.settle(region, key)
+        lock(&self.bindings).settle(region, key)
     }
 
     fn close(&self, why: &Failure) {
         // ORDERING: the locks below order the rest.
         self.closed.store(true, Ordering::Release);
         lock(&self.incoming).consumer.fence();
-        {
-            let mut bindings = lock(&self.bindings);
-            bindings.table.close();
-            bindings.asked.clear();
-        }
+        lock(&self.bindings).close();
         let jobs = std::mem::take(&mut *lock(&self.queue));
         let mut outgoing = lock(&self.outgoing);
         let backlog = std::mem::take(&mut outgoing.backlog);

@@ -16,7 +16,7 @@ use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
     lock, Binding, BindingTable, Clock, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region,
-    RegionTable, Sink, Target,
+    RegionTable, Sink,
 };
 
 /// One engine's way to another over TCP. Every peer has one, for its lane 0 is
@@ -329,13 +329,7 @@ impl Link for TcpLink {
     }
 
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
-        let mut bindings = lock(&self.bindings);
-        if let Some(binding) = bindings.find(region, key, nbytes) {
-            return Arc::clone(binding);
-        }
-        let binding = Arc::new(Binding::ready(region, key, nbytes, Target::Owner));
-        bindings.insert(Arc::clone(&binding));
-        binding
+        lock(&self.bindings).find_or_ready(region, key, nbytes)
     }
 
     fn try_inline(&self, _write: &Inline<'_>) -> Option<Result<(), Failure>> {
