@@ -19,21 +19,7 @@ use anyfabric_transports::libfabric::FabricDomain;
 use anyfabric_transports::rdma::{Batch, Completions, Domain, Fault, Marks, Nic};
 
 use fake::Copy;
-use support::Region;
-
-struct Ended(u64);
-
-impl Completions for Ended {
-    fn completed(&mut self, _: u32, _: u32, result: Result<(), Fault>) {
-        result.unwrap();
-        self.0 += 1;
-    }
-    fn arrived(&mut self, _: u32, _: u32) {}
-    fn message(&mut self, _: u32, _: &[u8]) {}
-    fn broken(&mut self, _: u32, why: Fault) {
-        panic!("{why}");
-    }
-}
+use support::{Ended, Region};
 
 fn main() {
     let Some(mut copy) = Copy::new(|fake| fake.null = 1) else { return };
@@ -55,7 +41,7 @@ fn main() {
             let batch =
                 Batch { source: &from.memory, target, writes: black_box(&writes), marks: Marks::Each(1), token: 1 };
             assert_eq!(pair.here.post(pair.rail, &batch), Ok(32));
-            while ended.0 <= batch_idx {
+            while u64::from(ended.0) <= batch_idx {
                 pair.here.poll(&mut ended);
             }
         }

@@ -4,44 +4,23 @@
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
+// Not every library's tests ask everything of it.
+#[allow(dead_code)]
+#[path = "common/seen.rs"]
+mod seen;
+
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use anyfabric_plan::Extent;
-use anyfabric_transports::rdma::{Batch, Completions, Domain, Fault, Marks, Nic, RailIdx, RemoteMemory};
+use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, RailIdx, RemoteMemory};
 use anyfabric_transports::verbs::{open, VerbsDomain, VerbsMemory, VerbsNic, VerbsSettings};
-
-/// Everything that a NIC reported.
-#[derive(Default)]
-struct Recorder {
-    completed: Vec<(RailIdx, u32, Result<(), Fault>)>,
-    arrived: Vec<(RailIdx, u32)>,
-    messages: Vec<(RailIdx, Vec<u8>)>,
-    broken: Vec<(RailIdx, Fault)>,
-}
-
-impl Completions for Recorder {
-    fn completed(&mut self, rail: RailIdx, token: u32, result: Result<(), Fault>) {
-        self.completed.push((rail, token, result));
-    }
-
-    fn arrived(&mut self, rail: RailIdx, imm: u32) {
-        self.arrived.push((rail, imm));
-    }
-
-    fn message(&mut self, rail: RailIdx, message: &[u8]) {
-        self.messages.push((rail, message.to_vec()));
-    }
-
-    fn broken(&mut self, rail: RailIdx, why: Fault) {
-        self.broken.push((rail, why));
-    }
-}
+use seen::Seen;
 
 /// One side: a NIC, memory registered with it, and what it has reported.
 struct Side {
     nic: VerbsNic,
-    seen: Recorder,
+    seen: Seen,
     registration: VerbsMemory,
     bytes: Vec<u8>,
 }
@@ -56,7 +35,7 @@ impl Side {
         let mut bytes = vec![0_u8; nbytes];
         // SAFETY: the bytes are dropped after the registration, and stay where they are: the vector never grows.
         let registration = unsafe { nic.domain().register(bytes.as_mut_ptr(), nbytes as u64, true) }.unwrap();
-        Self { nic, seen: Recorder::default(), registration, bytes }
+        Self { nic, seen: Seen::default(), registration, bytes }
     }
 
     fn poll(&mut self) {
@@ -91,7 +70,7 @@ impl Pair {
     }
 
     #[track_caller]
-    fn until(&mut self, what: &str, is_true: impl Fn(&Recorder, &Recorder) -> bool) {
+    fn until(&mut self, what: &str, is_true: impl Fn(&Seen, &Seen) -> bool) {
         let until = Instant::now() + Duration::from_secs(60);
         while !is_true(&self.a.seen, &self.b.seen) {
             assert!(Instant::now() < until, "not within a minute: {what}");

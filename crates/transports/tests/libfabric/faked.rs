@@ -9,7 +9,7 @@ use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, NicError};
 
 use crate::allocations::allocations;
 use crate::fake::{Copy, Fake};
-use crate::support::{Pair, Region, LONG};
+use crate::support::{Ended, Pair, Region, LONG};
 
 const PAGE: u64 = 256;
 
@@ -367,21 +367,6 @@ fn posting_and_polling_allocate_nothing() {
 }
 
 /// Counts what ended well.
-#[derive(Default)]
-struct Ended(u32);
-
-impl anyfabric_transports::rdma::Completions for Ended {
-    fn completed(&mut self, _: u32, _: u32, result: Result<(), Fault>) {
-        result.unwrap();
-        self.0 += 1;
-    }
-    fn arrived(&mut self, _: u32, _: u32) {}
-    fn message(&mut self, _: u32, _: &[u8]) {}
-    fn broken(&mut self, _: u32, why: Fault) {
-        panic!("{why}");
-    }
-}
-
 const CONTEXT2: u64 = 1 << 52;
 const RX_CQ_DATA: u64 = 1 << 56;
 const DELIVERY_COMPLETE: u64 = 1 << 28;
