@@ -1,8 +1,9 @@
 //! Who drives an engine, and how threads wait.
 //!
 //! Exactly one thread at a time holds the driver: the worker, or a user thread
-//! that waits and so saves the hand-over. A user thread drives while it spins;
-//! the worker notices, steps aside and looks again after a short lease. When
+//! that waits and so saves the hand-over. A user thread drives while it spins,
+//! and asks for the driver when the worker has it; the worker notices, steps
+//! aside and looks again after a short lease. When
 //! the spin is over the thread blocks: in epoll with the driver in its hands
 //! when the worker is out of the way, else on the doorbell while the worker
 //! blocks in epoll. Whoever has news for this engine looks at the doorbell to
