@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,13 +61,26 @@ def test_errors_are_lines_on_stderr():
     assert "GiB of memory" in run("perf", "--op", "write", "--sizes", "1024G", code=1).stderr
 
 
-ROW = {"transport", "op", "polling", "size_bytes", "pages", "gb_per_s", "ops_per_s", "latency_us", "checked"}
+ROW = {
+    *("transport", "op", "polling", "size_bytes", "pages", "gb_per_s", "ops_per_s", "latency_us"),
+    *("checked", "nics"),
+}
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def over_sockets(*nics):
+    """Options for engines whose NICs are loopback addresses."""
+    wheel = Path(sys.prefix) / "lib/mpich/libfabric.so.1"
+    if not wheel.exists():
+        pytest.skip("no libfabric of the wheel mpich: make .venv with `make test`")
+    settings = ("--set", "libfabric_provider=tcp", "--set", f"libfabric_library={wheel}")
+    return (*settings, "--nics", ",".join(nics))
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp", "libfabric"])
 def test_perf_measures_every_operation(transport, tmp_path):
     file = tmp_path / "perf.json"
-    done = run("perf", "--transport", transport, "--rounds", "10", "--pages", "64", "--sizes", "8,64K",
+    nics = over_sockets("127.0.0.1", "127.0.0.2") if transport == "libfabric" else ()
+    done = run("perf", "--transport", transport, "--rounds", "10", "--pages", "64", "--sizes", "8,64K", *nics,
                "--memory", "allocated", "--memory", "registered", "--json", str(file))  # fmt: skip
     assert transport in done.stdout
     found = json.loads(file.read_text())
@@ -78,6 +92,9 @@ def test_perf_measures_every_operation(transport, tmp_path):
         assert list(row["latency_us"]) == ["p50", "p99", "p999", "max"]
         assert 0 < row["latency_us"]["p50"] <= row["latency_us"]["max"]
         assert row["ops_per_s"] > 0
+        if nics:
+            assert row["nics"] == ["2 of 2 rails over 127.0.0.1 (tcp), 127.0.0.2 (tcp)"]
+            assert row["nics"][0] in done.stdout
     if transport == "shm":
         names = {row["baseline"] for row in found["baselines"]}
         assert names == {"ring", "memcpy", "copy_pages", "process_vm_writev"}
@@ -99,6 +116,41 @@ def test_perf_to_stdout_is_json_alone():
     )
     (row,) = json.loads(done.stdout)["rows"]
     assert row["checked"] is False
+
+
+def test_perf_covers_the_nics_that_are_named():
+    done = run("perf", "--op", "barrier", "--rounds", "10", "--json", *over_sockets("127.0.0.1"))
+    found = json.loads(done.stdout)
+    assert [row["transport"] for row in found["rows"]] == ["shm", "libfabric", "tcp"]
+    assert found["settings"].items() >= {"libfabric_provider": "tcp", "nics": ["127.0.0.1"]}.items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--transport", "libfabric", "--set", "libfabric_provider=none"], 1, "has no NIC for provider"),
+        (["--nics", "none0"], 1, "none0"),
+        (["--set", "queue_depth=none"], 1, "`queue_depth` was given 'none'; expected a whole number"),
+        (["--set", "queue_depths=1"], 2, "no setting is called 'queue_depths'"),
+        (["--set", "polling=busy"], 2, "polling is given by --polling"),
+        (["--set", "queue_depth"], 2, "expected NAME=VALUE"),
+    ],
+)
+def test_perf_says_what_is_missing_or_wrong_once(arguments, code, message):
+    done = run("perf", "--op", "barrier", *arguments, code=code)
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert "other process" not in done.stderr
+
+
+@pytest.mark.parametrize("transport", ["verbs", "libfabric"])
+def test_perf_without_a_nic_says_so(transport):
+    if json.loads(run("info", "--json").stdout)["topology"]["nics"]:
+        pytest.skip("this machine has RDMA NICs")
+    done = run("perf", "--op", "barrier", "--transport", transport, code=1)
+    assert f"error: {transport}: " in done.stderr
+    assert "code=unsupported" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_perf_plots(tmp_path):
@@ -132,9 +184,28 @@ def test_perf_serve_prints_the_command_for_the_other_host():
             for _ in range(2):
                 done = run(*command[2:], *more, env=secret)
                 assert json.loads(done.stdout)["rows"][0]["transport"] == "tcp"
+            # Without a transport: the one that the two choose, and tcp.
+            done = run(*command[2:], *more[:6], "--json", env=secret)
+            assert [row["transport"] for row in json.loads(done.stdout)["rows"]] == ["shm", "tcp"]
             run(*command[2:], *more, env={"ANYFABRIC_SECRET": "wrong"}, code=1)
             run(*command[2:], *more, env=secret)
             server.send_signal(signal.SIGINT)
             assert server.wait(10) == 0
+        finally:
+            server.kill()
+
+
+def test_perf_serves_over_nics():
+    nics = over_sockets("127.0.0.1")
+    arguments = [*PROGRAM, "perf", "serve", "--listen", "127.0.0.1", "--once", *nics]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            command = server.stdout.readline().split()
+            secret = dict([command[0].split("=")])
+            more = ["--op", "send", "--sizes", "8", "--rounds", "10", "--transport", "libfabric", "--json"]
+            done = run(*command[2:], *more, *over_sockets("127.0.0.2", "127.0.0.3"), env=secret)
+            (row,) = json.loads(done.stdout)["rows"]
+            assert row["nics"] == ["2 of 2 rails over 127.0.0.2 (tcp), 127.0.0.3 (tcp)"]
+            assert server.wait(20) == 0
         finally:
             server.kill()

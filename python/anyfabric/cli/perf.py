@@ -17,12 +17,20 @@ from anyfabric.cli.perf_cases import MEMORIES, OPERATIONS, Case, parse_sizes, pl
 from anyfabric.cli.perf_peer import Peer
 from anyfabric.cli.perf_report import document, plot, table
 from anyfabric.cli.perf_run import local_link, remote_link, run_case
+from anyfabric.cli.perf_settings import (
+    OVER_NICS,
+    settings_of,
+    settings_options,
+    transports_here,
+    transports_to,
+)
 from anyfabric.config import SETTINGS, TRANSPORTS
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from anyfabric.cli.perf_run import Link
+    from anyfabric.cli.perf_settings import Settings
 
 __all__ = ["perf"]
 
@@ -45,10 +53,6 @@ class Sizes(click.ParamType[tuple[int, ...]]):
             self.fail(str(error), param, ctx)
 
 
-EVERYWHERE = ("shm", "tcp")
-"""Transports that need no NIC; others are measured when they are asked for."""
-
-
 def _several(name: str, choices: tuple[str, ...], text: str) -> Any:
     return click.option(name, multiple=True, type=click.Choice(choices), help=f"{text}; may be repeated.")
 
@@ -64,18 +68,22 @@ def _several(name: str, choices: tuple[str, ...], text: str) -> Any:
 @click.option("--check/--no-check", default=True, help="Compare the bytes at the target; default: yes.")
 @click.option("--plot", "plot_to", type=click.Path(dir_okay=False, path_type=Path), help="Draw a PNG.")
 @click.option("--connect", metavar="ADDRESS", help="Measure against `anyfabric perf serve` elsewhere.")
+@settings_options
 @json_option
 @click.pass_context
 def perf(ctx: click.Context, **options: Any) -> None:
     """Measure every transport and operation between two processes.
 
-    Without arguments both processes run here, and each row has its baseline beside it. For two hosts,
-    run `anyfabric perf serve` on one and what it prints on the other.
+    Without arguments both processes run here, over every transport that this machine has, and a row has its
+    baseline beside it where there is one. For two hosts, run `anyfabric perf serve` on one and what it prints
+    on the other.
     """
     if ctx.invoked_subcommand is not None:
         return
+    settings, connect = settings_of(options), options["connect"]
     cases = plan(
-        transports=options["transport"] or EVERYWHERE,
+        transports=options["transport"]
+        or (transports_here(settings) if connect is None else transports_to(connect, settings)),
         ops=options["op"] or OPERATIONS,
         pollings=options["polling"] or POLLINGS[:1],
         memories=options["memory"] or MEMORIES[:1],
@@ -84,11 +92,11 @@ def perf(ctx: click.Context, **options: Any) -> None:
         rounds=options["rounds"],
     )
     _check_memory(cases)
-    rows, baselines = _measure(cases, options["connect"], check=options["check"])
+    rows, baselines = _measure(cases, connect, settings, check=options["check"])
     if options["json_to"] != "-":
         data().print(table(rows, baselines))
     if options["json_to"] is not None:
-        write_json(options["json_to"], document(rows, baselines, ["anyfabric", *sys.argv[1:]]))
+        write_json(options["json_to"], document(rows, baselines, ["anyfabric", *sys.argv[1:]], settings))
     if options["plot_to"] is not None:
         plot(rows, baselines, options["plot_to"])
         messages().print(f"wrote {options['plot_to']}", highlight=False)
@@ -98,15 +106,18 @@ def perf(ctx: click.Context, **options: Any) -> None:
 @click.option("--listen", default="0.0.0.0", show_default=True, metavar="HOST[:PORT]", help="Where to bind.")  # noqa: S104 - a secret guards it
 @click.option("--polling", type=click.Choice(POLLINGS), default="adaptive", show_default=True)
 @click.option("--once", is_flag=True, help="End after the first client.")
+@settings_options
 @json_option
-def serve(listen: str, polling: str, json_to: str | None, *, once: bool) -> None:
+def serve(listen: str, json_to: str | None, *, once: bool, **options: Any) -> None:
     """Be the other process for a client elsewhere, and print the command to paste there.
 
-    Both sides prove a secret. Without ANYFABRIC_SECRET one is made up for this run and printed as part
-    of the command; it is in force until this command ends.
+    Serves every transport that this machine has; the client chooses. Both sides prove a secret. Without
+    ANYFABRIC_SECRET one is made up for this run and printed as part of the command; it is in force until this
+    command ends.
     """
     secret = None if os.environ.get(SECRET_VARIABLE) else secrets.token_hex(16)
-    with af.Engine(listen=listen, polling=polling, secret=secret) as engine:  # pyright: ignore[reportArgumentType]
+    settings = {**settings_of(options), "polling": options["polling"]}
+    with af.Engine(listen=listen, secret=secret, **settings) as engine:
         given = f"{SECRET_VARIABLE}={secret} " if secret else ""
         command = f"{given}anyfabric perf --connect {engine.address}"
         if json_to is not None:
@@ -140,7 +151,7 @@ def _check_memory(cases: list[Case]) -> None:
 
 
 def _measure(
-    cases: list[Case], connect: str | None, *, check: bool
+    cases: list[Case], connect: str | None, settings: Settings, *, check: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     baselines: list[dict[str, Any]] = []
@@ -148,7 +159,7 @@ def _measure(
     with Progress(*columns, console=messages(), transient=True) as progress:
         task = progress.add_task("starting", total=len(cases))
         for pair in _pairs(cases):
-            with _link(pair[0], connect) as link:
+            with _link(pair[0], connect, settings) as link:
                 for case in pair:
                     progress.update(task, description=_described(case))
                     row, beside = run_case(link, case, check=check)
@@ -166,8 +177,15 @@ def _pairs(cases: list[Case]) -> list[list[Case]]:
     return list(groups.values())
 
 
-def _link(case: Case, connect: str | None) -> AbstractContextManager[Link]:
-    settings = {"transports": [case.transport], "require": case.transport, "polling": case.polling}
+def _link(case: Case, connect: str | None, given: Settings) -> AbstractContextManager[Link]:
+    settings = {
+        **given,
+        "transports": [case.transport],
+        "require": case.transport,
+        "polling": case.polling,
+    }
+    if case.transport not in OVER_NICS:
+        settings.pop("nics", None)
     if connect is not None:
         return remote_link(connect, settings)
     # Both processes are ours: they need a secret only if the environment has one, and find it there.

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from anyfabric import _core
 from anyfabric._core import __version__
 from anyfabric.cli.output import printed_size
 from anyfabric.cli.perf_cases import USE_MEMORY
+from anyfabric.config import resolve
 from anyfabric.errors import Unsupported
 
 __all__ = ["document", "plot", "table"]
@@ -31,12 +33,23 @@ CAPTION = (
 )
 
 
-def document(rows: list[Row], baselines: list[Row], command: list[str]) -> dict[str, Any]:
-    """The JSON document: rows, baselines, and what one needs to repeat them."""
+def document(
+    rows: list[Row], baselines: list[Row], command: list[str], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The JSON document: rows, baselines, and what one needs to repeat them.
+
+    Args:
+        rows: Of `perf_run.run_case`; likewise `baselines`.
+        baselines: May be empty.
+        command: The command line.
+        settings: Of the engines here, as the command line gives them; the environment may have more.
+    """
+    resolved = resolve(settings).values()
     return {
         "machine": _machine(),
         "commit": _commit(),
         "command": command,
+        "settings": {s.setting.name: s.shown() for s in resolved if s.origin != "default"},
         "versions": {
             "anyfabric": __version__,
             "python": platform.python_version(),
@@ -50,7 +63,9 @@ def document(rows: list[Row], baselines: list[Row], command: list[str]) -> dict[
 
 def table(rows: list[Row], baselines: list[Row]) -> Table:
     """A section per pair of engines, a line per case, and dimmed below it one per baseline."""
-    found = Table(box=box.SIMPLE, caption=CAPTION, caption_justify="left", pad_edge=False)
+    ways = {row["transport"]: "; ".join(row["nics"]) for row in rows}
+    caption = "\n".join([CAPTION, *(f"{name}: {escape(nics)}." for name, nics in ways.items())])
+    found = Table(box=box.SIMPLE, caption=caption, caption_justify="left", pad_edge=False)
     found.add_column("operation", no_wrap=True)
     for column in ("size", "op/s", "GB/s", "p50 us", "p99", "p99.9", "max", "against"):
         found.add_column(column, justify="right", no_wrap=True)

@@ -74,18 +74,21 @@ def local_link(settings: dict[str, Any]) -> Generator[Link]:
     """Start the other process on this host, with engines of the same settings on both sides."""
     program = "from anyfabric.cli.perf_peer import main; main()"
     command = [sys.executable, "-c", program, json.dumps(settings)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - ourselves
+    # Ours first: what is wrong with the settings, or missing, is said here and once.
+    with (
+        af.Engine(**settings) as engine,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,  # noqa: S603 - ourselves
+    ):
         try:
             assert process.stdout is not None
             line = process.stdout.readline().strip()
             if not line:
                 msg = f"the other process ended with code {process.wait()} before it had an address"
                 raise af.PeerLost(msg, operation="perf")
-            with af.Engine(**settings) as engine:
-                link = Link(engine, af.Address.parse(line), same_host=True)
-                yield link
-                link.bye()
-                process.wait(WAIT_S)
+            link = Link(engine, af.Address.parse(line), same_host=True)
+            yield link
+            link.bye()
+            process.wait(WAIT_S)
         finally:
             process.kill()
 
@@ -141,7 +144,8 @@ def run_case(link: Link, case: Case, *, check: bool) -> tuple[dict[str, Any], li
         if check:
             _check(link, end, seed=2)
         link.ask("finish")
-    row = _row(case, latencies, seconds, check=check)
+        nics = link.engine.path(link.peer).nics
+    row = {**_row(case, latencies, seconds, check=check), "nics": list(nics)}
     return row, [_baseline_row(case, name, times) for name, times in base.items()]
 
 
