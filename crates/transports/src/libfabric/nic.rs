@@ -322,7 +322,8 @@ impl Nic for FabricNic {
                 Marks::Each(_) => true,
                 Marks::Last(_) => nth + 1 == batch.writes.len(),
             };
-            let (address, key) = (batch.target.base + write.dst, batch.target.key);
+            // The base is the peer's word; the NIC there judges it.
+            let (address, key) = (batch.target.base.wrapping_add(write.dst), batch.target.key);
             let (source, nbytes) = (source + write.src, write.nbytes);
             let write = Write { peer: peer.address, source, desc, address, key, nbytes, has_imm, data };
             result = self.submit_write(endpoint, &write, idx, nth + 1 < count);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyfabric_plan::Extent;
 use anyfabric_transports::libfabric::{Arrivals, Dmabuf, FabricDomain, FabricSettings, Library, Provider, Wanted};
-use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, NicError};
+use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, NicError, RemoteMemory};
 
 use crate::allocations::allocations;
 use crate::fake::{Copy, Fake};
@@ -184,6 +184,22 @@ fn a_closed_rail_reports_nothing() {
             (0..10).for_each(|_| pair.poll());
             assert!(pair.seen.completed.is_empty() && pair.seen.broken.is_empty());
             assert_eq!(pair.here.post(pair.rail, &batch), Err(Fault::Flushed));
+        },
+    );
+}
+
+/// What a peer says of its memory may be anything; its NIC judges it.
+#[test]
+fn an_address_of_the_peer_s_may_pass_the_end_of_numbers() {
+    with(
+        |_| {},
+        |_, mut pair| {
+            let from = Region::new(&pair.here, 1 << 14, 7);
+            let target = RemoteMemory { base: u64::MAX, key: 1 };
+            let batch = Batch { source: &from.memory, target, writes: &pages(6), marks: Marks::Each(1), token: 1 };
+            assert_eq!(pair.here.post(pair.rail, &batch), Ok(6));
+            pair.until("it is refused", |pair| !pair.seen.broken.is_empty());
+            assert_eq!(pair.seen.broken, [(pair.rail, Fault::Refused)]);
         },
     );
 }
