@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyfabric_plan::Extent;
 use anyfabric_transports::rdma::{Batch, Completions, Domain, Fault, Marks, Nic, NicError, RailIdx, RemoteMemory};
 use anyfabric_transports::verbs::{open, VerbsMemory, VerbsNic, VerbsSettings};
-use null_nic::{knob, library, Knob};
+use null_nic::{arrive, knob, library, Knob};
 
 /// Counts what is allocated.
 struct Counting;
@@ -41,6 +41,7 @@ static ALLOCATOR: Counting = Counting;
 struct Seen {
     ended: HashMap<u32, Vec<Result<(), Fault>>>,
     broken: Vec<(RailIdx, Fault)>,
+    arrived: Vec<(RailIdx, u32)>,
 }
 
 impl Completions for Seen {
@@ -48,7 +49,9 @@ impl Completions for Seen {
         self.ended.entry(token).or_default().push(result);
     }
 
-    fn arrived(&mut self, _rail: RailIdx, _imm: u32) {}
+    fn arrived(&mut self, rail: RailIdx, imm: u32) {
+        self.arrived.push((rail, imm));
+    }
 
     fn message(&mut self, _rail: RailIdx, _message: &[u8]) {}
 
@@ -107,6 +110,7 @@ fn the_verbs_nic_without_hardware() {
     every_failure_at_every_place();
     what_the_device_does_not_take();
     held_back_until_closed();
+    what_arrived_counts_when_the_rail_is_closed();
     chains_are_posted_at_once();
     nothing_is_allocated();
 }
@@ -253,6 +257,24 @@ fn held_back_until_closed() {
     nic.fence(again);
     while nic.poll(&mut seen) {}
     assert!(seen.broken.is_empty(), "whoever fences knows");
+}
+
+/// The peer's NIC has said of each that it arrived; its writer was told so. More than one poll takes, of two rails.
+fn what_arrived_counts_when_the_rail_is_closed() {
+    let (mut nic, rails, _memory) = nic(2);
+    // The number of the queue pair for writes, in a rail's address.
+    let number = |nic: &VerbsNic, rail| u32::from_le_bytes(nic.address(rail)[22..26].try_into().unwrap());
+    let pairs = [number(&nic, rails[0]), number(&nic, rails[1])];
+    for imm in 0..200 {
+        assert!(arrive(pairs[imm as usize % 2], imm) > 0);
+    }
+    let mut seen = Seen::default();
+    nic.close(rails[0]);
+    let again = rail(&mut nic);
+    assert_ne!(again, rails[0], "the number rests until its arrivals are told");
+    while nic.poll(&mut seen) {}
+    assert_eq!(seen.arrived, (0..200).map(|imm| (rails[imm as usize % 2], imm)).collect::<Vec<_>>());
+    assert_eq!(rail(&mut nic), rails[0]);
 }
 
 /// 32 writes are one call of the driver, and one completion.

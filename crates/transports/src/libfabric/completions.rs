@@ -1,10 +1,12 @@
 //! What comes out of a NIC's queue, and what an endpoint takes along when it is
 //! closed.
 
+use std::collections::VecDeque;
+
 use super::buffers::Brought;
 use super::endpoint::Read;
 use super::faults::fault_of;
-use super::nic::{now_ns, FabricNic, Report, OPERATIONS};
+use super::nic::{now_ns, FabricNic, Report, OPERATIONS, QUEUE_DEPTH, READ_BATCH};
 use super::provider::Arrivals;
 use super::rail::rail_of;
 use super::slots::Use;
@@ -46,7 +48,12 @@ impl FabricNic {
     /// flushed, and so are the rails that break, but for `quiet`.
     #[cold]
     pub(super) fn close_endpoint(&mut self, idx: u16, why: Fault, first: Option<u32>, quiet: Option<RailIdx>) {
-        let Some(open) = self.endpoints.get_mut(usize::from(idx)).and_then(Option::take) else { return };
+        if self.endpoints.get(usize::from(idx)).is_none_or(Option::is_none) {
+            return;
+        }
+        // Peers were told of what has arrived that it has, and providers forget it with the endpoint.
+        let broken_too = self.set_aside(idx);
+        let Some(open) = self.endpoints[usize::from(idx)].take() else { return };
         if self.domain.binds_memory() {
             self.domain.unbind();
         }
@@ -57,7 +64,7 @@ impl FabricNic {
         let reports = &mut self.reports;
         let orphans = self.slots.orphan(idx, |batch, state| {
             let fault = if Some(batch) == first { why } else { Fault::Flushed };
-            reports.push_back(Report::Completed(state.rail, state.token, fault));
+            reports.push_back(Report::Completed(state.rail, state.token, Err(fault)));
         });
         for (slot, what) in orphans {
             if let Use::Send(buffer) = what {
@@ -77,6 +84,34 @@ impl FabricNic {
         let slots = &mut self.slots;
         self.announcements.retain(|batch| slots.batch(*batch).remaining > 0);
         self.reposts.retain(|slot| (slot - OPERATIONS) / self.num_receives != u32::from(idx));
+        for (other, fault, batch) in broken_too {
+            self.close_endpoint(other, fault, batch, None);
+        }
+    }
+
+    /// Empties the queue into what is told at the next poll; but no longer than what
+    /// fits into it, for peers go on. Returns other endpoints that have failed
+    /// meanwhile, with the fault and its batch.
+    fn set_aside(&mut self, closing: u16) -> Vec<(u16, Fault, Option<u32>)> {
+        let (mut aside, mut failed) = (Aside(std::mem::take(&mut self.reports)), Vec::new());
+        for _ in 0..QUEUE_DEPTH / READ_BATCH {
+            match self.queue.read(&mut self.entries, &mut self.sources) {
+                Read::Some(count) => {
+                    let now_ns = now_ns();
+                    for idx in 0..count {
+                        self.take(self.entries[idx], self.sources[idx], now_ns, &mut aside);
+                    }
+                }
+                Read::Failed(context, error, _) => {
+                    if let Some((endpoint, batch)) = self.failed(context).filter(|(endpoint, _)| *endpoint != closing) {
+                        failed.push((endpoint, fault_of(error), batch));
+                    }
+                }
+                Read::Empty | Read::Broken(_) => break,
+            }
+        }
+        self.reports = aside.0;
+        failed
     }
 
     #[inline]
@@ -145,7 +180,7 @@ impl FabricNic {
     fn rail_with(&self, tag: u32) -> Option<RailIdx> {
         let rail = rail_of(tag);
         let state = self.rails.get(rail as usize)?.as_ref()?;
-        (state.tag == tag && !state.is_broken).then_some(rail)
+        (state.tag == tag).then_some(rail)
     }
 
     /// The queue was read to its end: nothing in it names what was closed before.
@@ -193,15 +228,19 @@ impl FabricNic {
 
     #[cold]
     fn on_failed(&mut self, context: *mut std::ffi::c_void, error: i32, prov_error: i32) {
-        let Some(idx) = self.slots.of(context) else {
-            log::debug!("an error of no operation: {error} ({prov_error})");
-            return;
-        };
-        let slot = self.slots.slot(idx);
+        match self.failed(context) {
+            Some((endpoint, batch)) => self.close_endpoint(endpoint, fault_of(error), batch, None),
+            None => log::debug!("an error of no operation: {error} ({prov_error})"),
+        }
+    }
+
+    /// The endpoint of an operation that failed, and its batch, if it has one.
+    fn failed(&self, context: *mut std::ffi::c_void) -> Option<(u16, Option<u32>)> {
+        let slot = self.slots.slot(self.slots.of(context)?);
         match slot.what {
-            Use::Free | Use::Orphan => {}
-            Use::Receive => self.close_endpoint(slot.endpoint, fault_of(error), None, None),
-            _ => self.close_endpoint(slot.endpoint, fault_of(error), Some(slot.batch), None),
+            Use::Free | Use::Orphan => None,
+            Use::Receive => Some((slot.endpoint, None)),
+            _ => Some((slot.endpoint, Some(slot.batch))),
         }
     }
 
@@ -225,11 +264,34 @@ impl FabricNic {
         let something = !self.reports.is_empty();
         while let Some(report) = self.reports.pop_front() {
             match report {
-                Report::Completed(rail, token, fault) => to.completed(rail, token, Err(fault)),
+                Report::Completed(rail, token, result) => to.completed(rail, token, result),
+                Report::Arrived(rail, imm) => to.arrived(rail, imm),
+                Report::Message(rail, message) => to.message(rail, &message),
                 Report::Broken(rail, why) => to.broken(rail, why),
             }
         }
         something
+    }
+}
+
+/// Keeps what is reported for later.
+struct Aside(VecDeque<Report>);
+
+impl Completions for Aside {
+    fn completed(&mut self, rail: RailIdx, token: u32, result: Result<(), Fault>) {
+        self.0.push_back(Report::Completed(rail, token, result));
+    }
+
+    fn arrived(&mut self, rail: RailIdx, imm: u32) {
+        self.0.push_back(Report::Arrived(rail, imm));
+    }
+
+    fn message(&mut self, rail: RailIdx, message: &[u8]) {
+        self.0.push_back(Report::Message(rail, message.into()));
+    }
+
+    fn broken(&mut self, rail: RailIdx, why: Fault) {
+        self.0.push_back(Report::Broken(rail, why));
     }
 }
 

@@ -43,7 +43,8 @@ pub struct FabricNic {
     pub(super) announcements: VecDeque<u32>,
     /// Receives that could not be posted again.
     pub(super) reposts: VecDeque<u32>,
-    /// What closing an endpoint ended, to be told at the next poll.
+    /// What was in the queue when an endpoint was closed, and what closing it ended,
+    /// to be told at the next poll.
     pub(super) reports: VecDeque<Report>,
     /// Slots and endpoint numbers that completions in the queue may still name.
     pub(super) orphans: Vec<u32>,
@@ -83,8 +84,20 @@ pub(super) struct Open {
 
 /// Something to tell at the next poll.
 pub(super) enum Report {
-    Completed(RailIdx, u32, Fault),
+    Completed(RailIdx, u32, Result<(), Fault>),
+    Arrived(RailIdx, u32),
+    Message(RailIdx, Box<[u8]>),
     Broken(RailIdx, Fault),
+}
+
+impl Report {
+    const fn rail(&self) -> RailIdx {
+        match self {
+            Self::Completed(rail, ..) | Self::Arrived(rail, _) | Self::Message(rail, _) | Self::Broken(rail, _) => {
+                *rail
+            }
+        }
+    }
 }
 
 // SAFETY: the raw pointers are in the entries, which are read only right after the library wrote them.
@@ -233,7 +246,10 @@ impl Nic for FabricNic {
     }
 
     fn open(&mut self) -> Result<RailIdx, NicError> {
-        let free = self.rails.iter().position(Option::is_none).unwrap_or(self.rails.len());
+        // Not the number of one that was closed while what arrived on it is still to be told.
+        let rests = |idx: usize| self.reports.iter().any(|report| report.rail() as usize == idx);
+        let free = (0..self.rails.len()).find(|idx| self.rails[*idx].is_none() && !rests(*idx));
+        let free = free.unwrap_or(self.rails.len());
         if free >= MAX_RAILS as usize {
             return Err(NicError::Device(format!("{}: {MAX_RAILS} rails are open", self.about.name)));
         }
@@ -285,9 +301,8 @@ impl Nic for FabricNic {
             self.queue.remove(peer.address);
             self.by_source.remove(&peer.address);
         }
-        self.reports.retain(|report| match report {
-            Report::Completed(of, ..) | Report::Broken(of, _) => *of != rail,
-        });
+        self.reports
+            .retain(|report| report.rail() != rail || matches!(report, Report::Arrived(..) | Report::Message(..)));
     }
 
     #[inline]
@@ -415,14 +430,14 @@ pub(super) fn now_ns() -> u64 {
 /// Operations under way on a NIC at most; slots beyond are receives.
 pub(super) const OPERATIONS: u32 = 2048;
 /// Completions taken at once.
-const READ_BATCH: usize = 16;
+pub(super) const READ_BATCH: usize = 16;
 /// Numbers of endpoints beyond those that are open: of some that were just closed.
 const SPARE: usize = 8;
 /// Receives of an endpoint.
 const RECEIVES: u32 = 32;
 /// Messages of a NIC on their way.
 const SENDS: u32 = 64;
-const QUEUE_DEPTH: usize = 8192;
+pub(super) const QUEUE_DEPTH: usize = 8192;
 const MAX_MESSAGE_BYTES: usize = 4096;
 /// A longer write would complete nothing for longer than a rail may be silent.
 const MAX_WRITE_BYTES: u64 = 256 << 20;

@@ -137,12 +137,12 @@ impl Book {
         self.paths.get_mut(path)?.rails.get_mut(rail)
     }
 
-    pub(super) fn set_owner(&mut self, nic: usize, idx: RailIdx, owner: Option<(u32, usize)>) {
+    pub(super) fn set_owner(&mut self, nic: usize, idx: RailIdx, owner: (u32, usize)) {
         let owners = &mut self.owners[nic];
         if owners.len() <= idx as usize {
             owners.resize(idx as usize + 1, None);
         }
-        owners[idx as usize] = owner;
+        owners[idx as usize] = Some(owner);
     }
 
     pub(super) fn set_dirty(&mut self, path: u32, rail: usize) {

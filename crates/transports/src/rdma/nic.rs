@@ -68,8 +68,8 @@ pub trait Nic: Send + 'static {
     fn fence(&mut self, rail: RailIdx);
 
     /// Closes a rail: from when this returns neither side touches memory of ours
-    /// through it. Nothing more of it is reported; batches that have not ended
-    /// are the caller's to end.
+    /// through it. Batches that have not ended are the caller's to end; what had
+    /// arrived by now is still reported, and the number is not used again before.
     fn close(&mut self, rail: RailIdx);
 
     // ---- posting -------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ impl<N: Nic> State<N> {
     }
 
     fn own(&mut self, path_idx: u32, rail_no: usize, nic_no: usize, idx: u32, now_ns: u64) {
-        self.book.set_owner(nic_no, idx, Some((path_idx, rail_no)));
+        self.book.set_owner(nic_no, idx, (path_idx, rail_no));
         if let Some(rail) = self.book.rail(path_idx, rail_no) {
             rail.idx = Some(idx);
             rail.stage = Stage::Called;
@@ -176,7 +176,7 @@ impl<N: Nic> State<N> {
         self.book.rail_stopped(path_idx, rail_no, why, now_ns);
         let Some(idx) = idx else { return };
         self.nics[nic_no].close(idx);
-        self.book.set_owner(nic_no, idx, None);
+        // Its owner stays noted: what had arrived by now is reported by later polls, and the number rests until then.
         let tokens: Vec<u32> = {
             let parts = &self.book.parts;
             let is_of = |part| parts.get(part).is_some_and(|part| (part.path, part.rail) == (path_idx, rail_no));

@@ -12,6 +12,7 @@
 //! buffers are a NIC's, about 4 MiB each, however many peers there are.
 
 mod chain;
+mod completions;
 mod device;
 #[cfg(test)]
 mod layout;

@@ -13,9 +13,7 @@ use std::sync::Arc;
 use super::chain::{Chain, Request};
 use super::device::{Port, VerbsDomain, VerbsMemory};
 use super::qp::{End, QueuePair};
-use super::rails::{
-    fault_of, id_of, is_after, manner, parts_of, CompletionQueue, Kind, NumberHasher, Posted, Rail, Waiting, MAX_RAILS,
-};
+use super::rails::{id_of, manner, CompletionQueue, Kind, NumberHasher, Rail, Waiting, MAX_RAILS};
 use super::receives::{ImmReceives, MessageBuffers};
 use super::sys::{self, SendWr, Sge, Wc};
 use super::VerbsSettings;
@@ -24,13 +22,13 @@ use crate::rdma::{Batch, Completions, Fault, Marks, Nic, NicAbout, NicError, Rai
 /// One port of a device, driven through libibverbs.
 pub struct VerbsNic {
     // Queue pairs go before the queues that they use.
-    rails: Vec<Rail>,
-    free: Vec<RailIdx>,
-    by_number: HashMap<u32, RailIdx, BuildHasherDefault<NumberHasher>>,
-    imms: ImmReceives,
-    messages: MessageBuffers,
-    queue: CompletionQueue,
-    domain: Arc<VerbsDomain>,
+    pub(super) rails: Vec<Rail>,
+    pub(super) free: Vec<RailIdx>,
+    pub(super) by_number: HashMap<u32, RailIdx, BuildHasherDefault<NumberHasher>>,
+    pub(super) imms: ImmReceives,
+    pub(super) messages: MessageBuffers,
+    pub(super) queue: CompletionQueue,
+    pub(super) domain: Arc<VerbsDomain>,
     port: Port,
     settings: VerbsSettings,
     about: NicAbout,
@@ -38,10 +36,15 @@ pub struct VerbsNic {
     chain: Chain,
     held_for: RailIdx,
     /// Completions that the queue still has room for, beside those of receives.
-    budget: usize,
+    pub(super) budget: usize,
     /// Rails that broke while something was posted, to be reported.
-    faulty: Vec<RailIdx>,
-    completions: Box<[Wc; POLL]>,
+    pub(super) faulty: Vec<RailIdx>,
+    /// Completions that were taken out of the queue when a rail was closed, to be
+    /// reported, each with the rail whose queue pair it is of.
+    pub(super) aside: Vec<(Wc, Option<RailIdx>)>,
+    /// Closed rails that those may be of; their numbers are free after that.
+    pub(super) resting: Vec<RailIdx>,
+    pub(super) completions: Box<[Wc; POLL]>,
 }
 
 // SAFETY: the raw pointers are to objects of libibverbs that this owns; they have no thread of their own.
@@ -80,16 +83,18 @@ impl VerbsNic {
             held_for: 0,
             budget,
             faulty: Vec::new(),
+            aside: Vec::new(),
+            resting: Vec::new(),
             completions: Box::new([Wc::default(); POLL]),
         })
     }
 
-    fn rail(&mut self, rail: RailIdx) -> Option<&mut Rail> {
+    pub(super) fn rail(&mut self, rail: RailIdx) -> Option<&mut Rail> {
         self.rails.get_mut(rail as usize).filter(|rail| rail.pairs.is_some())
     }
 
     /// Notes what broke a rail, once; the device flushes the rest.
-    fn break_rail(&mut self, rail: RailIdx, why: Fault) {
+    pub(super) fn break_rail(&mut self, rail: RailIdx, why: Fault) {
         let Some(broken) = self.rail(rail) else { return };
         if broken.fault.is_none() {
             broken.fault = Some(why);
@@ -136,93 +141,6 @@ impl VerbsNic {
             Some(Rail { fault: Some(fault), .. }) => Err(*fault),
             Some(found) if found.is_connected => Ok(found),
             _ => Err(Fault::Flushed),
-        }
-    }
-
-    fn sent(&mut self, wc: &Wc, kind: Kind, to: &mut impl Completions) {
-        let (life, idx, sequence) = parts_of(wc.wr_id);
-        let Some(rail) = self.rails.get_mut(idx as usize).filter(|rail| rail.life == life) else { return };
-        let posted = if kind == Kind::Write { &mut rail.writes } else { &mut rail.messages };
-        let until = sequence.wrapping_add(1);
-        if rail.pairs.is_none() || !is_after(until, posted.done) {
-            return;
-        }
-        let mut end = |posted: &mut Posted, until: u32, result: Result<(), Fault>| {
-            while let Some(Waiting { token, buffer, .. }) = posted.take_until(until) {
-                buffer.into_iter().for_each(|buffer| self.messages.release(buffer));
-                to.completed(idx, token, result);
-            }
-        };
-        if wc.status == 0 {
-            end(posted, until, Ok(()));
-        } else {
-            let fault = fault_of(wc);
-            // What was posted before the first fault is placed. Later, and when the device only flushes, a request
-            // without a completion of its own may have been lost with the others.
-            let is_first = rail.fault.is_none() && fault != Fault::Flushed;
-            let fault = *rail.fault.get_or_insert(fault);
-            end(posted, sequence, if is_first { Ok(()) } else { Err(fault) });
-            end(posted, until, Err(fault));
-            if !rail.is_told && !self.faulty.contains(&idx) {
-                self.faulty.push(idx);
-            }
-        }
-        self.budget += until.wrapping_sub(posted.done) as usize;
-        posted.done = until;
-    }
-
-    /// Reports broken rails, and ends what their device never took.
-    #[cold]
-    fn settle_faulty(&mut self, to: &mut impl Completions) {
-        for at in (0..self.faulty.len()).rev() {
-            let idx = self.faulty[at];
-            let Some(rail) = self.rails.get_mut(idx as usize) else { continue };
-            let Some(fault) = rail.fault else { continue };
-            if !std::mem::replace(&mut rail.is_told, true) {
-                rail.stop();
-                to.broken(idx, fault);
-            }
-            for posted in [&mut rail.writes, &mut rail.messages] {
-                if posted.done != posted.taken {
-                    // The device still flushes what it took.
-                    continue;
-                }
-                self.budget += posted.under_way() as usize;
-                (posted.taken, posted.done) = (posted.next, posted.next);
-                for Waiting { token, buffer, .. } in posted.batches.drain(..) {
-                    buffer.into_iter().for_each(|buffer| self.messages.release(buffer));
-                    to.completed(idx, token, Err(fault));
-                }
-            }
-            if rail.writes.batches.is_empty() && rail.messages.batches.is_empty() {
-                self.faulty.swap_remove(at);
-            }
-        }
-    }
-
-    fn received(&mut self, wc: &Wc, kind: Kind, to: &mut impl Completions) {
-        let rail = self.by_number.get(&wc.qp_num).copied();
-        let posted = match kind {
-            Kind::Imm => {
-                if let (Some(rail), 0) = (rail, wc.status) {
-                    to.arrived(rail, u32::from_be(wc.imm_data));
-                }
-                self.imms.take()
-            }
-            _ => {
-                let buffer = parts_of(wc.wr_id).2 as usize;
-                if let (Some(rail), 0) = (rail, wc.status) {
-                    to.message(rail, self.messages.received(buffer, wc.byte_len as usize));
-                }
-                self.messages.give_back(buffer)
-            }
-        };
-        if let Err(error) = posted {
-            // The queue is as deep as what is posted, so this is a device that is gone; its rails will say so.
-            log::error!("{error}");
-        }
-        if let (Some(rail), true) = (rail, wc.status != 0 && wc.status != sys::WC_WR_FLUSH_ERR) {
-            self.break_rail(rail, fault_of(wc));
         }
     }
 }
@@ -311,7 +229,10 @@ impl Nic for VerbsNic {
         if self.held_for == rail {
             let _ = self.hand_over();
         }
-        let Some(closed) = self.rails.get_mut(rail as usize) else { return };
+        let Some(closing) = self.rail(rail) else { return };
+        closing.stop();
+        self.set_aside();
+        let closed = &mut self.rails[rail as usize];
         let Some((writes, messages)) = closed.pairs.take() else { return };
         self.by_number.remove(&writes.number());
         self.by_number.remove(&messages.number());
@@ -322,7 +243,7 @@ impl Nic for VerbsNic {
         }
         *closed = Rail { life: closed.life, ..Rail::default() };
         self.faulty.retain(|faulty| *faulty != rail);
-        self.free.push(rail);
+        if self.aside.is_empty() { &mut self.free } else { &mut self.resting }.push(rail);
     }
 
     fn room(&self, rail: RailIdx) -> usize {
@@ -422,22 +343,7 @@ impl Nic for VerbsNic {
     }
 
     fn poll(&mut self, to: &mut impl Completions) -> bool {
-        // SAFETY: the queue lives; there is room for POLL completions.
-        let count = unsafe {
-            let poll = (*self.domain.context).ops.poll_cq;
-            poll(self.queue.cq, POLL as i32, self.completions.as_mut_ptr())
-        };
-        for idx in 0..usize::try_from(count).unwrap_or(0).min(POLL) {
-            let wc = self.completions[idx];
-            match Kind::of(wc.wr_id) {
-                kind @ (Kind::Write | Kind::Send) => self.sent(&wc, kind, to),
-                kind => self.received(&wc, kind, to),
-            }
-        }
-        if !self.faulty.is_empty() {
-            self.settle_faulty(to);
-        }
-        count > 0
+        self.poll_queue(to)
     }
 
     fn event_fd(&self) -> Option<RawFd> {
@@ -455,4 +361,4 @@ const DEPTH: u32 = 256;
 /// Messages under way on one rail.
 const MESSAGES: u32 = 16;
 /// Completions taken at once.
-const POLL: usize = 32;
+pub(super) const POLL: usize = 32;

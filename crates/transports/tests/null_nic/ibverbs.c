@@ -302,6 +302,11 @@ int ibv_modify_qp(struct qp *qp, uint32_t *attr, int mask) {
 }
 int ibv_destroy_qp(struct qp *of) {
   struct null_qp *qp = (struct null_qp *)of;
+  // As mlx5 does it: its completions go with it.
+  uint32_t kept = qp->cq->tail;
+  for (uint32_t at = qp->cq->tail; at != qp->cq->head; at++)
+    if (qp->cq->wcs[at % CQ_DEPTH].qp_num != of->qp_num) qp->cq->wcs[kept++ % CQ_DEPTH] = qp->cq->wcs[at % CQ_DEPTH];
+  qp->cq->head = kept;
   struct null_qp **at = &qp->cq->qps;
   while (*at != qp) at = &(*at)->next;
   *at = qp->next;

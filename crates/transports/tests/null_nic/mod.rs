@@ -58,6 +58,18 @@ pub(crate) fn knob(knob: Knob, value: Option<i64>) -> i64 {
     function(knob as c_int, value.unwrap_or(-2))
 }
 
+/// An immediate comes for a queue pair, by its number; the receives that are left, or -1 without any.
+#[allow(dead_code, reason = "as above")]
+pub(crate) fn arrive(queue_pair: u32, imm: u32) -> i64 {
+    let (find, arrive) = (symbol("null_nic_qp"), symbol("null_nic_arrive"));
+    // SAFETY: the library's functions have these types, and the queue pair lives.
+    unsafe {
+        let find: extern "C" fn(u32) -> *mut c_void = std::mem::transmute(find);
+        let arrive: extern "C" fn(*mut c_void, u32) -> c_long = std::mem::transmute(arrive);
+        arrive(find(queue_pair), imm)
+    }
+}
+
 fn symbol(name: &str) -> usize {
     let handle = load(library());
     let name = CString::new(name).expect("a name");
