@@ -77,6 +77,7 @@ fn engines_over_the_null_nic() {
     any_number_of_nics_on_either_side();
     a_fault_ends_what_it_must_and_the_rail_comes_back();
     a_port_goes_down_and_up();
+    a_device_that_flushes_nothing();
     memory_that_cannot_be_registered();
     a_large_region_is_pinned_aside();
     a_peer_with_other_transports_only();
@@ -145,6 +146,22 @@ fn a_port_goes_down_and_up() {
     assert!(error.to_string().contains("null0"), "{error}");
     knob(Knob::PortIsDown, Some(0));
     eventually("the path is ready", || pair.state() == "ready");
+    pair.write(64).unwrap();
+}
+
+/// The NIC says that one request failed, and nothing of the others, ever.
+fn a_device_that_flushes_nothing() {
+    let pair = Pair::new((&["null0"], &["null0"]), 4096);
+    knob(Knob::Holds, Some(1));
+    let transfers: Vec<_> = (0..20).map(|_| pair.start(64)).collect();
+    knob(Knob::Status, Some(UNANSWERED));
+    knob(Knob::FailsAfter, Some(3));
+    knob(Knob::FlushesNothing, Some(1));
+    knob(Knob::Holds, Some(0));
+    assert!(transfers.iter().all(|transfer| transfer.wait_quiesced(Some(LONG / 2)).is_ok()));
+    assert!(transfers.iter().any(|transfer| transfer.wait(None).is_err()));
+    knob(Knob::FlushesNothing, Some(0));
+    eventually("the rail is made again", || pair.state() == "ready");
     pair.write(64).unwrap();
 }
 

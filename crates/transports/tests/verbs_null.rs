@@ -111,6 +111,7 @@ fn the_verbs_nic_without_hardware() {
     what_the_device_does_not_take();
     held_back_until_closed();
     what_arrived_counts_when_the_rail_is_closed();
+    a_device_that_is_gone_is_fenced_all_the_same();
     chains_are_posted_at_once();
     nothing_is_allocated();
 }
@@ -275,6 +276,27 @@ fn what_arrived_counts_when_the_rail_is_closed() {
     while nic.poll(&mut seen) {}
     assert_eq!(seen.arrived, (0..200).map(|imm| (rails[imm as usize % 2], imm)).collect::<Vec<_>>());
     assert_eq!(rail(&mut nic), rails[0]);
+}
+
+/// Nothing can be stopped and nothing is flushed any more. No peer must write for that, and what was posted ends.
+fn a_device_that_is_gone_is_fenced_all_the_same() {
+    let (mut nic, rails, memory) = nic(1);
+    let batch = |token| Batch { source: &memory, target: TARGET, writes: &WRITES, marks: Marks::None, token };
+    let number = u32::from_le_bytes(nic.address(rails[0])[22..26].try_into().unwrap());
+    let mut seen = Seen::default();
+    knob(Knob::IsGone, Some(1));
+    nic.post(rails[0], &batch(1)).unwrap();
+    nic.flush(rails[0]).unwrap();
+    nic.send(rails[0], b"message", 2).unwrap();
+    nic.fence(rails[0]);
+    assert_eq!(arrive(number, 1), -1, "there is no queue pair for it");
+    nic.poll(&mut seen);
+    assert_eq!(seen.ended, HashMap::from([1, 2].map(|token| (token, vec![Err(Fault::Flushed)]))));
+    assert_eq!(nic.post(rails[0], &batch(3)), Err(Fault::Flushed));
+    nic.close(rails[0]);
+    knob(Knob::IsGone, Some(0));
+    let again = rail(&mut nic);
+    assert_eq!((again, nic.room(again)), (rails[0], FULL));
 }
 
 /// 32 writes are one call of the driver, and one completion.

@@ -63,7 +63,8 @@ pub(super) struct Rail {
     pub(super) attempt: u32,
     /// The first attempt has come to something.
     pub(super) is_decided: bool,
-    pub(super) retry_ns: u64,
+    /// When it is called again; once broken, until when its batches may end by themselves.
+    pub(super) due_ns: u64,
     pub(super) backoff_ns: u64,
     /// Gbit/s of the slower end.
     pub(super) speed: u32,
@@ -360,7 +361,7 @@ impl Completions for Turn<'_> {
     fn broken(&mut self, rail: RailIdx, why: Fault) {
         let Some((path, rail_no)) = self.owner(rail) else { return };
         if let Some(rail) = self.book.rail(path, rail_no) {
-            rail.stage = Stage::Broken;
+            rail.set_broken(self.now_ns);
         }
         self.book.faulty.push((path, rail_no));
         self.book.rail_stopped(path, rail_no, &why.to_string(), self.now_ns);

@@ -57,7 +57,7 @@ impl<N: Nic> State<N> {
         if let Some(rail) = self.book.rail(path_idx, rail_no) {
             rail.idx = Some(idx);
             rail.stage = Stage::Called;
-            rail.retry_ns = now_ns.saturating_add(ANSWER_NS);
+            rail.due_ns = now_ns.saturating_add(ANSWER_NS);
         }
     }
 
@@ -153,7 +153,7 @@ impl<N: Nic> State<N> {
         let rail = &mut path.rails[rail_no];
         rail.is_decided = true;
         rail.backoff_ns = (rail.backoff_ns * 2).clamp(FIRST_RETRY_NS, LAST_RETRY_NS);
-        rail.retry_ns = now_ns.saturating_add(rail.backoff_ns);
+        rail.due_ns = now_ns.saturating_add(rail.backoff_ns);
     }
 
     // ---- the end of a rail ---------------------------------------------------------------------
@@ -162,7 +162,7 @@ impl<N: Nic> State<N> {
     pub(super) fn stop_rail(&mut self, path_idx: u32, rail_no: usize, why: &str, now_ns: u64) {
         let Some(rail) = self.book.rail(path_idx, rail_no) else { return };
         let (nic_no, Some(idx)) = (rail.nic, rail.idx) else { return };
-        rail.stage = Stage::Broken;
+        rail.set_broken(now_ns);
         self.nics[nic_no].fence(idx);
         self.book.faulty.push((path_idx, rail_no));
         self.book.rail_stopped(path_idx, rail_no, why, now_ns);
@@ -187,7 +187,7 @@ impl<N: Nic> State<N> {
         }
     }
 
-    /// Closes broken rails of which nothing is under way any more.
+    /// Closes broken rails of which nothing is under way any more, or for too long.
     #[cold]
     pub(super) fn settle_faulty(&mut self, now_ns: u64) {
         let faulty = std::mem::take(&mut self.book.faulty);
@@ -196,7 +196,8 @@ impl<N: Nic> State<N> {
             if rail.stage != Stage::Broken {
                 continue;
             }
-            if rail.under_way > 0 {
+            // A device that is gone flushes nothing; closed, the rail ends all the same.
+            if rail.under_way > 0 && now_ns < rail.due_ns {
                 self.book.faulty.push((path_idx, rail_no));
                 continue;
             }
@@ -215,7 +216,7 @@ impl<N: Nic> State<N> {
         if path.is_caller && path.control.has_control() {
             for rail_no in 0..path.rails.len() {
                 let Some(rail) = self.book.rail(path_idx, rail_no) else { break };
-                let is_due = matches!(rail.stage, Stage::Down | Stage::Called) && now_ns >= rail.retry_ns;
+                let is_due = matches!(rail.stage, Stage::Down | Stage::Called) && now_ns >= rail.due_ns;
                 if is_due && rail.attempt > 0 {
                     self.abandon(path_idx, rail_no, "no answer to the call of a rail", now_ns);
                     self.call(path_idx, rail_no, now_ns);
@@ -254,7 +255,7 @@ impl Rail {
             stage: Stage::Down,
             attempt: 0,
             is_decided: false,
-            retry_ns: 0,
+            due_ns: 0,
             backoff_ns: 0,
             speed,
             small: std::collections::VecDeque::new(),
@@ -264,9 +265,16 @@ impl Rail {
             is_dirty: false,
         }
     }
+
+    /// It carries nothing any more; what was posted has yet to end.
+    pub(super) fn set_broken(&mut self, now_ns: u64) {
+        (self.stage, self.due_ns) = (Stage::Broken, now_ns.saturating_add(FLUSH_NS));
+    }
 }
 
 /// How long an answer may take.
 const ANSWER_NS: u64 = 3_000_000_000;
+/// How long a NIC may take to flush what was posted on a broken rail.
+const FLUSH_NS: u64 = 1_000_000_000;
 const FIRST_RETRY_NS: u64 = 10_000_000;
 const LAST_RETRY_NS: u64 = 500_000_000;

@@ -55,6 +55,11 @@ impl Chain {
         self.len == Self::LEN
     }
 
+    /// Forgets what waits.
+    pub(super) const fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// Adds a write; the chain is not full.
     #[inline]
     pub(super) fn push(&mut self, request: &Request) {

@@ -90,7 +90,7 @@ impl VerbsNic {
     }
 
     pub(super) fn rail(&mut self, rail: RailIdx) -> Option<&mut Rail> {
-        self.rails.get_mut(rail as usize).filter(|rail| rail.pairs.is_some())
+        self.rails.get_mut(rail as usize).filter(|rail| rail.is_open)
     }
 
     /// Notes what broke a rail, once; the device flushes the rest.
@@ -111,6 +111,7 @@ impl VerbsNic {
         }
         let domain = Arc::clone(&self.domain);
         let Some(Rail { pairs: Some((pair, _)), writes, .. }) = self.rails.get_mut(rail as usize) else {
+            self.chain.clear();
             return Err(Fault::Flushed);
         };
         // SAFETY: the queue pair lives, the function is its device's, and registrations outlive what is posted.
@@ -125,6 +126,18 @@ impl VerbsNic {
                 self.break_rail(rail, fault);
                 Err(fault)
             }
+        }
+    }
+
+    /// Destroys the queue pairs: nothing of them is left to be flushed.
+    fn destroy(&mut self, rail: RailIdx) {
+        self.set_aside();
+        let destroyed = &mut self.rails[rail as usize];
+        let Some((writes, messages)) = destroyed.pairs.take() else { return };
+        self.by_number.remove(&writes.number());
+        self.by_number.remove(&messages.number());
+        for posted in [&mut destroyed.writes, &mut destroyed.messages] {
+            posted.taken = posted.done;
         }
     }
 
@@ -179,7 +192,7 @@ impl Nic for VerbsNic {
         self.by_number.insert(messages.number(), idx);
         let rail = &mut self.rails[idx as usize];
         rail.life = rail.life.wrapping_add(1);
-        rail.pairs = Some((writes, messages));
+        (rail.pairs, rail.is_open) = (Some((writes, messages)), true);
         Ok(idx)
     }
 
@@ -219,9 +232,10 @@ impl Nic for VerbsNic {
             let _ = self.hand_over();
         }
         self.break_rail(rail, Fault::Flushed);
-        if let Some(rail) = self.rail(rail) {
-            rail.is_told = true;
-            rail.stop();
+        let Some(fenced) = self.rail(rail) else { return };
+        fenced.is_told = true;
+        if !fenced.stop() {
+            self.destroy(rail);
         }
     }
 
@@ -231,12 +245,8 @@ impl Nic for VerbsNic {
         }
         let Some(closing) = self.rail(rail) else { return };
         closing.stop();
-        self.set_aside();
+        self.destroy(rail);
         let closed = &mut self.rails[rail as usize];
-        let Some((writes, messages)) = closed.pairs.take() else { return };
-        self.by_number.remove(&writes.number());
-        self.by_number.remove(&messages.number());
-        drop((writes, messages));
         for posted in [&mut closed.writes, &mut closed.messages] {
             self.budget += posted.under_way() as usize;
             posted.batches.drain(..).filter_map(|batch| batch.buffer).for_each(|buffer| self.messages.release(buffer));

@@ -156,10 +156,10 @@ impl QueuePair {
     }
 
     /// Stops it: nothing is sent or taken any more, everything posted is flushed.
-    pub(super) fn stop(&self) {
+    /// False when the device refuses; then only destroying it is sure.
+    pub(super) fn stop(&self) -> bool {
         let attr = QpAttr { qp_state: sys::QPS_ERR, ..QpAttr::default() };
-        // A device that refuses even this is gone; dropping the queue pair stops the rest.
-        let _ = self.modify(attr, sys::QP_STATE, "stopped");
+        self.modify(attr, sys::QP_STATE, "stopped").is_ok()
     }
 
     fn modify(&self, mut attr: QpAttr, mask: i32, what: &str) -> Result<(), NicError> {

@@ -14,8 +14,10 @@ use crate::sys::close_in_children;
 /// Our end of a rail.
 #[derive(Default)]
 pub(super) struct Rail {
-    /// For writes and for messages; none while the number is free.
+    /// For writes and for messages; none while the number is free, and when they
+    /// had to be destroyed to be stopped.
     pub(super) pairs: Option<(QueuePair, QueuePair)>,
+    pub(super) is_open: bool,
     /// Tells stale completions of an earlier rail of this number from ours.
     pub(super) life: u8,
     pub(super) is_connected: bool,
@@ -48,12 +50,10 @@ pub(super) struct Waiting {
 }
 
 impl Rail {
-    /// Stops both queue pairs: from now on nothing lands.
-    pub(super) fn stop(&self) {
-        if let Some((writes, messages)) = &self.pairs {
-            writes.stop();
-            messages.stop();
-        }
+    /// Stops both queue pairs: from now on nothing lands. False when the device
+    /// refuses.
+    pub(super) fn stop(&self) -> bool {
+        self.pairs.as_ref().is_none_or(|(writes, messages)| writes.stop() & messages.stop())
     }
 }
 

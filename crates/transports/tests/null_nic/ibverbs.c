@@ -86,6 +86,8 @@ static struct {
   long no_memory;       // registrations that fail with ENOMEM
   long num_posts;       // calls of post_send
   long num_requests;
+  long is_gone;         // nothing completes, and no queue pair can be stopped
+  long flushes_nothing; // what a broken queue pair has is forgotten
 } knobs = {.fails_after = -1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -98,6 +100,7 @@ long null_nic_knob(int knob, long value) {
 
 static char devices[NUM_DEVICES][8] = {"null0", "null1", "null2", "null3"};
 static uint32_t next_number = 100;
+static struct null_qp *all_qps[65536];
 
 static void push(struct null_cq *cq, const struct wc *wc) {
   cq->wcs[cq->head++ % CQ_DEPTH] = *wc;
@@ -109,10 +112,12 @@ static void push(struct null_cq *cq, const struct wc *wc) {
 }
 
 static void complete(struct null_qp *qp) {
+  if (knobs.is_gone) return;
   while (qp->done != qp->posted) {
     uint32_t at = qp->done++ % DEPTH;
     struct wc wc = {.wr_id = qp->ids[at], .qp_num = qp->qp.qp_num};
     if (qp->qp.state == 6) {
+      if (knobs.flushes_nothing) continue;
       wc.status = 5;
     } else if (knobs.fails_after == 0) {
       wc.status = (uint32_t)knobs.status;
@@ -173,6 +178,7 @@ static int post_srq_recv(struct null_srq *srq, struct recv_wr *wr, struct recv_w
 
 // An immediate comes for a queue pair; the number of receives that are left, or -1 without any.
 long null_nic_arrive(struct qp *of, uint32_t imm) {
+  if (!of) return -1;
   struct null_srq *srq = (struct null_srq *)of->srq;
   if (srq->head == srq->tail) return -1;
   struct wc wc = {.wr_id = srq->ids[srq->tail++ % CQ_DEPTH], .opcode = 129, .qp_num = of->qp_num};
@@ -182,7 +188,6 @@ long null_nic_arrive(struct qp *of, uint32_t imm) {
 }
 
 // The queue pair of that number on a device, for `null_nic_arrive`.
-static struct null_qp *all_qps[65536];
 struct qp *null_nic_qp(uint32_t number) { return &all_qps[number % 65536]->qp; }
 
 // ---- the functions ------------------------------------------------------------------------------
@@ -297,6 +302,7 @@ struct qp *ibv_create_qp(struct pd *pd, struct init *init) {
   return &qp->qp;
 }
 int ibv_modify_qp(struct qp *qp, uint32_t *attr, int mask) {
+  if (knobs.is_gone) return EIO;
   if (mask & 1) qp->state = attr[0];
   return 0;
 }
@@ -310,6 +316,7 @@ int ibv_destroy_qp(struct qp *of) {
   struct null_qp **at = &qp->cq->qps;
   while (*at != qp) at = &(*at)->next;
   *at = qp->next;
+  all_qps[of->qp_num % 65536] = NULL;
   free(qp);
   return 0;
 }

@@ -27,6 +27,10 @@ pub(crate) enum Knob {
     NumPosts,
     /// Requests posted so far.
     NumRequests,
+    /// The device is gone: nothing completes, no queue pair can be stopped.
+    IsGone,
+    /// What a broken queue pair has is forgotten.
+    FlushesNothing,
 }
 
 /// Path of the library, built at the first call.
@@ -58,7 +62,8 @@ pub(crate) fn knob(knob: Knob, value: Option<i64>) -> i64 {
     function(knob as c_int, value.unwrap_or(-2))
 }
 
-/// An immediate comes for a queue pair, by its number; the receives that are left, or -1 without any.
+/// An immediate comes for a queue pair, by its number; the receives that are left, or -1 without any, or without the
+/// queue pair.
 #[allow(dead_code, reason = "as above")]
 pub(crate) fn arrive(queue_pair: u32, imm: u32) -> i64 {
     let (find, arrive) = (symbol("null_nic_qp"), symbol("null_nic_arrive"));
