@@ -6,11 +6,13 @@
 mod choose;
 mod extents;
 mod pages;
+mod rails;
 mod shards;
 mod topology;
 
 pub use choose::{choose, Candidate, Choice};
 pub use extents::{Extent, Extents};
 pub use pages::{PageError, PageList};
+pub use rails::{join_nics, RailPlan};
 pub use shards::{quarters, shard_bytes, shard_pages, Shard, MAX_SHARDS};
 pub use topology::{Core, Device, Distance, Fabric, Gpu, Group, NicPort, Place, Request, Topology};

@@ -66,7 +66,7 @@ pub(super) struct Rail {
     /// When it is called again; once broken, until when its batches may end by themselves.
     pub(super) due_ns: u64,
     pub(super) backoff_ns: u64,
-    /// Gbit/s of the slower end.
+    /// What it can carry, compared with the others.
     pub(super) speed: u32,
     /// Parts that have something left to post.
     pub(super) small: VecDeque<u32>,

@@ -4,27 +4,24 @@
 //! what is said. A rail that is down is called again after a pause that doubles,
 //! for as long as the peer lives.
 
+use anyfabric_plan::{join_nics, RailPlan};
 use anyfabric_wire::Rails;
 
 use super::book::{Path, Rail, Stage};
 use super::group::State;
 use super::nic::{Nic, NicAbout};
-use super::post::MAX_RAILS;
 
 impl<N: Nic> State<N> {
     /// The peer's NICs are known: so are the rails.
     pub(super) fn offered(&mut self, path_idx: u32, abouts: &[NicAbout], theirs: &[u32], now_ns: u64) {
         let Some(path) = self.book.paths.get_mut(path_idx) else { return };
-        if !path.rails.is_empty() || theirs.is_empty() || abouts.is_empty() {
+        if !path.rails.is_empty() {
             return;
         }
-        let num_rails = abouts.len().max(theirs.len()).min(MAX_RAILS);
-        for rail in 0..num_rails {
-            let (nic, other) = (rail % abouts.len(), rail % theirs.len());
-            path.rails.push(Rail::new(nic, other, abouts[nic].gbps.min(theirs[other]).max(1)));
-        }
+        let ours: Vec<u32> = abouts.iter().map(|about| about.gbps).collect();
+        path.rails = join_nics(&ours, theirs).iter().map(Rail::new).collect();
         if path.is_caller {
-            (0..num_rails).for_each(|rail| self.call(path_idx, rail, now_ns));
+            (0..path.rails.len()).for_each(|rail| self.call(path_idx, rail, now_ns));
         }
     }
 
@@ -247,17 +244,17 @@ impl Path {
 }
 
 impl Rail {
-    fn new(nic: usize, theirs: usize, speed: u32) -> Self {
+    fn new(plan: &RailPlan) -> Self {
         Self {
-            nic,
-            theirs,
+            nic: plan.ours,
+            theirs: plan.theirs,
             idx: None,
             stage: Stage::Down,
             attempt: 0,
             is_decided: false,
             due_ns: 0,
             backoff_ns: 0,
-            speed,
+            speed: plan.speed,
             small: std::collections::VecDeque::new(),
             bulk: std::collections::VecDeque::new(),
             under_way: 0,
