@@ -128,10 +128,10 @@ def load(pages: torch.Tensor, page_indices: list[int], num_tokens: int) -> tuple
         num_tokens: How many tokens they hold.
 
     Returns:
-        Keys and values, `[1, num_kv_heads, num_tokens, head_dim]` each, contiguous copies.
+        Keys and values, `[1, num_kv_heads, num_tokens, head_dim]` each, views of a copy.
     """
     heads, dim = pages.shape[2], pages.shape[4]
-    taken = pages.index_select(0, torch.tensor(page_indices, dtype=torch.int64))
     # [2, heads, num_pages, PAGE_TOKENS, dim]: the pages of a head follow each other.
-    rows = taken.permute(1, 2, 0, 3, 4).reshape(2, 1, heads, -1, dim)[:, :, :, :num_tokens]
-    return rows[0].contiguous(), rows[1].contiguous()
+    taken = pages.permute(1, 2, 0, 3, 4).index_select(2, torch.tensor(page_indices, dtype=torch.int64))
+    rows = taken.view(2, 1, heads, -1, dim)[:, :, :, :num_tokens]
+    return rows[0], rows[1]
