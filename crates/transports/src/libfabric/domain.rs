@@ -117,7 +117,7 @@ impl FabricDomain {
     }
 
     /// Takes all memory back from the endpoint that it is bound to, which can
-    /// then be closed.
+    /// then be closed; must come before that.
     pub(super) fn unbind(&self) {
         let mut bound = self.bound();
         bound.endpoint = None;
@@ -331,6 +331,8 @@ impl Registration {
         // ORDERING: whoever takes the pointer closes the object.
         let mr = self.mr.swap(ptr::null_mut(), Ordering::AcqRel);
         if !mr.is_null() {
+            // ORDERING: see `FabricMemory::desc`. It was part of the object.
+            self.desc.store(ptr::null_mut(), Ordering::Relaxed);
             close(mr.cast(), self.generation);
         }
     }

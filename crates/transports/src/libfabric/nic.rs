@@ -164,7 +164,8 @@ impl FabricNic {
             num_receives,
             domain,
         };
-        this.add_endpoint(endpoint)?;
+        let (idx, receives) = this.prepare_endpoint()?;
+        this.add_endpoint(idx, endpoint, receives);
         Ok(this)
     }
 
@@ -187,26 +188,38 @@ impl FabricNic {
     fn open_endpoint(&mut self) -> Result<u16, NicError> {
         let failed = |error: FabricError| NicError::Device(format!("{}: {error}", self.about.name));
         let endpoint = Endpoint::open(&self.domain, &self.queue).map_err(failed)?;
-        if self.domain.binds_memory() {
-            self.domain.bind_to(endpoint.as_ptr())?;
+        let is_bound = if self.domain.binds_memory() { self.domain.bind_to(endpoint.as_ptr()) } else { Ok(()) };
+        match is_bound.and_then(|()| self.prepare_endpoint()) {
+            Ok((idx, receives)) => {
+                self.add_endpoint(idx, endpoint, receives);
+                Ok(idx)
+            }
+            Err(error) => {
+                // Before it is closed: nothing may be bound to what is no more.
+                self.domain.unbind();
+                Err(error)
+            }
         }
-        self.add_endpoint(endpoint)
     }
 
-    fn add_endpoint(&mut self, endpoint: Endpoint) -> Result<u16, NicError> {
+    /// A number for another endpoint, and what it receives into.
+    fn prepare_endpoint(&self) -> Result<(u16, Buffers), NicError> {
         let is_taken =
             |idx: usize| self.resting.contains(&(idx as u16)) || self.endpoints.get(idx).is_some_and(Option::is_some);
         let idx = (0..self.max_endpoints + SPARE)
             .find(|idx| !is_taken(*idx))
             .ok_or_else(|| NicError::Device(format!("{}: endpoints are still being closed", self.about.name)))?;
         let receives = Buffers::new(&self.domain, self.num_receives as usize, HEADER_BYTES + MAX_MESSAGE_BYTES)?;
+        Ok((idx as u16, receives))
+    }
+
+    fn add_endpoint(&mut self, idx: u16, endpoint: Endpoint, receives: Buffers) {
         let open = Open { endpoint, receives, outstanding: 0, is_blocked: false, waiting_since_ns: 0, num_rails: 0 };
-        self.endpoints.resize_with(self.endpoints.len().max(idx + 1), || None);
-        self.endpoints[idx] = Some(open);
+        self.endpoints.resize_with(self.endpoints.len().max(usize::from(idx) + 1), || None);
+        self.endpoints[usize::from(idx)] = Some(open);
         for receive in 0..self.num_receives {
-            self.post_receive(OPERATIONS + idx as u32 * self.num_receives + receive, idx as u16);
+            self.post_receive(OPERATIONS + u32::from(idx) * self.num_receives + receive, idx);
         }
-        Ok(idx as u16)
     }
 
     /// Posts the receive of a slot, now or at a later poll.

@@ -29,6 +29,7 @@ struct fake {
     uint64_t mode, mr_mode, cq_data_size, ep_cnt, version;
     uint64_t has_source, has_delivery_complete, has_write_data, has_fd;
     uint64_t order, fail_nth, fail_with, again_every, swallow, stale_on_close, null;
+    uint64_t memory_fails;  // which registration fails from now on, and all after it; 0: none
     uint64_t writes, immediates, sends, endpoints, memories, dmabufs, options, flags, posts;
     char provider[32], fabric[32];
 };
@@ -210,6 +211,8 @@ static int mr_bind(struct fid *fid, struct fid *to, uint64_t flags) {
 static const struct fi_ops mr_fid_ops = {sizeof(struct fi_ops), mr_close, mr_bind, mr_control, {0}};
 static int mr_regattr(struct fid *domain, const struct mr_attr *attr, uint64_t flags, struct memory **out) {
     (void)domain;
+    if (fake.memory_fails == 1) return -ENOMEM;
+    if (fake.memory_fails) fake.memory_fails--;
     struct memory *mr = calloc(1, sizeof *mr);
     mr->fid.ops = &mr_fid_ops; mr->desc = mr; mr->access = attr->access;
     mr->key = fake.mr_mode & MR_PROV_KEY ? next_random() : attr->key;

@@ -305,6 +305,34 @@ fn memory_bound_to_an_endpoint_keeps_its_key_when_that_is_closed() {
     );
 }
 
+/// A registration that fails on the way leaves nothing bound to an endpoint that is closed for it.
+#[test]
+fn an_endpoint_that_memory_cannot_be_bound_to_is_not_kept() {
+    with(
+        |fake| (fake.mr_mode, fake.mode) = (MR_ENDPOINT, CONTEXT2),
+        |copy, mut pair| {
+            let to = Region::new(&pair.there, 1 << 14, 0);
+            let memories = copy.get().memories;
+            pair.there.close(pair.back);
+            pair.here.close(pair.rail);
+            let before = copy.get().memories;
+            // Those of the sends, the landing and the region, and then the receives'.
+            for fails in 1..=4 {
+                copy.get().memory_fails = fails;
+                assert!(pair.there.open().is_err(), "registration {fails}");
+                assert_eq!((copy.get().endpoints, copy.get().memories), (0, before), "registration {fails}");
+                // What is registered meanwhile waits for the next.
+                drop(Region::new(&pair.there, 4096, 0));
+            }
+            copy.get().memory_fails = 0;
+            pair.connect();
+            assert_eq!((copy.get().endpoints, copy.get().memories), (2, memories));
+            check_all_arrives(&mut pair, 5);
+            drop(to);
+        },
+    );
+}
+
 #[test]
 fn addresses_and_keys_are_as_the_provider_has_them() {
     for (mr_mode, is_virtual) in [(0, false), (MR_VIRT_ADDR | MR_PROV_KEY, true)] {
