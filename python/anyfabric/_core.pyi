@@ -265,7 +265,8 @@ class Engine:
     def _info_json(self) -> str:
         """What this engine has, as JSON.
 
-        `{"address": str, "incarnation": str, "devices": [{"name": str, "nics": [str]}],
+        `{"address": str, "incarnation": str, "devices": [{"device": str, "nics":
+        [{"name": str, "distance": str}], "cpus": [int]}], "worker": {"cpus": [int], "reason": str},
         "transports": [{"name": str, "available": bool, "reason": str | null, "nics": [{"name": str,
         "state": "up" | "down", "gbps": float | null}], "abilities": {str: str}}],
         "peers": [{"address": str, "transport": str, "state": str, "reason": str, "foreign_memory":

@@ -276,18 +276,32 @@ SETTINGS: tuple[Setting, ...] = (
         _listen,
     ),
     Setting(
+        "devices",
+        "ANYFABRIC_DEVICES",
+        None,
+        "Devices near which NICs are taken: cuda:0, gpu:0000:53:00.0, cpu:0; else the host memory here",
+        _names,
+    ),
+    Setting(
         "nics",
         "ANYFABRIC_NICS",
         None,
-        "NICs to use, as mlx5_0 or mlx5_0:2; without any the fastest that are up",
+        "NICs to use, as mlx5_0 or mlx5_0:2; without any those near the devices",
         _names,
     ),
     Setting(
         "nics_per_device",
         "ANYFABRIC_NICS_PER_DEVICE",
-        4,
-        "NICs to use at most",
+        None,
+        "NICs to take for each device, at most 4 in all; without it those nearest, divided among equal GPUs",
         _integer(1, 4),
+    ),
+    Setting(
+        "pin_worker",
+        "ANYFABRIC_PIN_WORKER",
+        True,  # noqa: FBT003 - a value like the others
+        "Whether the worker stays on cores near the NICs, once it has some",
+        _flag,
     ),
     Setting(
         "gid_index",

@@ -48,8 +48,10 @@ class Engine(_core.Engine):
         require: str | None = None,
         secret: str | bytes | None = None,
         listen: str | None = None,
+        devices: Sequence[str] | str | None = None,
         nics: Sequence[str] | str | None = None,
         nics_per_device: int | None = None,
+        pin_worker: bool | None = None,
         gid_index: int | None = None,
         traffic_class: int | None = None,
         service_level: int | None = None,
@@ -78,8 +80,13 @@ class Engine(_core.Engine):
             require: Refuse every path slower than this transport.
             secret: Cluster secret that both sides prove.
             listen: `HOST[:PORT]` of the control listener, `"127.0.0.1:0"`.
-            nics: NICs to use, as `"mlx5_0"` or `"mlx5_0:2"`; by default the fastest that are up.
-            nics_per_device: NICs to use at most, 1 to 4, 4.
+            devices: Whose memory is moved: `"cuda:0"`, `"gpu:0000:53:00.0"` or `"cpu:0"` (a NUMA node's); by
+                default the host memory of the node on which the NICs are opened.
+            nics: NICs to use, as `"mlx5_0"` or `"mlx5_0:2"`; by default those near the devices, or where no
+                place is known the fastest that are up.
+            nics_per_device: 1 to 4, at most 4 in all; by default those nearest, divided among the GPUs that
+                are as near.
+            pin_worker: Whether the worker stays on cores near the NICs, once it has some, true.
             gid_index: Index in a port's GID table; by default a RoCE v2 one with an IPv4 address.
             traffic_class: Of verbs, 0.
             service_level: Of verbs, 0.

@@ -68,6 +68,9 @@ def test_parsed(name, given, expected):
     [
         ("transports", ""),
         ("transports", "nvlink"),
+        ("devices", ""),
+        ("pin_worker", "perhaps"),
+        ("nics_per_device", 5),
         ("nics", ""),
         ("nics", "a,,b"),
         ("nics", "a,a"),

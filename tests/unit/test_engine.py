@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -39,6 +40,10 @@ def test_info_and_stats_are_json_and_name_the_transports(engine, peer):
     assert found["address"] == str(engine.address)
     assert {transport["name"] for transport in found["transports"]} >= {"shm", "tcp"}
     assert all(transport["available"] or transport["reason"] for transport in found["transports"])
+    (device,) = found["devices"]
+    assert re.fullmatch(r"cpu:\d+", device["device"])
+    assert all(set(nic) == {"name", "distance"} for nic in device["nics"])
+    assert found["worker"] == {"cpus": [], "reason": "no NIC is open"}
     stats = json.loads(json.dumps(engine.stats()))["peers"][str(peer.address)]
     assert (stats["bytes"], stats["operations"], stats["errors"]) == (nbytes, 1, 0)
     assert 0 < stats["latency_us"]["p50"] <= stats["latency_us"]["max"]
@@ -244,3 +249,9 @@ def test_ctrl_c_ends_a_wait():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=15)
     assert done.stdout == "interrupted\n"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu:ffff:ff:1f.7", "cpu:1024", "host"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(af.InvalidArgument, match=f"there is no device {device}; this machine has cpu:"):
+        af.Engine(devices=[device])

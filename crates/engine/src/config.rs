@@ -1,5 +1,6 @@
 //! Settings of an engine.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyfabric_plan::MAX_SHARDS;
@@ -41,11 +42,21 @@ pub struct Config {
     pub secret: Option<Vec<u8>>,
     /// `HOST:PORT` of the control listener; port 0 lets the kernel choose.
     pub listen: String,
-    /// NICs to use: "mlx5_0", "mlx5_0:2", "rdmap16s27-rdm"; the fastest active ports
-    /// when empty.
+    /// Devices whose memory the engine moves, near which it takes NICs: "cpu:0" (host
+    /// memory of NUMA node 0), "cuda:0", "gpu:0000:53:00.0". When empty, the host
+    /// memory of the node on which the NICs are opened.
+    pub devices: Vec<String>,
+    /// NICs to use: "mlx5_0", "mlx5_0:2", "rdmap16s27-rdm"; those near the devices
+    /// when empty, and where no place is known the fastest active ports.
     pub nics: Vec<String>,
-    /// NICs to use at most, 1 to 4.
-    pub nics_per_device: usize,
+    /// NICs of each device, 1 to 4; when `None` those nearest, divided among the GPUs
+    /// that are as near. An engine takes 4 at most, its devices taking turns.
+    pub nics_per_device: Option<usize>,
+    /// Whether the worker stays on cores near the NICs, once there are any.
+    pub pin_worker: bool,
+    /// Below which `sys` and `proc` describe the machine; tests put a recorded one
+    /// there.
+    pub machine: PathBuf,
     /// Of the verbs transport.
     pub verbs: VerbsSettings,
     /// Of the libfabric transport.
@@ -96,9 +107,9 @@ impl Config {
         if !(1..=TcpLink::MAX_STREAMS).contains(&self.tcp_streams) {
             return fail(format!("tcp_streams is {}, expected 1 to {}", self.tcp_streams, TcpLink::MAX_STREAMS));
         }
-        if !(1..=MAX_SHARDS).contains(&self.nics_per_device) || self.nics.len() > MAX_SHARDS {
-            let given = self.nics_per_device.max(self.nics.len());
-            return fail(format!("{given} NICs are given, expected 1 to {MAX_SHARDS}"));
+        let num_nics = self.nics.len().max(self.nics_per_device.unwrap_or(1));
+        if num_nics > MAX_SHARDS || self.nics_per_device == Some(0) {
+            return fail(format!("{num_nics} NICs are given, expected 1 to {MAX_SHARDS}"));
         }
         if let Some(fault) = self.verbs.fault().or_else(|| self.libfabric.fault()) {
             return fail(fault);
@@ -121,8 +132,11 @@ impl Default for Config {
             require: None,
             secret: None,
             listen: "127.0.0.1:0".into(),
+            devices: Vec::new(),
             nics: Vec::new(),
-            nics_per_device: MAX_SHARDS,
+            nics_per_device: None,
+            pin_worker: true,
+            machine: "/".into(),
             verbs: VerbsSettings::default(),
             libfabric: FabricSettings::default(),
             tcp_streams: 2,

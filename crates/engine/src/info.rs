@@ -10,7 +10,9 @@ use serde::Serialize;
 
 use crate::inner::Inner;
 use crate::peer::{Peer, Phase};
+use crate::placement::WorkerInfo;
 use crate::rails::{name_of, Groups};
+use crate::topology::GroupInfo;
 use crate::{Config, Engine};
 
 /// Which way to a peer.
@@ -100,8 +102,10 @@ pub struct EngineInfo {
     pub address: String,
     /// Its incarnation.
     pub incarnation: String,
-    /// Devices and the NICs that serve them.
-    pub devices: Vec<DeviceInfo>,
+    /// Its devices, and what serves each.
+    pub devices: Vec<GroupInfo>,
+    /// Where its worker runs.
+    pub worker: WorkerInfo,
     /// Transports, best first.
     pub transports: Vec<TransportInfo>,
     /// Peers that it has talked to.
@@ -112,15 +116,6 @@ pub struct EngineInfo {
     pub quarantine: Vec<Quarantined>,
     /// Bounds.
     pub limits: std::collections::BTreeMap<String, u64>,
-}
-
-/// One device.
-#[derive(Debug, Clone, Serialize)]
-pub struct DeviceInfo {
-    /// Its name.
-    pub name: String,
-    /// The NICs that serve it.
-    pub nics: Vec<String>,
 }
 
 /// One transport.
@@ -265,7 +260,11 @@ impl Inner {
         EngineInfo {
             address: self.address.to_string(),
             incarnation: self.address.engine.to_string(),
-            devices: vec![DeviceInfo { name: "cpu".into(), nics: vec!["shm".into(), "tcp".into()] }],
+            devices: match self.simulated {
+                Some(_) => Vec::new(),
+                None => self.groups.placement(&self.config).devices.clone(),
+            },
+            worker: self.worker_info(),
             transports: transports(&self.config, &self.groups),
             peers: peers.iter().map(|peer| self.peer_info(peer)).collect(),
             regions: regions

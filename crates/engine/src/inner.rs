@@ -21,6 +21,7 @@ use crate::events::{Event, EventLog};
 use crate::meet::random;
 use crate::messages::{Message, Messages};
 use crate::peer::{Base, Content, Peer, Phase, Submission};
+use crate::placement::Pinning;
 use crate::rails::Groups;
 use crate::revoke::Revokes;
 use crate::simulated::simulated_host;
@@ -64,6 +65,7 @@ pub(crate) struct Inner {
     closed: AtomicBool,
     uses_streams: AtomicBool,
     pub(crate) groups: Groups,
+    pub(crate) pinning: Pinning,
 }
 
 #[derive(Default)]
@@ -134,6 +136,7 @@ impl Inner {
             closed: AtomicBool::new(false),
             uses_streams: AtomicBool::new(false),
             groups,
+            pinning: Pinning::default(),
             config,
         })
     }

@@ -37,6 +37,7 @@ mod join;
 mod meet;
 mod messages;
 mod peer;
+mod placement;
 mod rails;
 mod region;
 mod remote;
@@ -59,6 +60,7 @@ pub use info::{
     EngineInfo, EngineStats, LatencyStats, NicUse, PathInfo, PeerUse, Quarantined, RegionInfo, TransportInfo,
 };
 pub use messages::Message;
+pub use placement::WorkerInfo;
 pub use region::{Region, Slice};
 pub use remote::{Remote, RemoteSlice};
 pub use topology::{topology, GpuInfo, GroupInfo, GroupNic, NicPortInfo, TopologyInfo};

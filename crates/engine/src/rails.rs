@@ -8,7 +8,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use anyfabric_transports::rdma::{NicGroup, PathOptions, RailGroup, Standing};
+use anyfabric_plan::MAX_SHARDS;
+use anyfabric_transports::rdma::{NicChoice, NicError, NicGroup, PathOptions, RailGroup, Standing};
 use anyfabric_transports::sys::{Interest, Poller};
 use anyfabric_transports::{libfabric, verbs, Clock, ControlPath, Failure};
 use anyfabric_wire::{NicLibrary, Rails};
@@ -16,12 +17,14 @@ use anyfabric_wire::{NicLibrary, Rails};
 use crate::driver::{HANDSHAKE, NICS};
 use crate::inner::{lock, nanos, Inner};
 use crate::peer::{Base, Peer, Phase};
+use crate::placement::Placement;
 use crate::{Code, Config, Error, Result};
 
 /// The groups of NICs of an engine.
 #[derive(Default)]
 pub(crate) struct Groups {
     slots: [OnceLock<std::result::Result<Arc<dyn NicGroup>, String>>; 2],
+    placement: OnceLock<Placement>,
     opening: Mutex<()>,
     must_be_polled: AtomicBool,
 }
@@ -43,6 +46,10 @@ impl Groups {
     /// have.
     pub(crate) fn new(config: &Config, poller: &Poller) -> Result<Self> {
         let this = Self::default();
+        if !config.devices.is_empty() {
+            let placement = Placement::of(config).map_err(|why| Error::invalid(why).during("start"))?;
+            let _ = this.placement.set(placement);
+        }
         let is_enabled = |name: &str| config.transports.iter().any(|enabled| enabled == name);
         let is_excluded = |name: &str| config.require.as_deref().is_some_and(|required| required != name);
         let mut failures = Vec::new();
@@ -75,7 +82,7 @@ impl Groups {
         if slot.get().is_none() {
             let _opening = lock(&self.opening);
             slot.get_or_init(|| {
-                let group = open(library, config)?;
+                let group = open(library, config, self.placement(config))?;
                 for fd in group.event_fds() {
                     let Some(fd) = fd else {
                         self.must_be_polled.store(true, Ordering::Relaxed);
@@ -93,6 +100,12 @@ impl Groups {
             Some(Err(why)) => Err(why.clone()),
             None => Err("it could not be opened".into()),
         }
+    }
+
+    /// What the engine takes of its machine.
+    pub(crate) fn placement(&self, config: &Config) -> &Placement {
+        // Only names that are wrong fail, and those were looked at when the engine started.
+        self.placement.get_or_init(|| Placement::of(config).unwrap_or_default())
     }
 
     /// Groups that are open.
@@ -140,16 +153,21 @@ impl Groups {
     }
 }
 
-fn open(library: NicLibrary, config: &Config) -> std::result::Result<Arc<dyn NicGroup>, String> {
+fn open(library: NicLibrary, config: &Config, placement: &Placement) -> std::result::Result<Arc<dyn NicGroup>, String> {
+    let near = placement.nics(library);
+    let choice = if config.nics.is_empty() {
+        let max_nics = if near.is_empty() { config.nics_per_device.unwrap_or(MAX_SHARDS) } else { near.len() };
+        NicChoice::Near(&near, max_nics)
+    } else {
+        NicChoice::Named(&config.nics)
+    };
+    let failed = |error: NicError| error.to_string();
     match library {
         NicLibrary::Verbs => {
-            let nics =
-                verbs::open(&config.nics, config.nics_per_device, &config.verbs).map_err(|error| error.to_string())?;
-            Ok(RailGroup::new(library, nics, Clock::Real))
+            Ok(RailGroup::new(library, verbs::open(choice, &config.verbs).map_err(failed)?, Clock::Real))
         }
         NicLibrary::Libfabric => {
-            let nics = libfabric::open(&config.nics, config.nics_per_device, &config.libfabric);
-            Ok(RailGroup::new(library, nics.map_err(|error| error.to_string())?, Clock::Real))
+            Ok(RailGroup::new(library, libfabric::open(choice, &config.libfabric).map_err(failed)?, Clock::Real))
         }
     }
 }
@@ -190,6 +208,7 @@ impl Inner {
     fn make_rails(&self, peer: &Arc<Peer>, library: NicLibrary, is_caller: bool) -> std::result::Result<(), String> {
         if peer.rails(library).is_none() {
             let group = self.groups.open(library, &self.config, &self.poller)?;
+            self.pin_worker();
             let Base::Tcp(control) = &peer.base else { return Err("simulated".into()) };
             let control = Arc::clone(control) as Arc<dyn ControlPath>;
             let options = PathOptions { peer: peer.idx, regions: Arc::clone(&self.regions), control, is_caller };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyfabric_plan::{Device, Distance, Fabric, Group, NicPort, Request, Topology};
+use anyfabric_plan::{Distance, Fabric, Group, NicPort, Request, Topology};
 use anyfabric_transports::sys::{allowed_cpus, read_topology};
 use serde::Serialize;
 
@@ -105,11 +105,8 @@ pub fn topology(root: &Path, nics: &[String], nics_per_device: Option<usize>) ->
     }
 }
 
-fn group_info(machine: &Topology, group: &Group) -> GroupInfo {
-    let device = match group.device {
-        Device::Host(node) => format!("cpu:{node}"),
-        Device::Gpu(idx) => format!("gpu:{}", machine.gpus[idx].pci),
-    };
+pub(crate) fn group_info(machine: &Topology, group: &Group) -> GroupInfo {
+    let device = machine.name_of(group.device);
     let nic = |(idx, distance): &(usize, Distance)| GroupNic {
         name: machine.nics[*idx].name.clone(),
         distance: distance_name(*distance),

@@ -133,6 +133,7 @@ impl Inner {
 
     /// The worker's life.
     pub(crate) fn work(self: &Arc<Self>) {
+        self.start_worker();
         let busy = self.config.polling == Polling::Busy;
         let mut linger_until_ns = 0;
         let mut has_offered = false;

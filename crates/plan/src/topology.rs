@@ -156,6 +156,48 @@ impl Topology {
         nodes.into_iter().map(Device::Host).chain((0..self.gpus.len()).map(Device::Gpu)).collect()
     }
 
+    /// Name of a device: `cpu:0` for host memory of node 0, `gpu:0000:53:00.0` for
+    /// a GPU.
+    pub fn name_of(&self, device: Device) -> String {
+        match device {
+            Device::Host(node) => format!("cpu:{node}"),
+            Device::Gpu(idx) => format!("gpu:{}", self.gpus.get(idx).map_or("?", |gpu| gpu.pci.as_str())),
+        }
+    }
+
+    /// The device of that name, which may also be `cuda:N`: the N-th GPU of those
+    /// that `visible`, the value of CUDA_VISIBLE_DEVICES, lets CUDA see, which
+    /// counts them by PCI address where they are of one kind.
+    ///
+    /// # Errors
+    /// What there is instead.
+    pub fn device(&self, name: &str, visible: Option<&str>) -> Result<Device, String> {
+        let device = match name.strip_prefix("cuda:").map(str::parse) {
+            Some(Ok(number)) => self.visible_gpu(number, visible)?.map(Device::Gpu),
+            Some(Err(_)) => None,
+            None => self.devices().into_iter().find(|device| self.name_of(*device) == name),
+        };
+        device.ok_or_else(|| {
+            let mut known: Vec<String> = self.devices().into_iter().map(|device| self.name_of(device)).collect();
+            if known.is_empty() {
+                known.push("none that can be named".into());
+            }
+            format!("there is no device {name}; this machine has {}", known.join(", "))
+        })
+    }
+
+    fn visible_gpu(&self, number: usize, visible: Option<&str>) -> Result<Option<usize>, String> {
+        let Some(visible) = visible else { return Ok(Some(number).filter(|idx| *idx < self.gpus.len())) };
+        let Some(entry) = visible.split(',').map(str::trim).nth(number) else { return Ok(None) };
+        match entry.parse() {
+            Ok(idx) => Ok(Some(idx).filter(|idx| *idx < self.gpus.len())),
+            Err(_) => Err(format!(
+                "CUDA_VISIBLE_DEVICES names GPUs in a way that only the driver understands ({entry}); name the device \
+                 by its PCI address, as gpu:0000:53:00.0"
+            )),
+        }
+    }
+
     /// How far a NIC is from a device.
     pub fn distance(&self, device: Device, nic: &NicPort) -> Distance {
         match device {

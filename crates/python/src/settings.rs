@@ -38,8 +38,10 @@ fn set(config: &mut Config, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bo
         "require" => config.require = value.extract()?,
         "secret" => config.secret = value.extract()?,
         "listen" => config.listen = value.extract()?,
+        "devices" => config.devices = value.extract::<Option<_>>()?.unwrap_or_default(),
         "nics" => config.nics = value.extract::<Option<_>>()?.unwrap_or_default(),
         "nics_per_device" => config.nics_per_device = value.extract()?,
+        "pin_worker" => config.pin_worker = value.extract()?,
         "gid_index" => config.verbs.gid_index = value.extract()?,
         "traffic_class" => config.verbs.traffic_class = value.extract()?,
         "service_level" => config.verbs.service_level = value.extract()?,
@@ -81,4 +83,4 @@ fn internal(py: Python<'_>, message: String) -> PyErr {
     exception(py, &native::Error::new(native::Code::Internal, message).during("start"))
 }
 
-const NUM_SETTINGS: usize = 26;
+const NUM_SETTINGS: usize = 28;

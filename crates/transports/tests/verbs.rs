@@ -13,7 +13,7 @@ use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use anyfabric_plan::Extent;
-use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, RailIdx, RemoteMemory};
+use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, NicChoice, RailIdx, RemoteMemory};
 use anyfabric_transports::verbs::{open, VerbsDomain, VerbsMemory, VerbsNic, VerbsSettings};
 use seen::Seen;
 
@@ -30,7 +30,7 @@ impl Side {
         // As patient as the defaults: under emulation a peer may not run for a tenth of a second.
         // Not 7 times: Soft-RoCE takes that for ever.
         let settings = VerbsSettings { retry_count: 6, ..VerbsSettings::default() };
-        let mut nics = open(&[name.to_owned()], 1, &settings).unwrap();
+        let mut nics = open(NicChoice::Named(&[name.to_owned()]), &settings).unwrap();
         let nic = nics.remove(0);
         let mut bytes = vec![0_u8; nbytes];
         // SAFETY: the bytes are dropped after the registration, and stay where they are: the vector never grows.
@@ -94,7 +94,7 @@ fn pairs() -> Vec<(String, String)> {
         let (a, b) = named.split_once(',').expect("two names");
         return vec![(a.to_owned(), b.to_owned())];
     }
-    match open(&[], 8, &VerbsSettings::default()) {
+    match open(NicChoice::Near(&[], 8), &VerbsSettings::default()) {
         Ok(nics) => nics.iter().map(|nic| (nic.about().name.clone(), nic.about().name.clone())).collect(),
         Err(why) => {
             println!("skipped: {why}");

@@ -11,7 +11,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyfabric_plan::Extent;
-use anyfabric_transports::rdma::{Batch, Completions, Domain, Fault, Marks, Nic, NicError, RailIdx, RemoteMemory};
+use anyfabric_transports::rdma::{
+    Batch, Completions, Domain, Fault, Marks, Nic, NicChoice, NicError, RailIdx, RemoteMemory,
+};
 use anyfabric_transports::verbs::{open, VerbsMemory, VerbsNic, VerbsSettings};
 use null_nic::{arrive, knob, library, Knob};
 
@@ -80,7 +82,7 @@ fn settings() -> VerbsSettings {
 }
 
 fn one(name: &str) -> Result<VerbsNic, NicError> {
-    open(&[name.to_owned()], 1, &settings()).map(|mut nics| nics.remove(0))
+    open(NicChoice::Named(&[name.to_owned()]), &settings()).map(|mut nics| nics.remove(0))
 }
 
 /// A NIC with `num_rails` rails, each connected to itself, and memory.
@@ -117,29 +119,33 @@ fn the_verbs_nic_without_hardware() {
 }
 
 fn devices_and_what_is_wrong_with_them() {
-    let names = |nics: &[&str]| -> Vec<String> {
-        let nics: Vec<_> = nics.iter().map(|nic| (*nic).to_owned()).collect();
-        open(&nics, 4, &settings()).unwrap().iter().map(|nic| nic.about().name.clone()).collect()
+    let opened = |choice: NicChoice<'_>| -> Vec<String> {
+        open(choice, &settings()).unwrap().iter().map(|nic| nic.about().name.clone()).collect()
     };
-    assert_eq!(names(&[]), ["null0", "null1", "null2", "null3"]);
-    assert_eq!(names(&["null2", "null0"]), ["null2", "null0"], "in the order given");
-    assert_eq!(open(&[], 2, &settings()).unwrap().len(), 2);
+    let list = |names: &[&str]| -> Vec<String> { names.iter().map(|name| (*name).to_owned()).collect() };
+    assert_eq!(opened(NicChoice::Near(&[], 4)), ["null0", "null1", "null2", "null3"]);
+    assert_eq!(opened(NicChoice::Named(&list(&["null2", "null0"]))), ["null2", "null0"], "in the order given");
+    assert_eq!(opened(NicChoice::Near(&list(&["null6", "hidden", "null2", "null1"]), 2)), ["null6", "null2"]);
+    assert_eq!(opened(NicChoice::Near(&list(&["hidden"]), 1)), ["null0"], "what there is");
     let about = one("null1").unwrap().about().clone();
     assert_eq!((about.gbps, about.manner.as_str()), (200, "RoCE v1, GID 0 (10.0.0.1)"));
 
     let why = |name: &str| one(name).err().unwrap().to_string();
-    assert_eq!(why("mlx5_7"), "there is no NIC mlx5_7; this host has null0, null1, null2, null3");
+    let known = "null0, null1, null2, null3, null4, null5, null6, null7";
+    assert_eq!(why("mlx5_7"), format!("there is no NIC mlx5_7; this host has {known}"));
     assert_eq!(why("null0:9"), "null0: no active port: it has no such port");
     assert!(why("null0:x").contains("is no NIC"));
     knob(Knob::PortIsDown, Some(1));
     assert_eq!(why("null0"), "null0: no active port: port 1 is down");
-    assert!(open(&[], 4, &settings()).is_err());
+    assert!(open(NicChoice::Near(&[], 4), &settings()).is_err());
     knob(Knob::PortIsDown, Some(0));
     let wrong_gid = VerbsSettings { gid_index: Some(3), ..settings() };
-    let why_gid = open(&["null0".into()], 1, &wrong_gid).err().unwrap().to_string();
+    let why_gid = open(NicChoice::Named(&["null0".into()]), &wrong_gid).err().unwrap().to_string();
     assert_eq!(why_gid, "null0: port 1 has no GID at index 3; there are: 0");
     let missing = VerbsSettings { library: Some("/nowhere/libibverbs.so.1".into()), ..settings() };
-    assert!(matches!(open(&[], 1, &missing), Err(NicError::Library(why)) if why.contains("install libibverbs1")));
+    assert!(
+        matches!(open(NicChoice::Near(&[], 1), &missing), Err(NicError::Library(why)) if why.contains("install libibverbs1"))
+    );
 
     let (mut nic, _, _) = nic(1);
     knob(Knob::NoQueuePairs, Some(1));

@@ -30,7 +30,9 @@ def info(json_to: str | None) -> None:
     """
     with anyfabric.Engine() as engine:
         found = engine.info()
-    found["topology"] = asdict(anyfabric.read_topology())
+    given = {row["name"]: row["value"] for row in found["settings"]}
+    nics, nics_per_device = given["nics"] or (), given["nics_per_device"]
+    found["topology"] = asdict(anyfabric.read_topology(nics=nics, nics_per_device=nics_per_device))
     found["version"] = anyfabric.__version__
     found["build"] = _core.build_info()
     if json_to is not None:
@@ -46,7 +48,10 @@ def _print(found: dict[str, Any]) -> None:
     console.print(f"[bold]anyfabric {found['version']}[/bold]  {described}", highlight=False)
     console.print(f"address {found['address']}", highlight=False, soft_wrap=True)
     console.print(_transports(found["transports"]))
-    console.print(_devices(found["devices"]))
+    console.print(_groups("This engine: its devices and what serves them", found["devices"]))
+    worker = found["worker"]
+    kept = f"kept on cores {_ranges(worker['cpus'])}" if worker["cpus"] else "runs on any core"
+    console.print(f"Its worker {kept}: {worker['reason']}", highlight=False)
     _print_topology(console, found["topology"])
     console.print(_settings(found["settings"]))
     for name in found["unknown_variables"]:
@@ -67,12 +72,13 @@ def _transports(transports: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _devices(devices: list[dict[str, Any]]) -> Table:
-    table = Table(title="Devices", title_justify="left")
-    table.add_column("device")
-    table.add_column("NICs", overflow="fold")
-    for device in devices:
-        table.add_row(device["name"], ", ".join(device["nics"]))
+def _groups(title: str, groups: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("device", "NICs and how far", "cores near them"):
+        table.add_column(column, overflow="fold")
+    for group in groups:
+        served = ", ".join(f"{nic['name']} ({nic['distance']})" for nic in group["nics"])
+        table.add_row(group["device"], served or "-", _ranges(group["cpus"]) or "any")
     return table
 
 
@@ -89,13 +95,7 @@ def _print_topology(console: Console, topology: dict[str, Any]) -> None:
         facts = (nic["name"], nic["fabric"], nic["state"], str(nic["gbps"]), node, nic["pci"] or "-")
         ports.add_row(*facts, ", ".join(nic["netdevs"]), nic["passed_over"] or "")
     console.print(ports)
-    groups = Table(title="Groups: what serves which device", title_justify="left")
-    for column in ("device", "NICs and how far", "cores of its worker"):
-        groups.add_column(column, overflow="fold")
-    for group in topology["groups"]:
-        served = ", ".join(f"{nic['name']} ({nic['distance']})" for nic in group["nics"])
-        groups.add_row(group["device"], served or "-", _ranges(group["cpus"]) or "any")
-    console.print(groups)
+    console.print(_groups("Every device of the machine, and what would serve it", topology["groups"]))
 
 
 def _ranges(cpus: Sequence[int]) -> str:

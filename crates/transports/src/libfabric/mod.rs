@@ -24,7 +24,7 @@ pub mod sys;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::rdma::NicError;
+use crate::rdma::{NicChoice, NicError};
 
 pub use domain::{Dmabuf, FabricDomain, FabricMemory};
 pub use library::{may_have_nic, FabricError, Library, LIBRARY_VARIABLE};
@@ -33,33 +33,43 @@ pub use provider::{Arrivals, Provider, Wanted};
 pub use quirks::Quirks;
 pub use settings::FabricSettings;
 
-/// Opens the NICs that are named, by their domains or an IP address of theirs, in
-/// that order; without names the fastest, at most `max_nics`.
+/// Opens NICs: those that are named by their domains or an IP address of theirs,
+/// those that are near as the system calls them.
 ///
 /// # Errors
 /// Without the library, for a NIC that is not there or cannot be opened, and when
 /// there is none.
-pub fn open(nics: &[String], max_nics: usize, settings: &FabricSettings) -> Result<Vec<FabricNic>, NicError> {
+pub fn open(choice: NicChoice<'_>, settings: &FabricSettings) -> Result<Vec<FabricNic>, NicError> {
     let no_library = |error: FabricError| NicError::Library(error.to_string());
     let library = Library::get(settings.library.as_deref()).map_err(no_library)?;
-    let provider = settings.provider.clone();
+    let all = |nic: Option<&String>| {
+        let wanted = Wanted { provider: settings.provider.clone(), nic: nic.cloned() };
+        Provider::all(library, &wanted).map_err(|error| NicError::Device(error.to_string()))
+    };
     let mut found = Vec::new();
-    for nic in nics {
-        let wanted = Wanted { provider: provider.clone(), nic: Some(nic.clone()) };
-        let of_nic = Provider::all(library, &wanted).map_err(|error| NicError::Device(error.to_string()))?;
-        found.extend(of_nic.into_iter().take(1));
-    }
-    if nics.is_empty() {
-        let wanted = Wanted { provider, nic: None };
-        found = Provider::all(library, &wanted).map_err(|error| NicError::Device(error.to_string()))?;
-        found.retain(Provider::is_up);
-        let fastest = found.iter().map(|provider| provider.gbps).max().unwrap_or(0);
-        found.retain(|provider| provider.gbps == fastest);
-        if found.is_empty() {
-            return Err(NicError::Device("no NIC that libfabric drives is up".into()));
+    match choice {
+        NicChoice::Named(names) => {
+            for name in names {
+                found.extend(all(Some(name))?.into_iter().take(1));
+            }
+        }
+        NicChoice::Near(names, max_nics) => {
+            let mut up = all(None)?;
+            up.retain(Provider::is_up);
+            for name in names {
+                found.extend(up.iter().position(|provider| provider.is_of(name)).map(|idx| up.swap_remove(idx)));
+            }
+            if found.is_empty() {
+                let fastest = up.iter().map(|provider| provider.gbps).max().unwrap_or(0);
+                up.retain(|provider| provider.gbps == fastest);
+                found = up;
+            }
+            if found.is_empty() {
+                return Err(NicError::Device("no NIC that libfabric drives is up".into()));
+            }
+            found.truncate(max_nics);
         }
     }
-    found.truncate(max_nics);
     found.into_iter().map(|provider| FabricNic::open(Arc::new(provider), settings)).collect()
 }
 

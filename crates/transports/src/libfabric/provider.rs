@@ -140,6 +140,11 @@ impl Provider {
             && !read(format!("/sys/class/infiniband/{device}/ports/1/state")).starts_with(PORT_DOWN)
     }
 
+    /// Whether it is the NIC that the system calls so.
+    pub(super) fn is_of(&self, device: &str) -> bool {
+        self.device_name == device
+    }
+
     pub(super) const fn info(&self) -> &Info {
         &self.info
     }

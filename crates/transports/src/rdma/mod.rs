@@ -20,6 +20,7 @@ mod slab;
 pub use group::{NicGroup, RailGroup};
 pub use link::{PathOptions, RailPath, Standing};
 pub use nic::{
-    Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicError, RailIdx, RemoteMemory, MAX_ADDRESS_BYTES,
+    Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicChoice, NicError, RailIdx, RemoteMemory,
+    MAX_ADDRESS_BYTES,
 };
 pub use registrations::Registrations;

@@ -213,6 +213,16 @@ pub struct NicAbout {
     pub is_ordered: bool,
 }
 
+/// Which NICs of the machine to open.
+#[derive(Debug, Clone, Copy)]
+pub enum NicChoice<'a> {
+    /// These, in this order; each must be there.
+    Named(&'a [String]),
+    /// Of these, which are near, as many as can be used; when none can be, or none
+    /// is near, the fastest that are up. At most so many.
+    Near(&'a [String], usize),
+}
+
 /// Why a batch failed or a rail broke; small, for it is made for every batch of
 /// a broken rail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]

@@ -1,5 +1,6 @@
 //! The few Linux calls that the standard library does not offer, made safe; and what Linux says of the machine.
 
+mod affinity;
 mod fd;
 mod futex;
 mod memory;
@@ -8,6 +9,7 @@ mod process;
 mod socket;
 mod topology;
 
+pub use affinity::{affinity, pin, thread_id};
 pub(crate) use fd::close_in_children;
 pub use fd::{fork_generation, Fd};
 pub use futex::{futex_wait, futex_wake_all};

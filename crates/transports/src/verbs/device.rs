@@ -68,30 +68,43 @@ pub(super) struct Found {
     pub(super) port: u8,
 }
 
+/// A device's domain and one of its active ports.
+type Opened = (Arc<VerbsDomain>, Port);
+
 /// Opens the NICs that are named ("mlx5_0": its first active port, "mlx5_0:2"),
-/// in that order; without names every active port.
-pub(super) fn open_all(
-    library: Library,
-    nics: &[String],
-    settings: &VerbsSettings,
-) -> Result<Vec<(Arc<VerbsDomain>, Port)>, NicError> {
+/// in that order.
+pub(super) fn open_named(library: Library, nics: &[String], settings: &VerbsSettings) -> Result<Vec<Opened>, NicError> {
     let wanted: Vec<Found> = nics.iter().map(|name| parse(name)).collect::<Result<_, _>>()?;
     let names = list(&library)?;
-    for Found { device, .. } in &wanted {
+    let mut found: Vec<Opened> = Vec::new();
+    for Found { device, port } in &wanted {
         if !names.contains(device) {
             return Err(NicError::Device(format!("there is no NIC {device}; this host has {}", listed(&names))));
         }
-    }
-    let mut found: Vec<(Arc<VerbsDomain>, Port)> = Vec::new();
-    for Found { device, port } in &wanted {
         // Ports of one device share a domain, and so a registration.
         let known = found.iter().map(|(domain, _)| domain).find(|domain| domain.name == *device).cloned();
         let domain = known.map_or_else(|| VerbsDomain::open(library, device, settings), Ok)?;
         found.extend(domain.ports(*port, settings)?.into_iter().take(1));
     }
-    if wanted.is_empty() {
+    Ok(found)
+}
+
+/// Opens those of the NICs that can be, in that order; if none can be, the
+/// fastest active ports, by name. At most `max_nics`.
+pub(super) fn open_near(
+    library: Library,
+    nics: &[String],
+    max_nics: usize,
+    settings: &VerbsSettings,
+) -> Result<Vec<Opened>, NicError> {
+    let mut found: Vec<Opened> = Vec::new();
+    for name in nics {
+        // The system lists devices that a container was not given, or whose user-space driver is missing.
+        found.extend(open_named(library, std::slice::from_ref(name), settings).unwrap_or_default());
+    }
+    if found.is_empty() {
         let mut why_not = Vec::new();
-        for name in &names {
+        for name in &list(&library)? {
             match VerbsDomain::open(library, name, settings).and_then(|domain| domain.ports(0, settings)) {
                 Ok(ports) => found.extend(ports),
                 Err(error) => why_not.push(error.to_string()),
@@ -100,7 +113,10 @@ pub(super) fn open_all(
         if found.is_empty() {
             return Err(NicError::Device(why_not.join("; ")));
         }
+        let fastest = found.iter().map(|(_, port)| port.gbps).max().unwrap_or(0);
+        found.retain(|(_, port)| port.gbps == fastest);
     }
+    found.truncate(max_nics);
     Ok(found)
 }
 

@@ -27,26 +27,23 @@ pub use device::{no_device, VerbsDomain, VerbsMemory};
 pub use nic::VerbsNic;
 pub use settings::VerbsSettings;
 
-use crate::rdma::NicError;
+use crate::rdma::{NicChoice, NicError};
 
-/// Opens the NICs that are named ("mlx5_0", "mlx5_0:2"), in that order; without
-/// names the fastest active ports, at most `max_nics`, by name.
+/// Opens NICs, by names such as "mlx5_0" or "mlx5_0:2".
 ///
 /// # Errors
 /// Without libibverbs, for a NIC that is not there or may not be opened, and
 /// when no port is active.
-pub fn open(nics: &[String], max_nics: usize, settings: &VerbsSettings) -> Result<Vec<VerbsNic>, NicError> {
+pub fn open(choice: NicChoice<'_>, settings: &VerbsSettings) -> Result<Vec<VerbsNic>, NicError> {
     if settings.library.is_none() {
         if let Some(why) = no_device() {
             return Err(NicError::Device(why));
         }
     }
     let library = sys::Library::open(settings.library.as_deref())?;
-    let mut found = device::open_all(library, nics, settings)?;
-    if nics.is_empty() {
-        let fastest = found.iter().map(|(_, port)| port.gbps).max().unwrap_or(0);
-        found.retain(|(_, port)| port.gbps == fastest);
-    }
-    found.truncate(max_nics);
+    let found = match choice {
+        NicChoice::Named(names) => device::open_named(library, names, settings)?,
+        NicChoice::Near(names, max_nics) => device::open_near(library, names, max_nics, settings)?,
+    };
     found.into_iter().map(|(domain, port)| VerbsNic::new(domain, port, settings)).collect()
 }

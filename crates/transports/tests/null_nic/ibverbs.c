@@ -50,7 +50,7 @@ struct srq_init { void *srq_context; uint32_t max_wr, max_sge, srq_limit; };
 
 #define DEPTH 1024
 #define CQ_DEPTH 65536
-#define NUM_DEVICES 4
+#define NUM_DEVICES 8
 
 struct descriptor { uint64_t words[8]; };
 
@@ -98,7 +98,8 @@ long null_nic_knob(int knob, long value) {
   return before;
 }
 
-static char devices[NUM_DEVICES][8] = {"null0", "null1", "null2", "null3"};
+static char devices[NUM_DEVICES][8] = {"null0", "null1", "null2", "null3",
+                                     "null4", "null5", "null6", "null7"};
 static uint32_t next_number = 100;
 static struct null_qp *all_qps[65536];
 

@@ -23,8 +23,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// The one described in `tests/machines`.
     pub(crate) fn named(name: &str) -> Self {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machines").join(format!("{name}.machine"));
-        Self::from(&fs::read_to_string(file).expect("a machine"))
+        Self::from(&described(name))
     }
 
     pub(crate) fn from(described: &str) -> Self {
@@ -113,6 +112,12 @@ impl Machine {
         fs::create_dir_all(link.parent().expect("a folder")).expect("a folder");
         symlink(target, link).expect("a link");
     }
+}
+
+/// The lines of a machine in `tests/machines`.
+pub(crate) fn described(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../transports/tests/machines");
+    fs::read_to_string(folder.join(format!("{name}.machine"))).expect("a machine")
 }
 
 impl Drop for Machine {

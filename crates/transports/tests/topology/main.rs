@@ -140,6 +140,35 @@ fn cores_are_physical_near_and_nobody_elses() {
 }
 
 #[test]
+fn devices_have_names() {
+    let p5 = read("aws-p5.48xlarge");
+    for device in p5.devices() {
+        assert_eq!(p5.device(&p5.name_of(device), None), Ok(device));
+    }
+    assert_eq!(p5.name_of(Device::Gpu(0)), "gpu:0000:53:00.0");
+    assert_eq!(p5.device("cuda:7", None), Ok(Device::Gpu(7)));
+    assert_eq!(p5.device("cuda:1", Some("6, 2")), Ok(Device::Gpu(2)));
+    for (name, visible) in [
+        ("cuda:8", None),
+        ("cuda:2", Some("6,2")),
+        ("cuda:0", Some("9")),
+        ("cuda:0", Some("-1")),
+        ("cuda:-1", None),
+        ("cuda:", None),
+        ("cuda", None),
+        ("gpu:0", None),
+        ("cpu:2", None),
+        ("", None),
+    ] {
+        let why = p5.device(name, visible).unwrap_err();
+        assert!(why.contains("cpu:0, cpu:1, gpu:0000:53:00.0") || why.contains("PCI address"), "{name}: {why}");
+    }
+    assert!(p5.device("cuda:0", Some("GPU-8f2c")).unwrap_err().contains("GPU-8f2c"));
+    let none = Topology::default().device("cuda:0", None).unwrap_err();
+    assert_eq!(none, "there is no device cuda:0; this machine has none that can be named");
+}
+
+#[test]
 fn slow_and_down_nics_are_passed_over() {
     let mixed = Machine::from(
         "cpus 0-3 node 0\n\
