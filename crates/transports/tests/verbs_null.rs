@@ -109,6 +109,7 @@ const FULL: usize = 256;
 #[test]
 fn the_verbs_nic_without_hardware() {
     devices_and_what_is_wrong_with_them();
+    networks_and_their_names();
     every_failure_at_every_place();
     what_the_device_does_not_take();
     held_back_until_closed();
@@ -157,6 +158,30 @@ fn devices_and_what_is_wrong_with_them() {
     let refused = unsafe { nic.domain().register(bytes.as_mut_ptr(), 64, true) }.unwrap_err();
     assert!(matches!(refused, NicError::LockedMemory { nbytes: 64, .. } | NicError::Device(_)), "{refused}");
     knob(Knob::NoMemory, Some(0));
+}
+
+/// A network gives a port another place in its table while it is down; ends of different networks say so.
+fn networks_and_their_names() {
+    let mut nic = one("null0").unwrap();
+    knob(Knob::GidIndex, Some(5));
+    let moved = nic.open().unwrap();
+    let address = nic.address(moved);
+    nic.connect(moved, &address).unwrap();
+    assert_eq!(knob(Knob::SgidIndex, None), 5);
+    knob(Knob::GidIndex, Some(77));
+    assert!(nic.open().unwrap_err().to_string().contains("no GID"), "it is not there yet");
+    knob(Knob::GidIndex, Some(0));
+
+    let rail = nic.open().unwrap();
+    let with = |at: usize, value: u8| {
+        let mut theirs = address.clone();
+        theirs[at] = value;
+        theirs
+    };
+    let refused = |nic: &mut VerbsNic, theirs: &[u8]| nic.connect(rail, theirs).unwrap_err().to_string();
+    assert!(refused(&mut nic, &with(1, 0)).contains("Ethernet and InfiniBand"));
+    let error = refused(&mut nic, &with(3, 1));
+    assert!(error.contains("null0 uses RoCE v1 and the peer's NIC RoCE v2") && error.contains("gid_index"), "{error}");
 }
 
 /// One request of many fails, each in turn and with every status: batches end once, other rails go on, and a rail that

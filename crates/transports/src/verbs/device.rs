@@ -55,6 +55,13 @@ pub(super) struct Port {
     pub(super) gid_type: u32,
 }
 
+impl Port {
+    /// Whether it wraps packets in UDP, as routers know them.
+    pub(super) const fn is_roce_v2(&self) -> bool {
+        self.is_ethernet && self.gid_type == sys::GID_TYPE_ROCE_V2
+    }
+}
+
 /// Why there is certainly no device on this machine, without opening anything.
 pub fn no_device() -> Option<String> {
     let devices = std::fs::read_dir("/sys/class/infiniband").map(|list| list.count()).unwrap_or(0);
@@ -252,6 +259,12 @@ impl VerbsDomain {
             return Err(NicError::Device(format!("{}: port {number} cannot be queried: {error}", self.name)));
         }
         Ok(port)
+    }
+
+    /// A port as it is now: the network may have given it another LID or GID since
+    /// it was last up, and the system moves GIDs in its table.
+    pub(super) fn port(&self, number: u8, settings: &VerbsSettings) -> Result<Port, NicError> {
+        self.describe(number, &self.query_port(number)?, settings)
     }
 
     fn describe(&self, number: u8, port: &PortAttr, settings: &VerbsSettings) -> Result<Port, NicError> {

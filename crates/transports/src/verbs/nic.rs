@@ -180,6 +180,7 @@ impl Nic for VerbsNic {
                 self.about.name
             )));
         }
+        self.port = self.domain.port(self.port.number, &self.settings)?;
         let pair =
             |receives, depth| QueuePair::new(&self.domain, self.queue.cq, receives, depth, &self.port, &self.settings);
         let writes = pair(self.imms.queue.srq, DEPTH)?;
@@ -205,6 +206,7 @@ impl Nic for VerbsNic {
             mtu: self.port.mtu,
             lid: self.port.lid,
             gid: self.port.gid,
+            is_roce_v2: self.port.is_roce_v2(),
             writes: (writes.number(), writes.psn),
             messages: (messages.number(), messages.psn),
         };
@@ -216,6 +218,16 @@ impl Nic for VerbsNic {
         if end.is_ethernet != self.port.is_ethernet {
             let name = &self.about.name;
             return Err(NicError::Peer(format!("{name} and the peer's NIC are on Ethernet and InfiniBand")));
+        }
+        if end.is_roce_v2 != self.port.is_roce_v2() {
+            // Both ends would connect, and nothing would ever come through.
+            let version = |is_v2| if is_v2 { "v2" } else { "v1" };
+            return Err(NicError::Peer(format!(
+                "{} uses RoCE {} and the peer's NIC RoCE {}; choose GIDs of one version with `gid_index`",
+                self.about.name,
+                version(self.port.is_roce_v2()),
+                version(end.is_roce_v2),
+            )));
         }
         let (port, settings) = (self.port, self.settings.clone());
         let rail = self.rail(rail).ok_or_else(|| NicError::Device("the rail was closed".into()))?;

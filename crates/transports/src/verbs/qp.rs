@@ -21,7 +21,7 @@ pub(super) struct QueuePair {
 /// 0   1  version of this layout
 /// 1   1  1 on Ethernet
 /// 2   1  path MTU, as a code
-/// 3   1  zero
+/// 3   1  1 for RoCE v2
 /// 4   2  LID, little endian
 /// 6  16  GID
 /// 22  4  queue pair for writes      26  4  its first packet number
@@ -30,6 +30,7 @@ pub(super) struct QueuePair {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct End {
     pub(super) is_ethernet: bool,
+    pub(super) is_roce_v2: bool,
     pub(super) mtu: u8,
     pub(super) lid: u16,
     pub(super) gid: Gid,
@@ -188,7 +189,7 @@ impl End {
 
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(Self::BYTES);
-        bytes.extend([LAYOUT, self.is_ethernet.into(), self.mtu, 0]);
+        bytes.extend([LAYOUT, self.is_ethernet.into(), self.mtu, self.is_roce_v2.into()]);
         bytes.extend(self.lid.to_le_bytes());
         bytes.extend(self.gid.raw);
         for number in [self.writes.0, self.writes.1, self.messages.0, self.messages.1] {
@@ -209,6 +210,7 @@ impl End {
         let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let end = Self {
             is_ethernet: bytes[1] == 1,
+            is_roce_v2: bytes[3] == 1,
             mtu: bytes[2],
             lid: u16::from_le_bytes([bytes[4], bytes[5]]),
             gid: Gid::new(gid),
@@ -238,6 +240,7 @@ mod tests {
     fn an_end_is_read_as_it_was_written() {
         let end = End {
             is_ethernet: true,
+            is_roce_v2: true,
             mtu: 3,
             lid: 7,
             gid: Gid::new([9; 16]),

@@ -88,6 +88,8 @@ static struct {
   long num_requests;
   long is_gone;         // nothing completes, and no queue pair can be stopped
   long flushes_nothing; // what a broken queue pair has is forgotten
+  long gid_index;       // where the GID of each port is
+  long sgid_index;      // what the last queue pair was connected with
 } knobs = {.fails_after = -1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -229,7 +231,7 @@ int ibv_query_port(struct context *context, uint8_t port, char *attr) {
   memset(attr, 0, 48);
   *(uint32_t *)(attr + 0) = knobs.port_is_down ? 1 : 4;
   *(uint32_t *)(attr + 4) = *(uint32_t *)(attr + 8) = 5;
-  *(int *)(attr + 12) = 1;
+  *(int *)(attr + 12) = 8;
   *(uint32_t *)(attr + 20) = 1u << 30;
   attr[43] = 2, attr[44] = 64, attr[46] = 2;
   return port == 1 ? 0 : EINVAL;
@@ -238,7 +240,7 @@ int ibv_query_gid(struct context *context, uint8_t port, int index, uint8_t *gid
   (void)context, (void)port;
   static const uint8_t raw[16] = {[10] = 0xff, [11] = 0xff, [12] = 10, [15] = 1};
   memcpy(gid, raw, 16);
-  return index == 0 ? 0 : EINVAL;
+  return index == knobs.gid_index ? 0 : EINVAL;
 }
 struct pd *ibv_alloc_pd(struct context *context) {
   struct pd *pd = calloc(1, sizeof *pd);
@@ -304,6 +306,7 @@ struct qp *ibv_create_qp(struct pd *pd, struct init *init) {
 }
 int ibv_modify_qp(struct qp *qp, uint32_t *attr, int mask) {
   if (knobs.is_gone) return EIO;
+  if (mask & 1 << 7) knobs.sgid_index = ((uint8_t *)attr)[76];
   if (mask & 1) qp->state = attr[0];
   return 0;
 }

@@ -31,6 +31,10 @@ pub(crate) enum Knob {
     IsGone,
     /// What a broken queue pair has is forgotten.
     FlushesNothing,
+    /// Where in its table each port has its GID.
+    GidIndex,
+    /// With which index the last queue pair was connected.
+    SgidIndex,
 }
 
 /// Path of the library, built at the first call.
