@@ -48,7 +48,6 @@ def test_pages_hold_what_was_stored(dtype, num_tokens):
     out = paging.load(paging.page_tensor(pool, shape), pages, num_tokens)
     assert torch.equal(out[0], keys)
     assert torch.equal(out[1], values)
-    assert out[0].is_contiguous()
     # The places behind the last token are defined, too.
     rest = count * paging.PAGE_TOKENS - num_tokens
     if rest:
