@@ -17,6 +17,7 @@ mod device;
 #[cfg(test)]
 mod layout;
 mod nic;
+mod port;
 mod qp;
 mod rails;
 mod receives;

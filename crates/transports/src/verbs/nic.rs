@@ -11,7 +11,8 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::chain::{Chain, Request};
-use super::device::{Port, VerbsDomain, VerbsMemory};
+use super::device::{VerbsDomain, VerbsMemory};
+use super::port::Port;
 use super::qp::{End, QueuePair};
 use super::rails::{id_of, manner, CompletionQueue, Kind, NumberHasher, Rail, Waiting, MAX_RAILS};
 use super::receives::{ImmReceives, MessageBuffers};

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::device::{Port, VerbsDomain};
+use super::device::VerbsDomain;
+use super::port::Port;
 use super::sys::{self, AhAttr, Cq, Gid, Qp, QpAttr, QpCap, QpInitAttr, Srq};
 use super::VerbsSettings;
 use crate::rdma::NicError;

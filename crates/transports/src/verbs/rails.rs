@@ -5,7 +5,8 @@ use std::hash::Hasher;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use super::device::{Port, VerbsDomain};
+use super::device::VerbsDomain;
+use super::port::Port;
 use super::qp::QueuePair;
 use super::sys::{self, CompChannel, Cq, Wc};
 use crate::rdma::{Fault, NicError, RailIdx};
