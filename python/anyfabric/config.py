@@ -381,6 +381,20 @@ SETTINGS: tuple[Setting, ...] = (
         _path,
     ),
     Setting(
+        "libfabric_answer_timeout_s",
+        "ANYFABRIC_LIBFABRIC_ANSWER_TIMEOUT_S",
+        5.0,
+        "Seconds until a rail of libfabric is given up on which nothing completes, though it should",
+        _seconds(0.01, 3600.0),
+    ),
+    Setting(
+        "libfabric_max_endpoints",
+        "ANYFABRIC_LIBFABRIC_MAX_ENDPOINTS",
+        256,
+        "Endpoints of a NIC of libfabric at most; peers beyond that share them",
+        _integer(1, 4096),
+    ),
+    Setting(
         "tcp_streams",
         "ANYFABRIC_TCP_STREAMS",
         2,

@@ -63,6 +63,8 @@ class Engine(_core.Engine):
         verbs_library: str | None = None,
         libfabric_provider: str | None = None,
         libfabric_library: str | None = None,
+        libfabric_answer_timeout_s: float | None = None,
+        libfabric_max_endpoints: int | None = None,
         tcp_streams: int | None = None,
         polling: Literal["adaptive", "busy"] | None = None,
         isolate: bool | None = None,
@@ -98,6 +100,8 @@ class Engine(_core.Engine):
             verbs_library: Path of libibverbs.
             libfabric_provider: Only this one, which may be software (`"tcp"`); by default hardware.
             libfabric_library: Path of libfabric; a process has one.
+            libfabric_answer_timeout_s: When the rail to a peer is given up on which nothing completes, 5.
+            libfabric_max_endpoints: Of a NIC, 1 to 4096, 256; peers beyond that share them, and their faults.
             tcp_streams: Data streams per tcp peer, 1 to 4, 2; they count as its NICs.
             polling: `"adaptive"` spins briefly, then blocks; `"busy"` never blocks.
             isolate: Neither use nor allow `process_vm_writev`.

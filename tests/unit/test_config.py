@@ -79,6 +79,8 @@ def test_parsed(name, given, expected):
         ("rnr_retry", 7),
         ("verbs_library", " "),
         ("libfabric_provider", ""),
+        ("libfabric_answer_timeout_s", 0),
+        ("libfabric_max_endpoints", 5000),
         ("transports", ["shm", "shm"]),
         ("transports", 7),
         ("transports", [[]]),
