@@ -137,6 +137,7 @@ impl Inner {
         let busy = self.config.polling == Polling::Busy;
         let mut linger_until_ns = 0;
         let mut has_offered = false;
+        let mut news_ns = self.clock.now_ns();
         while !self.presence.is_stopped() {
             let Some(mut driver) = self.try_driver() else {
                 if self.presence.user_blocked.load(Ordering::SeqCst) {
@@ -157,7 +158,9 @@ impl Inner {
             has_offered = false;
             let now_ns = self.clock.now_ns();
             // ORDERING: a hint.
-            if now_ns.saturating_sub(self.presence.driven_ns.load(Ordering::Relaxed)) < nanos(LEASE) {
+            let driven_ns = self.presence.driven_ns.load(Ordering::Relaxed);
+            news_ns = news_ns.max(driven_ns);
+            if now_ns.saturating_sub(driven_ns) < nanos(LEASE) {
                 drop(driver);
                 std::thread::park_timeout(LEASE);
                 continue;
@@ -171,6 +174,7 @@ impl Inner {
                 continue;
             }
             if moved {
+                news_ns = now_ns;
                 self.poll_descriptors(&mut driver, Duration::ZERO);
                 continue;
             }
@@ -183,26 +187,32 @@ impl Inner {
                 std::thread::yield_now();
                 continue;
             }
-            if self.block_worker(driver) && self.uses_streams() {
+            if self.block_worker(driver, now_ns.saturating_sub(news_ns)) && self.uses_streams() {
                 linger_until_ns = self.clock.now_ns() + LINGER_NS;
             }
         }
     }
 
-    /// Blocks in epoll; true when a descriptor was ready.
-    fn block_worker(&self, mut driver: MutexGuard<'_, Driver>) -> bool {
+    /// Blocks in epoll, after so long without news; true when a descriptor was
+    /// ready.
+    fn block_worker(&self, mut driver: MutexGuard<'_, Driver>, idle_ns: u64) -> bool {
         // ORDERING: announce, then look once more; partners: `wake` and `Doorbell::notify_remote`.
         self.doorbell.set_patience(0, 0);
         self.presence.worker_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_worker_blocked(true);
         self.groups.arm();
-        let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() || self.groups.must_be_polled() {
+        let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() {
             Duration::ZERO
         } else {
             // Nobody sleeps, so nobody waits: arrivals can lie in the ring until it is half full, or the next tick.
             let patience = if self.counters.has_waiters() { 0 } else { u32::MAX };
             self.doorbell.set_patience(patience, 0);
-            driver.until_tick(self.clock.now_ns())
+            let until_tick = driver.until_tick(self.clock.now_ns());
+            if self.groups.must_be_polled() {
+                until_tick.min(pause(idle_ns))
+            } else {
+                until_tick
+            }
         };
         let mut ready = driver.take_ready();
         drop(driver);
@@ -368,6 +378,13 @@ impl Inner {
     }
 }
 
+/// Between two looks at a NIC that announces nothing, after so long without news:
+/// what is waited for is seen little later than when it came, measured by how
+/// long it took, and an idle engine costs next to nothing.
+fn pause(idle_ns: u64) -> Duration {
+    Duration::from_nanos(idle_ns / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+}
+
 enum Driven {
     Done,
     SpinOver(u64),
@@ -394,6 +411,9 @@ const PARK: Duration = Duration::from_millis(100);
 ///
 /// MEASURED: longer than a gap within a stream on loopback; shorter than what a heartbeat may cost an idle engine.
 const LINGER_NS: u64 = 100_000;
+/// Shorter, and the kernel's own way to sleep and back would be most of it.
+const SHORTEST_PAUSE: Duration = Duration::from_micros(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 /// Longest sleep on the doorbell: bounds what a lost wake-up can cost.
 const NAP: Duration = Duration::from_millis(50);
 /// Milliseconds that a closing engine waits for the driver.

@@ -78,6 +78,7 @@ impl Poller {
     /// The system's; an interruption is no error.
     pub fn wait(&self, timeout: Duration, ready: &mut Vec<Ready>) -> io::Result<()> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
+        let timeout = if timeout < MILLISECOND { self.doze(timeout) } else { timeout };
         let timeout_ms = timeout.as_micros().div_ceil(1000).min(60_000) as libc::c_int;
         ready.clear();
         // SAFETY: `events` has room for BATCH events.
@@ -96,6 +97,17 @@ impl Poller {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Waits for less than epoll can count; returns what is left to wait: nothing.
+    fn doze(&self, timeout: Duration) -> Duration {
+        if !timeout.is_zero() {
+            let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let timeout = libc::timespec { tv_sec: 0, tv_nsec: timeout.subsec_nanos().into() };
+            // SAFETY: one pollfd and a timeout that live through the call; no signal mask.
+            unsafe { libc::ppoll(&raw mut poll, 1, &raw const timeout, std::ptr::null()) };
+        }
+        Duration::ZERO
     }
 
     fn control(&self, operation: libc::c_int, fd: &impl AsRawFd, token: u64, interest: Interest) -> io::Result<()> {
@@ -156,3 +168,4 @@ impl AsRawFd for EventFd {
 }
 
 const BATCH: usize = 64;
+const MILLISECOND: Duration = Duration::from_millis(1);

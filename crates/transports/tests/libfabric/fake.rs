@@ -137,7 +137,7 @@ fn build() -> Option<&'static PathBuf> {
             // Renamed when it is whole: other processes compile it too.
             let aside = built.with_extension(format!("{}.tmp", std::process::id()));
             let output = Command::new("cc")
-                .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
+                .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread", "-o"])
                 .arg(&aside)
                 .arg(format!("-Wl,--version-script={}", sources.join("fake.map").display()))
                 .arg(sources.join("fake.c"))

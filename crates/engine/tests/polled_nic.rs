@@ -1,0 +1,78 @@
+//! Engines over a NIC that has no descriptor to wait on, as EFA's: the fake libfabric.
+
+// A test may unwrap: its panic is the report.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyfabric_engine::transports::libfabric::FabricSettings;
+use anyfabric_engine::{Config, Engine, Polling, WriteOptions};
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn engine(library: &Path, polling: Polling) -> Engine {
+    let libfabric = FabricSettings {
+        provider: Some("fake".into()),
+        library: Some(library.to_str().unwrap().to_owned()),
+        ..FabricSettings::default()
+    };
+    Engine::new(Config { transports: vec!["libfabric".into()], libfabric, polling, ..Config::default() }).unwrap()
+}
+
+/// Processor time that the worker of the only engine has used.
+fn worker_time() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let stats = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default());
+    let worker = stats.filter_map(|stat| Some(stat.split_once("(anyfabric) ")?.1.to_owned())).next().unwrap();
+    let ticks: u64 = worker.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// The part of one core that an idle engine's worker uses, of what it could get.
+fn idle_use(library: &Path, polling: Polling) -> f64 {
+    let _engine = engine(library, polling);
+    std::thread::sleep(Duration::from_millis(100));
+    let (began, used) = (Instant::now(), worker_time());
+    std::thread::sleep(Duration::from_secs(2));
+    (worker_time() - used).as_secs_f64() / began.elapsed().as_secs_f64()
+}
+
+// One test: what is counted is the only worker's.
+#[test]
+fn a_nic_without_a_descriptor_is_looked_at_and_does_not_cost_a_core() {
+    let Some(library) = fake() else { return };
+    // Processor time, so that a busy machine makes it less and not more.
+    let adaptive = idle_use(&library, Polling::Adaptive);
+    assert!(adaptive < 0.2, "an idle engine uses {:.0} % of a core", 100.0 * adaptive);
+
+    // What comes after any silence is seen, by the worker and by whoever waits.
+    let (here, there) = (engine(&library, Polling::Adaptive), engine(&library, Polling::Adaptive));
+    let (source, target) = (here.allocate(4096).unwrap(), there.allocate(4096).unwrap());
+    let remote = here.import(&target.descriptor().unwrap().encode()).unwrap();
+    let counter = there.counter(Some(7), &[]).unwrap();
+    for (round, silence_ms) in [0, 0, 1, 3, 30, 300].into_iter().enumerate() {
+        std::thread::sleep(Duration::from_millis(silence_ms));
+        let (src, dst) = (source.slice(0..64).unwrap(), remote.slice(0..64).unwrap());
+        let transfer = here.write(&src, &dst, WriteOptions::counted(7)).unwrap();
+        counter.wait(round as u64 + 1, Some(LONG)).unwrap();
+        transfer.wait(Some(LONG)).unwrap();
+    }
+    assert_eq!(here.path(there.address()).transport, "libfabric");
+}
+
+/// Compiles the fake libfabric; `None`, with the reason printed, without a compiler.
+fn fake() -> Option<PathBuf> {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../transports/tests/libfabric");
+    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("polled-libfabric-{}.so", std::process::id()));
+    let map = format!("-Wl,--version-script={}", sources.join("fake.map").display());
+    let mut compile = Command::new("cc");
+    compile.args(["-O2", "-shared", "-fPIC", "-pthread", &map, "-o"]).args([&library, &sources.join("fake.c")]);
+    let Ok(built) = compile.status() else {
+        println!("skipped: no C compiler for the fake libfabric");
+        return None;
+    };
+    assert!(built.success());
+    Some(library)
+}
