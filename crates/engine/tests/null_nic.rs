@@ -189,11 +189,23 @@ fn memory_that_cannot_be_registered() {
     write().unwrap();
 }
 
-/// Longer than what a driver pins by itself, at both ends.
+/// Longer than what a driver pins by itself, at both ends; in one thread, however much waits for it.
 fn a_large_region_is_pinned_aside() {
     let pair = Pair::new((&["null0", "null1"], &["null0"]), 80 << 20);
     let transfers: Vec<_> = (0..4).map(|_| pair.start(80 << 20)).collect();
     transfers.iter().for_each(|transfer| transfer.wait(None).unwrap());
+
+    let other = pair.here.allocate(80 << 20).unwrap();
+    let (src, dst) = (other.slice(0..64).unwrap(), pair.remote.slice(0..64).unwrap());
+    knob(Knob::PinningMs, Some(100));
+    let transfers: Vec<_> = (0..200).map(|_| pair.here.write(&src, &dst, WriteOptions::default()).unwrap()).collect();
+    let names = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| {
+        // It may be over by now.
+        std::fs::read_to_string(task.unwrap().path().join("comm")).ok()
+    });
+    assert_eq!(names.filter(|name| name.trim() == "anyfabric-pin").count(), 1);
+    transfers.iter().for_each(|transfer| transfer.wait(Some(LONG)).unwrap());
+    knob(Knob::PinningMs, Some(0));
 }
 
 fn a_peer_with_other_transports_only() {

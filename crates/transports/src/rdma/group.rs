@@ -5,7 +5,7 @@
 //! one attempt at a lock for each operation and each poll, and none for a work
 //! request or a completion.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -53,6 +53,8 @@ pub struct RailGroup<N: Nic> {
     /// Left by threads that found the NICs taken.
     left: Mutex<VecDeque<(u32, Op)>>,
     has_left: AtomicBool,
+    /// Large regions that are being registered, by number, and what waits for each.
+    pinning: Mutex<HashMap<u64, Vec<Then<N>>>>,
     looked_ns: AtomicU64,
     pub(super) clock: Clock,
 }
@@ -88,6 +90,7 @@ impl<N: Nic> RailGroup<N> {
             state: Mutex::new(State { nics, book, writes: Vec::new() }),
             left: Mutex::default(),
             has_left: AtomicBool::new(false),
+            pinning: Mutex::default(),
             looked_ns: AtomicU64::new(0),
             clock,
         })
@@ -145,8 +148,9 @@ impl<N: Nic> RailGroup<N> {
     }
 
     /// Goes on with a region once it is registered: at once when it is, or when
-    /// that is quick; otherwise in a thread of its own, for pinning gigabytes takes
-    /// seconds, and whoever drives the engine must not be silent for so long.
+    /// that is quick; otherwise in a thread of its own, one a region, for pinning
+    /// gigabytes takes seconds, and whoever drives the engine must not be silent for
+    /// so long.
     pub(super) fn when_registered(
         self: &Arc<Self>,
         region: &Arc<Region>,
@@ -156,17 +160,27 @@ impl<N: Nic> RailGroup<N> {
         if region.nbytes() <= QUICK_BYTES || self.is_registered(region) {
             return then(self, self.register(region));
         }
-        // Taken by the thread, or by us when there is none.
-        let then = Arc::new(Mutex::new(Some(then)));
-        let go_on = |group: &Self, region: &Region, then: &Mutex<Option<Then<N>>>| {
-            let then = lock(then).take();
-            then.into_iter().for_each(|then| then(group, group.register(region)));
+        let is_first = {
+            let mut pinning = lock(&self.pinning);
+            let waiting = pinning.entry(region.id).or_default();
+            waiting.push(then);
+            waiting.len() == 1
         };
-        let (group, memory, for_thread) = (Arc::clone(self), Arc::clone(region), Arc::clone(&then));
-        let thread = std::thread::Builder::new().name("anyfabric-pin".into());
-        if thread.spawn(move || go_on(&group, &memory, &for_thread)).is_err() {
-            go_on(self, region, &then);
+        if is_first {
+            let (group, memory) = (Arc::clone(self), Arc::clone(region));
+            let thread = std::thread::Builder::new().name("anyfabric-pin".into());
+            if thread.spawn(move || group.pin(&memory)).is_err() {
+                self.pin(region);
+            }
         }
+    }
+
+    /// Registers a region, and goes on with all that waits for it.
+    fn pin(&self, region: &Region) {
+        let registered = self.register(region);
+        // Who comes after this finds it registered, or tries again.
+        let waiting = lock(&self.pinning).remove(&region.id);
+        waiting.into_iter().flatten().for_each(|then| then(self, registered.clone()));
     }
 
     /// Whether a region can be posted from at once.

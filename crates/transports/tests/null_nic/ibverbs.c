@@ -90,6 +90,7 @@ static struct {
   long flushes_nothing; // what a broken queue pair has is forgotten
   long gid_index;       // where the GID of each port is
   long sgid_index;      // what the last queue pair was connected with
+  long pinning_ms;      // how long a registration takes
 } knobs = {.fails_after = -1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -254,6 +255,7 @@ struct mr *ibv_reg_mr(struct pd *pd, void *addr, size_t length, int access) {
     errno = ENOMEM;
     return NULL;
   }
+  if (knobs.pinning_ms) usleep((useconds_t)knobs.pinning_ms * 1000);
   struct mr *mr = calloc(1, sizeof *mr);
   mr->pd = pd, mr->addr = addr, mr->length = length;
   mr->lkey = mr->rkey = __atomic_add_fetch(&next_number, 1, __ATOMIC_RELAXED);

@@ -35,6 +35,8 @@ pub(crate) enum Knob {
     GidIndex,
     /// With which index the last queue pair was connected.
     SgidIndex,
+    /// How long a registration takes.
+    PinningMs,
 }
 
 /// Path of the library, built at the first call.
