@@ -17,6 +17,7 @@ use super::book::{Book, Stage, Turn};
 use super::link::{PathOptions, RailLink, RailPath};
 use super::nic::{Domain, Nic, NicAbout, NicError, RemoteMemory};
 use super::registrations::Registrations;
+use crate::sys::populate;
 use crate::{lock, Clock, Op, Region, Sink};
 
 /// The NICs that serve one engine through one library, for the engine.
@@ -47,7 +48,8 @@ pub trait NicGroup: Send + Sync {
 /// NICs and what is under way on them.
 pub struct RailGroup<N: Nic> {
     library: NicLibrary,
-    registrations: Vec<Registrations<N::Domain>>,
+    /// By NIC; ports of one device have theirs in common.
+    registrations: Vec<Arc<Registrations<N::Domain>>>,
     abouts: Vec<NicAbout>,
     state: Mutex<State<N>>,
     /// Left by threads that found the NICs taken.
@@ -78,10 +80,12 @@ impl<N: Nic> RailGroup<N> {
     pub fn new(library: NicLibrary, mut nics: Vec<N>, clock: Clock) -> Arc<Self> {
         nics.truncate(MAX_NICS);
         let place = |idx| idx + library as usize * MAX_NICS;
-        let registrations = |(idx, nic): (usize, &N)| {
-            Registrations::new(Arc::clone(nic.domain()), place(idx), NUM_LIBRARIES * MAX_NICS)
-        };
-        let registrations = nics.iter().enumerate().map(registrations).collect();
+        let mut registrations: Vec<Arc<Registrations<N::Domain>>> = Vec::new();
+        for (idx, nic) in nics.iter().enumerate() {
+            let known = registrations.iter().find(|of| of.is_of(nic.domain())).cloned();
+            let of_domain = || Registrations::new(Arc::clone(nic.domain()), place(idx), NUM_LIBRARIES * MAX_NICS);
+            registrations.push(known.unwrap_or_else(|| Arc::new(of_domain())));
+        }
         let book = Book { owners: nics.iter().map(|_| Vec::new()).collect(), ..Book::default() };
         Arc::new(Self {
             library,
@@ -192,11 +196,32 @@ impl<N: Nic> RailGroup<N> {
     /// Registers a region with every NIC, unless it is; tells what a peer needs
     /// to write into it over each.
     fn register(&self, region: &Region) -> Result<Keys, NicError> {
-        let remote = |registrations: &Registrations<N::Domain>| {
+        if region.nbytes() > QUICK_BYTES {
+            self.pin_side_by_side(region);
+        }
+        let remote = |registrations: &Arc<Registrations<N::Domain>>| {
             let RemoteMemory { base, key } = N::Domain::remote(registrations.of(region)?);
             Ok((base, key))
         };
         self.registrations.iter().map(remote).collect()
+    }
+
+    /// Registers a large region with all devices at the same time; what fails is
+    /// tried again by who asks for the registration, and told then.
+    fn pin_side_by_side(&self, region: &Region) {
+        if self.registrations.iter().filter(|of| !of.knows(region)).count() < 2 {
+            return;
+        }
+        // Each device takes references of its own, but the pages have to be found and zeroed once only.
+        populate(region.as_ptr(), region.nbytes(), region.writable);
+        std::thread::scope(|scope| {
+            for registrations in &self.registrations {
+                let pin = || drop(registrations.of(region));
+                if std::thread::Builder::new().name("anyfabric-pin".into()).spawn_scoped(scope, pin).is_err() {
+                    return;
+                }
+            }
+        });
     }
 }
 
@@ -211,7 +236,7 @@ impl<N: Nic> State<N> {
 
     /// Posts what there is room for.
     #[inline]
-    pub(super) fn pump(&mut self, registrations: &[Registrations<N::Domain>], now_ns: u64) {
+    pub(super) fn pump(&mut self, registrations: &[Arc<Registrations<N::Domain>>], now_ns: u64) {
         // What cannot go on now is dirty again, for the next turn.
         for _ in 0..self.book.dirty.len() {
             let Some(rail) = self.book.dirty.pop_front() else { break };
