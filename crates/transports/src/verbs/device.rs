@@ -4,8 +4,9 @@ use std::ffi::{c_void, CStr};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use super::library::Library;
 use super::port::Port;
-use super::sys::{self, Context, DeviceAttr, Library, Mr, Pd};
+use super::sys::{self, Context, DeviceAttr, Mr, Pd};
 use super::VerbsSettings;
 use crate::rdma::{Domain, NicError, RemoteMemory};
 use crate::sys::{close_in_children, fork_generation};
