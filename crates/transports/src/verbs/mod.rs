@@ -14,6 +14,7 @@
 mod chain;
 mod completions;
 mod device;
+mod fixed;
 #[cfg(test)]
 mod layout;
 mod library;
