@@ -143,8 +143,8 @@ impl Book {
         rail.small.front().or_else(bulk).copied()
     }
 
-    /// Posts one batch of a part; how many writes, or `None` when the rail is
-    /// broken.
+    /// Posts one batch of a part; how many writes, or `None` when the NIC did not
+    /// take all of it.
     fn post_part<N: Nic>(
         &mut self,
         nic: &mut N,
@@ -165,7 +165,7 @@ impl Book {
             return Some(0);
         }
         let rail = self.paths.get(part.path)?.rails.get(part.rail)?.idx?;
-        let (taken, nbytes) = match &flight.op.payload {
+        let (taken, nbytes, is_whole) = match &flight.op.payload {
             Payload::Write { source, binding, extents } => {
                 let (Ok(source), Some(Target::Nics(keys))) = (registrations.of(source), binding.target()) else {
                     part.cursor.stop();
@@ -199,7 +199,7 @@ impl Book {
                     batched.nbytes = nbytes;
                 }
                 debug_assert!(taken == writes.len() || !matches!(marks, Marks::Last(_)));
-                (taken, nbytes)
+                (taken, nbytes, taken == writes.len())
             }
             Payload::Signal | Payload::Message(_) => {
                 let token = self.batches.insert(Batched { part: part_idx, nbytes: 0 });
@@ -208,7 +208,7 @@ impl Book {
                     return None;
                 };
                 part.cursor.stop();
-                (1, 0)
+                (1, 0, true)
             }
         };
         part.under_way += 1;
@@ -219,7 +219,8 @@ impl Book {
         if is_bulk {
             rail.bulk_bytes += nbytes;
         }
-        Some(taken)
+        // A provider may hold back what it was told more follows on: its completions cannot be waited for.
+        is_whole.then_some(taken)
     }
 }
 
