@@ -69,7 +69,7 @@ class Service:
                 self._log_events()
             else:
                 self._callbacks.pop(token)()
-        except Exception:
+        except BaseException:  # also what would end the thread, and with it the callbacks of everybody else
             logging.getLogger("anyfabric").exception("a callback of a transfer raised; it ends here")
 
     def _log_events(self) -> None:

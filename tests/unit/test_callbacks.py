@@ -9,6 +9,7 @@ import time
 import weakref
 
 import numpy as np
+import pytest
 
 import anyfabric as af
 
@@ -32,16 +33,20 @@ def test_callbacks_run_once_on_the_thread_of_the_engine(engine, peer):
     assert finished.wait(10)
 
 
-def test_an_exception_ends_in_the_log(engine, peer, caplog):
+@pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
+def test_an_exception_ends_in_the_log(engine, peer, caplog, kind):
+    def fail(_):
+        raise kind
+
     src, dst = engine.register(np.ones(64)), peer.allocate(512)
     later = threading.Event()
     with caplog.at_level(logging.ERROR, "anyfabric"):
         transfer = engine.write(src, dst.descriptor())
-        transfer.on_done(lambda _: 1 / 0)
+        transfer.on_done(fail)
         transfer.on_done(lambda _: later.set())
         assert later.wait(10)
     transfer.wait(0)
-    assert "ZeroDivisionError" in caplog.text
+    assert kind.__name__ in caplog.text
     engine.write(src, dst.descriptor()).wait(10)
 
 
