@@ -52,6 +52,13 @@ def test_info_as_json(tmp_path):
     assert json.loads(file.read_text())["version"] == found["version"]
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    for place in (tmp_path, Path("/dev/full"), Path("/proc/none/info.json")):
+        done = run("info", "--json", str(place), code=1)
+        assert f"cannot write {place}" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_errors_are_lines_on_stderr():
     done = run("info", env={"ANYFABRIC_TCP_STREAMS": "[bold]"}, code=1)
     assert done.stdout == ""
@@ -151,6 +158,15 @@ def test_perf_without_a_nic_says_so(transport):
     assert f"error: {transport}: " in done.stderr
     assert "code=unsupported" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(tmp_path):
+    program = "import sys; sys.modules['matplotlib'] = None; from anyfabric.cli import main; main()"
+    command = [sys.executable, "-c", program, "perf", "--plot", str(tmp_path / "perf.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "plots need matplotlib" in done.stderr
 
 
 def test_perf_plots(tmp_path):

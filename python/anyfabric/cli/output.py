@@ -53,8 +53,12 @@ def write_json(json_to: str, document: object) -> None:
         sys.stdout.write(text)
         return
     path = Path(json_to)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as cause:
+        msg = f"cannot write {path}: {cause.strerror}"
+        raise click.ClickException(msg) from cause
     messages().print(f"wrote {path}", highlight=False)
 
 

@@ -15,7 +15,7 @@ import anyfabric as af
 from anyfabric.cli.output import data, json_option, messages, printed_size, write_json
 from anyfabric.cli.perf_cases import MEMORIES, OPERATIONS, Case, parse_sizes, plan
 from anyfabric.cli.perf_peer import Peer
-from anyfabric.cli.perf_report import document, plot, table
+from anyfabric.cli.perf_report import document, plot, require_matplotlib, table
 from anyfabric.cli.perf_run import local_link, remote_link, run_case
 from anyfabric.cli.perf_settings import (
     OVER_NICS,
@@ -80,6 +80,8 @@ def perf(ctx: click.Context, **options: Any) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
+    if options["plot_to"] is not None:
+        require_matplotlib()
     settings, connect = settings_of(options), options["connect"]
     cases = plan(
         transports=options["transport"]

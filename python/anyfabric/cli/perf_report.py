@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import subprocess
@@ -21,7 +22,7 @@ from anyfabric.cli.perf_cases import USE_MEMORY
 from anyfabric.config import resolve
 from anyfabric.errors import Unsupported
 
-__all__ = ["document", "plot", "table"]
+__all__ = ["document", "plot", "require_matplotlib", "table"]
 
 Row = dict[str, Any]
 
@@ -83,18 +84,25 @@ def table(rows: list[Row], baselines: list[Row]) -> Table:
     return found
 
 
-def plot(rows: list[Row], baselines: list[Row], path: Path) -> None:
-    """Draw GB/s and the median latency over the size, a line per transport and operation.
+def require_matplotlib() -> None:
+    """Say that it is missing before minutes are spent on what it shall draw.
 
     Raises:
         Unsupported: matplotlib is not installed.
     """
-    try:
-        importlib.import_module("matplotlib").use("Agg")
-        pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    except ImportError as cause:
+    if importlib.util.find_spec("matplotlib") is None:
         msg = "plots need matplotlib; try: pip install 'anyfabric[plot]'"
-        raise Unsupported(msg, operation="plot") from cause
+        raise Unsupported(msg, operation="plot")
+
+
+def plot(rows: list[Row], baselines: list[Row], path: Path) -> None:
+    """Draw GB/s and the median latency over the size, a line per transport and operation.
+
+    Raises: As `require_matplotlib`.
+    """
+    require_matplotlib()
+    importlib.import_module("matplotlib").use("Agg")
+    pyplot: Any = importlib.import_module("matplotlib.pyplot")
     panels = _panels(rows, baselines)
     figure, grid = pyplot.subplots(
         len(panels), 2, figsize=(WIDTH_INCHES, ROW_INCHES * len(panels)), layout="constrained", squeeze=False
