@@ -334,7 +334,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "ack_timeout",
         "ANYFABRIC_ACK_TIMEOUT",
-        14,
+        16,
         "Until verbs sends an unanswered packet again: 4.096 us times 2 to this power",
         _integer(1, 31),
     ),

@@ -93,7 +93,7 @@ class Engine(_core.Engine):
             traffic_class: Of verbs, 0.
             service_level: Of verbs, 0.
             pkey_index: Of verbs, 0.
-            ack_timeout: 4.096 us times 2 to this power, 14, until a packet is sent again.
+            ack_timeout: 4.096 us times 2 to this power, 16, until a packet is sent again.
             retry_count: Times that it is sent again, 6.
             rnr_retry: Times that a peer which takes no more arrivals is asked again, 6.
             relaxed_ordering: Whether a NIC's writes to memory may pass one another, true.
