@@ -33,9 +33,7 @@ pub(crate) struct Driver {
     listener_rests: bool,
     next_id: u32,
     ready: Vec<Ready>,
-    /// Those that are not lost.
     peers: Vec<Arc<Peer>>,
-    peers_version: u64,
     next_tick_ns: u64,
 }
 
@@ -66,7 +64,6 @@ impl Driver {
             next_id: 0,
             ready: Vec::new(),
             peers: Vec::new(),
-            peers_version: 0,
             next_tick_ns: 0,
         }
     }
@@ -97,10 +94,8 @@ impl Inner {
     /// Everything that needs no descriptor; true when something moved.
     #[inline]
     pub(crate) fn poll_links(&self, driver: &mut Driver) -> bool {
-        let peers_version = self.peers_version();
-        if driver.peers_version != peers_version {
-            driver.peers_version = peers_version;
-            driver.peers = self.live_peers();
+        if driver.peers.len() != self.num_peers() {
+            driver.peers = self.peers();
         }
         let mut moved = false;
         for idx in 0..driver.peers.len() {
@@ -110,7 +105,7 @@ impl Inner {
             }
             moved |= peer.base.poll(self);
             if !peer.is_clear() {
-                moved |= peer.dispatch_waiting();
+                moved |= peer.dispatch_waiting(self.presence.has_listened(self.clock.now_ns()));
             }
         }
         for group in self.groups.opened() {
@@ -138,6 +133,7 @@ impl Inner {
     }
 
     pub(crate) fn handle_ready(&self, driver: &mut Driver) {
+        self.presence.set_hearing(true);
         let ready = driver.take_ready();
         for event in &ready {
             let idx = (event.token >> 8 & 0xffff_ffff) as u32;
@@ -158,11 +154,11 @@ impl Inner {
         while let Some(event) = self.take_event() {
             self.handle_event(driver, event);
         }
+        self.presence.set_hearing(false);
     }
 
     fn ready_link(&self, driver: &Driver, idx: u32, event: Ready) {
-        let known = driver.peers.binary_search_by_key(&idx, |peer| peer.idx).ok();
-        let Some(peer) = known.map(|at| Arc::clone(&driver.peers[at])).or_else(|| self.peer(idx)) else { return };
+        let Some(peer) = driver.peers.get(idx as usize).cloned().or_else(|| self.peer(idx)) else { return };
         let channel = (event.token & 0xff) as u8;
         match peer.shm() {
             Some(shm) if channel >= LOCAL_CHANNELS => shm.ready(channel, event, self),
@@ -193,13 +189,12 @@ impl Inner {
                     self.on_broken(driver, &peer, channel, &why);
                 }
             }
-            Event::Parted(idx, why) => {
-                if let Some(peer) = self.peer(idx) {
-                    self.on_parted(&peer, &why);
-                }
-            }
             Event::Exited(idx) => {
                 if let Some(peer) = self.peer(idx) {
+                    if let Some(shm) = peer.shm() {
+                        self.poller.remove(shm.process());
+                        self.poller.remove(shm.socket());
+                    }
                     self.lose(&peer, crate::control::EXITED);
                     self.gone(&peer);
                 }
@@ -306,7 +301,7 @@ impl Inner {
             }
         }
         self.tick_meets(driver, now_ns);
-        for peer in self.live_peers() {
+        for peer in self.peers() {
             if was_stopped {
                 peer.heard(now_ns);
             }
@@ -409,7 +404,7 @@ const KIND_MEET: u64 = 1;
 const KIND_JOIN: u64 = 2;
 const KIND_LINK: u64 = 3;
 /// Channels from here on are the Unix socket's.
-pub(crate) const LOCAL_CHANNELS: u8 = 64;
+const LOCAL_CHANNELS: u8 = 64;
 const ACCEPTS: usize = 64;
 /// Handshakes under way at most.
 const MAX_MEETS: usize = 256;

@@ -37,7 +37,6 @@ mod join;
 mod meet;
 mod messages;
 mod peer;
-mod peers;
 mod placement;
 mod rails;
 mod region;

@@ -311,9 +311,11 @@ impl Peer {
         self.has_waiting.store(true, Ordering::Relaxed);
     }
 
-    /// Passes on what can go; true when something did.
-    pub(crate) fn dispatch_waiting(&self) -> bool {
-        if self.is_clear() {
+    /// Passes on what can go; true when something did. `has_listened`: what the
+    /// peer said has been read.
+    pub(crate) fn dispatch_waiting(&self, has_listened: bool) -> bool {
+        let is_behind = || self.link().is_some_and(|link| link.follows_control()) && self.base.has_news();
+        if self.is_clear() || !has_listened && is_behind() {
             return false;
         }
         let batch = std::mem::take(&mut *self.waiting());

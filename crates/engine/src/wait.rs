@@ -14,8 +14,11 @@ use std::sync::{Arc, MutexGuard, OnceLock, TryLockError};
 use std::thread::Thread;
 use std::time::Duration;
 
+use anyfabric_transports::Ticket;
+
 use crate::driver::Driver;
 use crate::inner::{nanos, Inner};
+use crate::peer::Peer;
 use crate::Polling;
 
 /// Where the threads of an engine are.
@@ -24,6 +27,10 @@ pub(crate) struct Presence {
     worker: OnceLock<Thread>,
     /// When a user thread last drove.
     driven_ns: AtomicU64,
+    /// When the driver last began to read what descriptors had to say, and has finished since.
+    listened_ns: AtomicU64,
+    /// Something that was read is being understood.
+    is_hearing: AtomicBool,
     /// The worker is in epoll.
     worker_blocked: AtomicBool,
     /// A user thread is in epoll, the driver in its hands.
@@ -45,6 +52,26 @@ impl Presence {
 
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
+    }
+
+    /// The driver has read what there was from that time on.
+    fn listened(&self, began_ns: u64) {
+        // ORDERING: after what was read has been acted upon; partner: `has_listened`.
+        self.listened_ns.store(began_ns, Ordering::Release);
+    }
+
+    /// Whether the driver has lately read everything.
+    #[inline]
+    pub(crate) fn has_listened(&self, now_ns: u64) -> bool {
+        // ORDERING: see `listened`.
+        now_ns.saturating_sub(self.listened_ns.load(Ordering::Acquire)) < FRESH_NS
+    }
+
+    /// What is read from now on has not been acted upon, until this is called with
+    /// false.
+    pub(crate) fn set_hearing(&self, is_hearing: bool) {
+        // ORDERING: before a descriptor is read, and after all of it was acted upon; partner: `Inner::is_behind`.
+        self.is_hearing.store(is_hearing, Ordering::SeqCst);
     }
 
     /// Wakes the worker if it stepped aside.
@@ -131,6 +158,19 @@ impl Inner {
         }
     }
 
+    /// Whether a peer may have told us that it stopped our rails, and nobody has
+    /// heard it: after a pause, be it that nothing was to do or that this process
+    /// was stopped, an operation waits for what was said before it.
+    #[inline]
+    pub(crate) fn is_behind(&self, peer: &Peer, ticket: &Ticket) -> bool {
+        if self.presence.has_listened(ticket.submitted_ns()) || !peer.link().is_some_and(|link| link.follows_control())
+        {
+            return false;
+        }
+        // In this order: what is not in the socket any more is being acted upon, or has been.
+        peer.base.has_news() || self.presence.is_hearing.load(Ordering::SeqCst)
+    }
+
     /// The worker's life.
     pub(crate) fn work(self: &Arc<Self>) {
         self.start_worker();
@@ -169,6 +209,7 @@ impl Inner {
             self.tick(&mut driver, now_ns);
             if busy {
                 self.poll_descriptors(&mut driver, Duration::ZERO);
+                self.presence.listened(now_ns);
                 drop(driver);
                 std::hint::spin_loop();
                 continue;
@@ -176,6 +217,7 @@ impl Inner {
             if moved {
                 news_ns = now_ns;
                 self.poll_descriptors(&mut driver, Duration::ZERO);
+                self.presence.listened(now_ns);
                 continue;
             }
             if now_ns < linger_until_ns {
@@ -280,6 +322,7 @@ impl Inner {
                 }
             }
             self.poll_descriptors(driver, Duration::ZERO);
+            self.presence.listened(now_ns);
             now_ns = self.clock.now_ns();
             self.tick(driver, now_ns);
             if done() {
@@ -397,6 +440,8 @@ enum Driven {
 /// MEASURED: crates/engine/examples/pair.rs, adaptive. Waking an idle virtual CPU takes 60 µs; with 50 µs of spinning
 /// an 8-byte write took 59 µs in the median, with 150 µs it takes 0.33 µs, and 5.9 µs on one shared core.
 const SPIN_NS: u64 = 150_000;
+/// For so long nothing that was said is missed: less than anybody waits for an answer.
+const FRESH_NS: u64 = 1_000_000;
 /// From when on it lets others have the core between looks.
 const YIELD_NS: u64 = 4_000;
 /// Turns between looks at the clock and at descriptors.

@@ -229,12 +229,12 @@ impl BindingTable {
         true
     }
 
-    /// The link closes. Returns what it leaves behind: operations may be under way.
-    pub fn close(&mut self) -> Vec<Arc<Binding>> {
+    /// The link closes.
+    pub fn close(&mut self) {
         self.asked.clear();
-        let left: Vec<_> = self.by_region.drain().flat_map(|(_, bindings)| bindings).collect();
-        left.iter().for_each(|binding| binding.refuse(Refusal::Closing));
-        left
+        for binding in self.by_region.drain().flat_map(|(_, bindings)| bindings) {
+            binding.refuse(Refusal::Closing);
+        }
     }
 
     fn find(&self, region: u64, key: u64, nbytes: u64) -> Option<&Arc<Binding>> {

@@ -162,6 +162,12 @@ pub trait Link: Send + Sync {
         true
     }
 
+    /// Whether the peer may have ended it with no more than a control message:
+    /// what is posted before that was read is lost.
+    fn follows_control(&self) -> bool {
+        false
+    }
+
     /// Prepares a peer's region. The binding may be pending at first;
     /// operations may be posted to it only when it is ready.
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding>;
@@ -213,6 +219,10 @@ pub trait Link: Send + Sync {
 pub trait ControlPath: Link {
     /// Whether the control connection stands.
     fn has_control(&self) -> bool;
+
+    /// Whether something of the peer's waits on the control connection that
+    /// nobody has read; asks the system.
+    fn has_news(&self) -> bool;
 
     /// Sends a control message, now or over the next control connection.
     fn send_control(&self, bytes: Vec<u8>);

@@ -124,11 +124,6 @@ impl Fabric {
         self.transport == "shm" && !self.isolate
     }
 
-    /// Whether an owner who gets no answer stops the writer's NICs, and with them whatever is on its way.
-    pub(crate) fn is_fenced_by_force(&self) -> bool {
-        matches!(self.transport, "verbs" | "libfabric")
-    }
-
     /// Memory as this fabric has it.
     pub(crate) fn region(&self, engine: &Engine, nbytes: u64) -> Region {
         new_region(engine, nbytes, self.memory)

@@ -367,7 +367,7 @@ impl Link for SimLink {
             self.push_control(connection, News::Broken { connection });
         }
         lock(&self.granted).clear();
-        drop(lock(&self.bindings).close());
+        lock(&self.bindings).close();
         let flights = std::mem::take(&mut *lock(&self.flights));
         for mut flight in flights.into_values() {
             flight.failure.get_or_insert_with(|| why.clone());
@@ -388,6 +388,10 @@ impl Link for SimLink {
 impl ControlPath for SimLink {
     fn has_control(&self) -> bool {
         self.connection().is_some()
+    }
+
+    fn has_news(&self) -> bool {
+        false
     }
 
     fn send_control(&self, bytes: Vec<u8>) {

@@ -42,6 +42,8 @@ pub(super) struct Path {
     pub(super) rails: Vec<Rail>,
     /// Operations for which no rail stands yet.
     pub(super) waiting: VecDeque<Op>,
+    /// Parts whose rail broke before they were on it, or between two of their batches, when no other stood.
+    pub(super) stranded: VecDeque<u32>,
     pub(super) turn: usize,
     pub(super) stats: Arc<PeerStats>,
     pub(super) splits: Arc<Splits>,
@@ -109,9 +111,8 @@ pub(super) struct Part {
     /// As it travels.
     pub(super) imm: Option<u32>,
     pub(super) is_bulk: bool,
-    /// Batches that have not ended, and whether there ever was one.
+    /// Batches that have not ended.
     pub(super) under_way: u32,
-    pub(super) has_begun: bool,
     /// Left its queue to wait for its own batches.
     pub(super) is_parked: bool,
 }
@@ -238,8 +239,8 @@ impl Book {
         }
     }
 
-    /// A rail stopped carrying anything: what had not been posted on it goes to
-    /// another, if none of it was.
+    /// A rail stopped carrying anything: the parts that wait for it go to another, or wait until one stands. What they
+    /// have posted before is placed. Where something is under way nobody knows: that fails, and with it the rest.
     pub(super) fn rail_stopped(&mut self, path_idx: u32, rail_no: usize, why: &str, now_ns: u64) {
         let Some(path) = self.paths.get_mut(path_idx) else { return };
         path.why = why.to_owned();
@@ -250,19 +251,44 @@ impl Book {
         };
         for part_idx in queued {
             let Some(part) = self.parts.get_mut(part_idx) else { continue };
-            match other.filter(|_| !part.has_begun) {
-                Some(other) => {
-                    part.rail = other;
-                    let is_bulk = part.is_bulk;
-                    if let Some(rail) = self.rail(path_idx, other) {
-                        if is_bulk { &mut rail.bulk } else { &mut rail.small }.push_back(part_idx);
+            let has_failed = self.flights.get(part.flight).is_none_or(|flight| flight.failure.is_some());
+            match other {
+                _ if part.under_way > 0 || has_failed => self.drop_part(part_idx, why, now_ns),
+                Some(other) => self.queue_part(part_idx, other),
+                None => {
+                    if let Some(path) = self.paths.get_mut(path_idx) {
+                        path.stranded.push_back(part_idx);
                     }
-                    self.set_dirty(path_idx, other);
                 }
-                None => self.drop_part(part_idx, why, now_ns),
             }
         }
         // Parked parts wait for batches, which end with a fault.
+    }
+
+    /// A rail stands: what was stranded goes over it.
+    pub(super) fn unstrand(&mut self, path_idx: u32, rail_no: usize) {
+        let stranded = self.paths.get_mut(path_idx).map(|path| std::mem::take(&mut path.stranded));
+        for part_idx in stranded.into_iter().flatten() {
+            self.queue_part(part_idx, rail_no);
+        }
+    }
+
+    /// Nothing will stand any more: fails what is stranded.
+    pub(super) fn drop_stranded(&mut self, path_idx: u32, why: &str, now_ns: u64) {
+        let stranded = self.paths.get_mut(path_idx).map(|path| std::mem::take(&mut path.stranded));
+        for part_idx in stranded.into_iter().flatten() {
+            self.drop_part(part_idx, why, now_ns);
+        }
+    }
+
+    fn queue_part(&mut self, part_idx: u32, rail_no: usize) {
+        let Some(part) = self.parts.get_mut(part_idx) else { return };
+        part.rail = rail_no;
+        let (path, is_bulk) = (part.path, part.is_bulk);
+        if let Some(rail) = self.rail(path, rail_no) {
+            if is_bulk { &mut rail.bulk } else { &mut rail.small }.push_back(part_idx);
+        }
+        self.set_dirty(path, rail_no);
     }
 
     /// Ends or notes the operations of a path whose tickets were given up.
@@ -289,6 +315,9 @@ impl Book {
             part.cursor.stop();
             let (flight, rail) = (part.flight, part.rail);
             self.fail_flight(flight, |_| why);
+            if let Some(path) = self.paths.get_mut(path_idx) {
+                path.stranded.retain(|stranded| *stranded != part_idx);
+            }
             if let Some(rail) = self.rail(path_idx, rail) {
                 rail.small.retain(|queued| *queued != part_idx);
                 rail.bulk.retain(|queued| *queued != part_idx);

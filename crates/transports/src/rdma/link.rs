@@ -85,6 +85,7 @@ impl<N: Nic> RailLink<N> {
             peer,
             rails: Vec::new(),
             waiting: VecDeque::new(),
+            stranded: VecDeque::new(),
             turn: 0,
             stats: Arc::clone(&stats),
             splits: Arc::new(Splits::default()),
@@ -229,9 +230,12 @@ impl<N: Nic> RailPath for RailLink<N> {
         let mut state = self.group.state();
         let num_rails = state.book.paths.get_mut(self.path).map_or(0, |path| path.rails.len());
         for rail in 0..num_rails {
-            let is_up = state.book.rail(self.path, rail).is_some_and(|rail| rail.stage != Stage::Down);
-            if is_up {
+            // What we have called and nobody has answered is not connected: there is nothing to stop, and it may come.
+            let lets_in = |stage| stage == Stage::Up || stage == Stage::Called && !self.is_caller;
+            if state.book.rail(self.path, rail).is_some_and(|rail| lets_in(rail.stage)) {
                 state.stop_rail(self.path, rail, "a peer was fenced that did not answer", now_ns);
+                // Now, and not when somebody polls: whoever goes on must not post before it can know.
+                state.tell_broken(self.path, rail);
             }
         }
     }
@@ -264,6 +268,10 @@ impl<N: Nic> Link for RailLink<N> {
 
     fn carries_messages(&self) -> bool {
         false
+    }
+
+    fn follows_control(&self) -> bool {
+        true
     }
 
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
@@ -343,6 +351,7 @@ impl<N: Nic> Link for RailLink<N> {
         }
         let num_rails = state.book.paths.get_mut(self.path).map_or(0, |path| path.rails.len());
         (0..num_rails).for_each(|rail| state.abandon(self.path, rail, "the peer was given up", now_ns));
+        state.book.drop_stranded(self.path, "the peer was given up", now_ns);
         let path = state.book.paths.retire(self.path);
         let waiting = path.map(|path| path.waiting).unwrap_or_default();
         drop(state);

@@ -1,7 +1,5 @@
 //! From operations to batches: shards, queues and windows.
 
-use std::sync::Arc;
-
 use anyfabric_plan::{shard_bytes, shard_pages, Extent, Extents, Shard};
 use anyfabric_wire::WireImm;
 
@@ -70,7 +68,6 @@ impl Book {
                 imm: imm.map(WireImm::encode),
                 is_bulk,
                 under_way: 0,
-                has_begun: false,
                 is_parked: false,
             };
             let part = self.parts.insert(part);
@@ -88,7 +85,7 @@ impl Book {
     pub(super) fn pump<N: Nic>(
         &mut self,
         nics: &mut [N],
-        registrations: &[Arc<Registrations<N::Domain>>],
+        registrations: &[Registrations<N::Domain>],
         (path, rail_no): (u32, usize),
         writes: &mut Vec<Extent>,
         now_ns: u64,
@@ -212,7 +209,6 @@ impl Book {
             }
         };
         part.under_way += 1;
-        part.has_begun = true;
         let (path, rail_no, is_bulk) = (part.path, part.rail, part.is_bulk);
         let rail = self.rail(path, rail_no)?;
         rail.under_way += 1;

@@ -127,6 +127,7 @@ impl<N: Nic> State<N> {
         let Some(rail) = self.book.rail(path_idx, rail_no) else { return };
         if rail.stage == Stage::Called && rail.attempt == attempt {
             (rail.stage, rail.is_decided, rail.backoff_ns) = (Stage::Up, true, 0);
+            self.book.unstrand(path_idx, rail_no);
             self.take_waiting(path_idx, now_ns);
         }
     }
@@ -198,11 +199,10 @@ impl<N: Nic> State<N> {
                 self.book.faulty.push((path_idx, rail_no));
                 continue;
             }
-            let attempt = rail.attempt;
             self.abandon(path_idx, rail_no, "the rail broke", now_ns);
             let why = self.book.paths.get(path_idx).map_or_else(String::new, |path| path.why.clone());
             self.not_made(path_idx, rail_no, why, now_ns);
-            self.tell(path_idx, Rails::Broken { rail: rail_no as u8, attempt });
+            self.tell_broken(path_idx, rail_no);
         }
     }
 
@@ -221,11 +221,20 @@ impl<N: Nic> State<N> {
             }
         }
         let Some(path) = self.book.paths.get_mut(path_idx) else { return };
-        if !path.waiting.is_empty() && path.is_hopeless() {
-            let why = crate::Failure::ConnectionBroken(format!("no NIC of the group is up: {}", path.why));
+        if path.is_hopeless() && !(path.waiting.is_empty() && path.stranded.is_empty()) {
+            let why = format!("no NIC of the group is up: {}", path.why);
             for op in std::mem::take(&mut path.waiting) {
-                op.end(Err(why.clone()));
+                op.end(Err(crate::Failure::ConnectionBroken(why.clone())));
             }
+            self.book.drop_stranded(path_idx, &why, now_ns);
+        }
+    }
+
+    /// Tells the peer that our end of a rail is of no more use.
+    pub(super) fn tell_broken(&mut self, path_idx: u32, rail_no: usize) {
+        let attempt = self.book.rail(path_idx, rail_no).map(|rail| rail.attempt);
+        if let Some(attempt) = attempt {
+            self.tell(path_idx, Rails::Broken { rail: rail_no as u8, attempt });
         }
     }
 

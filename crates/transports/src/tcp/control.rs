@@ -21,6 +21,10 @@ impl ControlPath for TcpLink {
         self.lane(0).is_some()
     }
 
+    fn has_news(&self) -> bool {
+        self.lane(0).is_some_and(|lane| lane.has_news())
+    }
+
     fn send_control(&self, bytes: Vec<u8>) {
         let sequence = {
             let mut controls = lock(&self.controls);

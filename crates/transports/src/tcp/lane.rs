@@ -79,6 +79,16 @@ impl Lane {
         self.pending.load(Ordering::Acquire) && !self.blocked.load(Ordering::Acquire)
     }
 
+    /// Whether bytes, or the end of the stream, wait to be read.
+    pub(super) fn has_news(&self) -> bool {
+        let mut byte = 0_u8;
+        // SAFETY: our own descriptor, and room for one byte, which stays in the socket.
+        let found = unsafe {
+            libc::recv(self.socket.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+        };
+        found >= 0
+    }
+
     /// Stops the stream: from now on nothing of the peer's lands through it,
     /// and everything that was to be sent ends with `why`.
     pub(super) fn stop(&self, why: &Failure) {
