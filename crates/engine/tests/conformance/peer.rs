@@ -1,7 +1,7 @@
 //! The peer's side: an engine or several, and a loop that does what it is told.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -253,11 +253,22 @@ impl State {
         let (engine, region) = self.region(region);
         let remote = self.remote(to)?;
         let (src, dst) = (region.slice(0..8)?, remote.slice(0..8)?);
-        let first = imms.start;
-        for imm in imms {
-            let written = engine.write(&src, &dst, WriteOptions::counted(imm)).and_then(|transfer| transfer.wait(None));
-            if let Err(error) = written {
-                return Ok(Answer::Flooded(imm - first, Some(error.into())));
+        // Many under way, or a slow machine takes minutes; all have ended before the answer.
+        let mut under_way = VecDeque::new();
+        let mut refused = None;
+        for imm in imms.clone() {
+            match engine.write(&src, &dst, WriteOptions::counted(imm)) {
+                Ok(transfer) => under_way.push_back((imm, transfer)),
+                Err(error) => refused = refused.or(Some((imm, error))),
+            }
+            while under_way.len() >= FLOOD_DEPTH || refused.is_some() || imm + 1 == imms.end {
+                let Some((imm, transfer)) = under_way.pop_front() else { break };
+                if let Err(error) = transfer.wait(None) {
+                    refused = refused.filter(|(first, _)| *first < imm).or(Some((imm, error)));
+                }
+            }
+            if let Some((first, error)) = refused {
+                return Ok(Answer::Flooded(first - imms.start, Some(error.into())));
             }
         }
         Ok(Answer::Flooded(u32::MAX, None))
@@ -316,6 +327,9 @@ impl State {
         Answer::Text(String::from_utf8_lossy(&text[..usize::try_from(nbytes).unwrap_or(0)]).into_owned())
     }
 }
+
+/// Writes of a flood that are under way at once.
+const FLOOD_DEPTH: usize = 64;
 
 fn limit_files(soft: u64) -> Answer {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
