@@ -270,7 +270,7 @@ impl Inner {
             }
         } else if resume.is_some() {
             return Err(Rejection::NoSession);
-        } else if self.num_peers() >= MAX_PEERS {
+        } else if self.num_live_peers() >= MAX_PEERS {
             return Err(Rejection::Busy);
         }
         self.random().map_err(|_| Rejection::Busy)

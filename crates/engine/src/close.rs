@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyfabric_transports::{Failure, Ticket};
+use anyfabric_transports::{Failure, Link, Ticket};
 use anyfabric_wire::Control;
 
 use crate::inner::{lock, Inner};
+use crate::peer::Peer;
 
 impl Inner {
     /// The end of an engine, once nothing new is taken.
@@ -23,13 +24,14 @@ impl Inner {
         }
         // Before the goodbye, or peers would take what they are owed for lost.
         self.send_last();
-        for peer in self.peers() {
-            if peer.lost().is_none() && peer.base.has_control() {
+        for peer in self.live_peers() {
+            let has_let_go = self.let_go_of(&peer);
+            if peer.base.has_control() {
                 for imm in peer.losses.take() {
                     peer.base.send_control(Control::CountFailed { imm }.encode());
                 }
                 let speaks = peer.state().session.as_ref().is_some_and(|session| session.version >= 2);
-                if speaks {
+                if speaks && has_let_go {
                     peer.base.send_control(Control::Goodbye.encode());
                 }
             }
@@ -43,6 +45,9 @@ impl Inner {
                 link.close(&Failure::Closed);
             }
             peer.fail_waiting(&Failure::Closed);
+            if let Some(shm) = peer.shm() {
+                shm.give_back();
+            }
         }
         for region in self.regions.all() {
             region.close();
@@ -55,6 +60,16 @@ impl Inner {
             endpoint.leave();
         }
     }
+
+    /// Stops writing into the memory of a process of this host, for good; true
+    /// when nothing of ours can touch it any more.
+    fn let_go_of(&self, peer: &Peer) -> bool {
+        peer.shm().is_none_or(|shm| {
+            shm.close(&Failure::Closed);
+            self.wait(Some(LAST_COPY), || shm.has_let_go())
+        })
+    }
+
     /// Ends the turn of whoever drives; acknowledgements that were to ride along
     /// with something go out alone.
     fn send_last(&self) {
@@ -66,3 +81,6 @@ impl Inner {
         }
     }
 }
+
+/// Longest time that a thread which copies into a peer's memory is waited for.
+const LAST_COPY: Duration = Duration::from_secs(1);

@@ -15,13 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyfabric_plan::{choose, Candidate};
-use anyfabric_transports::sys;
+use anyfabric_transports::sys::Ready;
 use anyfabric_transports::tcp::Lane;
 use anyfabric_transports::Failure;
 use anyfabric_wire::handshake::{Hello, Welcome};
 use anyfabric_wire::{Control, Imm};
 
-use crate::driver::{link_token, Driver, Release, HANDSHAKE};
+use crate::driver::{link_token, Driver, Release, HANDSHAKE, LOCAL_CHANNELS};
 use crate::events::Event;
 use crate::inner::{lock, nanos, Inner};
 use crate::meet::{Meet, MeetError};
@@ -218,12 +218,13 @@ impl Inner {
         if peer.lost().is_some() {
             return;
         }
-        if channel >= 64 {
+        if channel >= LOCAL_CHANNELS {
             if let Some(shm) = peer.shm() {
-                self.poller.remove(shm.socket());
+                shm.forget_socket(&self.poller);
             }
-            let why = if has_exited(peer) { EXITED } else { &format!("its Unix socket: {why}") };
-            return self.lose(peer, why);
+            // It may have said goodbye before that.
+            peer.base.ready(0, Ready { token: 0, readable: true, writable: false }, self);
+            return self.push_event(Event::Parted(peer.idx, why.to_owned()));
         }
         peer.base.disconnect(channel, why);
         self.log(20, format!("{}: stream {channel} broke: {why}", peer.address));
@@ -250,6 +251,13 @@ impl Inner {
             if gone {
                 self.lose(peer, why_ended(peer));
             }
+        }
+    }
+
+    pub(crate) fn on_parted(&self, peer: &Arc<Peer>, why: &str) {
+        if peer.lost().is_none() {
+            let why = if has_exited(peer) { EXITED } else { &format!("its Unix socket: {why}") };
+            self.lose(peer, why);
         }
     }
 
@@ -361,7 +369,12 @@ impl Inner {
             Control::EarlyArrivalsFull { .. } => peer.refuses_early.store(true, Ordering::Relaxed),
             Control::EarlyArrivalsRoom => peer.refuses_early.store(false, Ordering::Relaxed),
             Control::Rails { library, message } => self.on_rails(peer, library, message),
-            Control::Goodbye => self.part_from(peer, "it has closed its engine", 20),
+            Control::Goodbye => {
+                if let Some(shm) = peer.shm() {
+                    shm.peer_has_let_go();
+                }
+                self.part_from(peer, "it has closed its engine", 20);
+            }
         }
     }
 
@@ -398,7 +411,7 @@ pub(crate) fn why_ended(peer: &Peer) -> &'static str {
 /// Whether a peer's process has exited, as far as can be seen. Its sockets end a
 /// moment before it does, so one that seems to live is looked at for a moment.
 fn has_exited(peer: &Peer) -> bool {
-    peer.shm().is_some_and(|shm| sys::is_readable_within(shm.process(), LAST_MOMENT))
+    peer.shm().is_some_and(|shm| shm.has_exited(LAST_MOMENT))
 }
 
 pub(crate) const EXITED: &str = "its process has exited";

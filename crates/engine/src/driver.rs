@@ -33,7 +33,9 @@ pub(crate) struct Driver {
     listener_rests: bool,
     next_id: u32,
     ready: Vec<Ready>,
+    /// Those that are not lost.
     peers: Vec<Arc<Peer>>,
+    peers_version: u64,
     next_tick_ns: u64,
 }
 
@@ -64,6 +66,7 @@ impl Driver {
             next_id: 0,
             ready: Vec::new(),
             peers: Vec::new(),
+            peers_version: 0,
             next_tick_ns: 0,
         }
     }
@@ -94,8 +97,10 @@ impl Inner {
     /// Everything that needs no descriptor; true when something moved.
     #[inline]
     pub(crate) fn poll_links(&self, driver: &mut Driver) -> bool {
-        if driver.peers.len() != self.num_peers() {
-            driver.peers = self.peers();
+        let peers_version = self.peers_version();
+        if driver.peers_version != peers_version {
+            driver.peers_version = peers_version;
+            driver.peers = self.live_peers();
         }
         let mut moved = false;
         for idx in 0..driver.peers.len() {
@@ -158,7 +163,8 @@ impl Inner {
     }
 
     fn ready_link(&self, driver: &Driver, idx: u32, event: Ready) {
-        let Some(peer) = driver.peers.get(idx as usize).cloned().or_else(|| self.peer(idx)) else { return };
+        let known = driver.peers.binary_search_by_key(&idx, |peer| peer.idx).ok();
+        let Some(peer) = known.map(|at| Arc::clone(&driver.peers[at])).or_else(|| self.peer(idx)) else { return };
         let channel = (event.token & 0xff) as u8;
         match peer.shm() {
             Some(shm) if channel >= LOCAL_CHANNELS => shm.ready(channel, event, self),
@@ -189,12 +195,13 @@ impl Inner {
                     self.on_broken(driver, &peer, channel, &why);
                 }
             }
+            Event::Parted(idx, why) => {
+                if let Some(peer) = self.peer(idx) {
+                    self.on_parted(&peer, &why);
+                }
+            }
             Event::Exited(idx) => {
                 if let Some(peer) = self.peer(idx) {
-                    if let Some(shm) = peer.shm() {
-                        self.poller.remove(shm.process());
-                        self.poller.remove(shm.socket());
-                    }
                     self.lose(&peer, crate::control::EXITED);
                     self.gone(&peer);
                 }
@@ -301,7 +308,7 @@ impl Inner {
             }
         }
         self.tick_meets(driver, now_ns);
-        for peer in self.peers() {
+        for peer in self.live_peers() {
             if was_stopped {
                 peer.heard(now_ns);
             }
@@ -404,7 +411,7 @@ const KIND_MEET: u64 = 1;
 const KIND_JOIN: u64 = 2;
 const KIND_LINK: u64 = 3;
 /// Channels from here on are the Unix socket's.
-const LOCAL_CHANNELS: u8 = 64;
+pub(crate) const LOCAL_CHANNELS: u8 = 64;
 const ACCEPTS: usize = 64;
 /// Handshakes under way at most.
 const MAX_MEETS: usize = 256;

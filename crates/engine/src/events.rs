@@ -12,6 +12,8 @@ pub(crate) enum Event {
     Call(PeerIdx),
     Control(PeerIdx, Vec<u8>),
     Broken(PeerIdx, u8, String),
+    /// Its Unix socket ended, and what its streams had before that was read.
+    Parted(PeerIdx, String),
     Exited(PeerIdx),
     EarlyFull(PeerIdx),
 }

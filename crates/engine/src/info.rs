@@ -244,7 +244,7 @@ impl Inner {
         let mut quarantine = Vec::new();
         for region in regions.iter().chain(&self.revokes.quarantined()) {
             for idx in region.granted_to() {
-                let Some(peer) = peers.get(idx as usize) else { continue };
+                let Some(peer) = self.peer(idx) else { continue };
                 if region.owed_by().contains(&idx) || peer.lost().is_some() {
                     let (region, nbytes) = (region.id, region.nbytes());
                     quarantine.push(Quarantined { region, offset: 0, nbytes, peer: peer.address.to_string() });

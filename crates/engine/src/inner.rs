@@ -1,15 +1,14 @@
 //! What the handles of an engine share.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub(crate) use anyfabric_transports::lock;
 use anyfabric_transports::loopback::Endpoint;
 use anyfabric_transports::sys::{self, fork_generation, EventFd, Fd, Interest, Mapping, Poller};
-use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::{Clock, Doorbell, Failure, Link, PeerIdx, Region, RegionTable, Sink, Ticket};
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Control, EngineId, Imm, Refusal};
@@ -20,7 +19,8 @@ use crate::early::MAX_EARLY;
 use crate::events::{Event, EventLog};
 use crate::meet::random;
 use crate::messages::{Message, Messages};
-use crate::peer::{Base, Content, Peer, Phase, Submission};
+use crate::peer::{Content, Peer, Phase, Submission};
+use crate::peers::PeerTable;
 use crate::placement::Pinning;
 use crate::rails::Groups;
 use crate::revoke::Revokes;
@@ -55,8 +55,7 @@ pub(crate) struct Inner {
     pub(crate) under_way: Mutex<Vec<UnderWay>>,
     pub(crate) num_under_way: AtomicUsize,
     generation: u32,
-    peers: RwLock<Peers>,
-    num_peers: AtomicUsize,
+    pub(crate) peers: PeerTable,
     pub(crate) events: Mutex<VecDeque<Event>>,
     pub(crate) has_events: AtomicBool,
     pub(crate) log: Mutex<EventLog>,
@@ -66,12 +65,6 @@ pub(crate) struct Inner {
     uses_streams: AtomicBool,
     pub(crate) groups: Groups,
     pub(crate) pinning: Pinning,
-}
-
-#[derive(Default)]
-struct Peers {
-    by_engine: HashMap<EngineId, Arc<Peer>>,
-    by_idx: Vec<Arc<Peer>>,
 }
 
 /// A ticket whose deadline is watched.
@@ -125,8 +118,7 @@ impl Inner {
             under_way: Mutex::default(),
             num_under_way: AtomicUsize::new(0),
             generation: fork_generation(),
-            peers: RwLock::default(),
-            num_peers: AtomicUsize::new(0),
+            peers: PeerTable::default(),
             events: Mutex::default(),
             has_events: AtomicBool::new(false),
             log: Mutex::default(),
@@ -200,48 +192,6 @@ impl Inner {
 
     // ---- peers ---------------------------------------------------------------------------------
 
-    pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
-        self.peers.read().unwrap_or_else(PoisonError::into_inner).by_idx.clone()
-    }
-
-    #[inline]
-    pub(crate) fn num_peers(&self) -> usize {
-        // ORDERING: grows under the lock that guards the list; who sees it late looks again.
-        self.num_peers.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn peer(&self, idx: PeerIdx) -> Option<Arc<Peer>> {
-        self.peers.read().unwrap_or_else(PoisonError::into_inner).by_idx.get(idx as usize).cloned()
-    }
-
-    pub(crate) fn find_peer(&self, engine: EngineId) -> Option<Arc<Peer>> {
-        self.peers.read().unwrap_or_else(PoisonError::into_inner).by_engine.get(&engine).cloned()
-    }
-
-    /// The peer at that address, known or new.
-    pub(crate) fn peer_at(&self, address: &Address) -> Arc<Peer> {
-        if let Some(peer) = self.find_peer(address.engine) {
-            return peer;
-        }
-        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
-        let Peers { by_engine, by_idx } = &mut *peers;
-        let peer = by_engine.entry(address.engine).or_insert_with(|| {
-            let idx = by_idx.len() as PeerIdx;
-            let (streams, limit) = (self.config.tcp_streams, self.config.max_message_bytes);
-            let regions = Arc::clone(&self.regions);
-            let base = match &self.simulated {
-                Some(endpoint) => Base::Simulated(endpoint.link(idx, address.engine, regions)),
-                None => Base::Tcp(Arc::new(TcpLink::new(idx, regions, limit, streams, self.clock.clone()))),
-            };
-            let peer = Arc::new(Peer::new(idx, address.clone(), base, self.clock.now_ns()));
-            by_idx.push(Arc::clone(&peer));
-            // ORDERING: see `num_peers`.
-            self.num_peers.store(by_idx.len(), Ordering::Release);
-            peer
-        });
-        Arc::clone(peer)
-    }
-
     /// Makes sure that a path is there or under way.
     pub(crate) fn prepare(&self, peer: &Peer) {
         if peer.needs_call() {
@@ -308,6 +258,10 @@ impl Inner {
         let kept = if self.is_behind(peer, ticket) { Some(submission) } else { peer.dispatch(submission) };
         if let Some(submission) = kept {
             peer.push_waiting(submission);
+            if let Some(why) = peer.lost() {
+                // It was lost in between: nobody looks at what waits for it any more.
+                peer.fail_waiting(why);
+            }
             self.prepare(peer);
         }
         self.wake();
@@ -377,7 +331,7 @@ impl Inner {
     /// Gives up a session that the peer never heard of: what was under way to
     /// it fails, and the peer is met again like a new one.
     pub(crate) fn forget(&self, peer: &Arc<Peer>, why: &str) {
-        self.peers.write().unwrap_or_else(PoisonError::into_inner).by_engine.remove(&peer.address.engine);
+        self.unlist(peer.address.engine);
         self.part(peer, Failure::ConnectionBroken(why.to_owned()), 30, why);
         let next = self.peer_at(&peer.address);
         peer.losses.take().into_iter().for_each(|imm| next.losses.note(imm));
@@ -401,6 +355,10 @@ impl Inner {
             link.close(&failure);
         }
         peer.fail_waiting(&failure);
+        if let Some(shm) = peer.shm() {
+            shm.forget_socket(&self.poller);
+        }
+        self.note_lost(peer);
         self.revokes.peer_lost(self, peer);
         if peer.links().all(Link::is_quiet) {
             self.gone(peer);
@@ -414,6 +372,9 @@ impl Inner {
     pub(crate) fn gone(&self, peer: &Peer) {
         for region in self.regions.all().iter().chain(&self.revokes.quarantined()) {
             region.released_by(peer.idx);
+        }
+        if let Some(shm) = peer.shm() {
+            shm.give_back();
         }
         self.revokes.settle(self);
     }

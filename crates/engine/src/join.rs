@@ -146,8 +146,7 @@ impl Inner {
     }
 
     fn use_link(&self, peer: &Arc<Peer>, link: Arc<ShmLink>, tell: Option<bool>) -> std::io::Result<()> {
-        self.poller.add(link.socket(), link_token(peer.idx, ShmLink::LOCAL), Interest::Read)?;
-        self.poller.add(link.process(), link_token(peer.idx, ShmLink::PROCESS), Interest::Read)?;
+        link.watch(&self.poller, |channel| link_token(peer.idx, channel))?;
         if let Some(foreign) = tell {
             link.tell_probed(foreign).map_err(|error| std::io::Error::other(error.to_string()))?;
         }

@@ -37,6 +37,7 @@ mod join;
 mod meet;
 mod messages;
 mod peer;
+mod peers;
 mod placement;
 mod rails;
 mod region;

@@ -85,6 +85,9 @@ impl Inner {
     /// Fences peers out of a region; true when none of them can touch it any
     /// more. `peer`: one, or `None` for all.
     pub(crate) fn fence(&self, region: &Arc<Region>, peer: Option<&Arc<Peer>>, timeout: Duration) -> bool {
+        if peer.is_none() {
+            region.revoke_for_all();
+        }
         let peers = peer.map_or_else(|| self.peers(), |peer| vec![Arc::clone(peer)]);
         for peer in &peers {
             let keys = region.revoke(peer.idx);

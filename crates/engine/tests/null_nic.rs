@@ -80,6 +80,7 @@ fn engines_over_the_null_nic() {
     a_device_that_flushes_nothing();
     memory_that_cannot_be_registered();
     a_large_region_is_pinned_aside();
+    memory_is_registered_once_a_device();
     a_peer_with_other_transports_only();
 }
 
@@ -189,11 +190,45 @@ fn memory_that_cannot_be_registered() {
     write().unwrap();
 }
 
-/// Longer than what a driver pins by itself, at both ends.
+/// Longer than what a driver pins by itself, at both ends; in one thread, however much waits for it.
 fn a_large_region_is_pinned_aside() {
     let pair = Pair::new((&["null0", "null1"], &["null0"]), 80 << 20);
     let transfers: Vec<_> = (0..4).map(|_| pair.start(80 << 20)).collect();
     transfers.iter().for_each(|transfer| transfer.wait(None).unwrap());
+
+    let other = pair.here.allocate(80 << 20).unwrap();
+    let (src, dst) = (other.slice(0..64).unwrap(), pair.remote.slice(0..64).unwrap());
+    knob(Knob::PinningMs, Some(100));
+    let transfers: Vec<_> = (0..200).map(|_| pair.here.write(&src, &dst, WriteOptions::default()).unwrap()).collect();
+    let names = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| {
+        // It may be over by now.
+        std::fs::read_to_string(task.unwrap().path().join("comm")).ok()
+    });
+    assert_eq!(names.filter(|name| name.trim() == "anyfabric-pin").count(), 1);
+    transfers.iter().for_each(|transfer| transfer.wait(Some(LONG)).unwrap());
+    knob(Knob::PinningMs, Some(0));
+}
+
+/// Two ports of one device share what it made of a region; several devices are asked at the same time.
+fn memory_is_registered_once_a_device() {
+    let registrations = |nics: &[&str], nbytes: u64, at_once: i64| {
+        let pair = Pair::new((nics, &["null0"]), nbytes);
+        let before = knob(Knob::NumMemories, None);
+        knob(Knob::MostPinning, Some(0));
+        knob(Knob::PinsAtOnce, Some(at_once));
+        (0..8).for_each(|_| pair.write(nbytes).unwrap());
+        let stats = pair.here.stats();
+        let used = &stats.peers[&pair.there.address().to_string()].nics;
+        assert!(used.len() == nics.len() && used.values().all(|rail| rail.bytes > 0), "{used:?}");
+        knob(Knob::PinsAtOnce, Some(0));
+        // One is the peer's.
+        knob(Knob::NumMemories, None) - before - 1
+    };
+    assert_eq!(registrations(&["null8:1", "null8:2"], 1 << 20, 0), 1);
+    let four = ["null0", "null8:2", "null1", "null8:1"];
+    assert_eq!(registrations(&four, 1 << 20, 0), 3);
+    assert_eq!(registrations(&four, 80 << 20, 3), 3);
+    assert_eq!(knob(Knob::MostPinning, None), 3);
 }
 
 fn a_peer_with_other_transports_only() {

@@ -229,12 +229,12 @@ impl BindingTable {
         true
     }
 
-    /// The link closes.
-    pub fn close(&mut self) {
+    /// The link closes. Returns what it leaves behind: operations may be under way.
+    pub fn close(&mut self) -> Vec<Arc<Binding>> {
         self.asked.clear();
-        for binding in self.by_region.drain().flat_map(|(_, bindings)| bindings) {
-            binding.refuse(Refusal::Closing);
-        }
+        let left: Vec<_> = self.by_region.drain().flat_map(|(_, bindings)| bindings).collect();
+        left.iter().for_each(|binding| binding.refuse(Refusal::Closing));
+        left
     }
 
     fn find(&self, region: u64, key: u64, nbytes: u64) -> Option<&Arc<Binding>> {

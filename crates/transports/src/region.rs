@@ -56,9 +56,17 @@ struct AccessList {
     /// Peers that mapped it or know its address: they write without us. With
     /// the keys that they came with and have not let go of.
     granted: HashMap<PeerIdx, Vec<u64>>,
-    /// Random keys, and the peers for which each has been revoked. The last
-    /// goes into new descriptors.
-    keys: Vec<(u64, HashSet<PeerIdx>)>,
+    /// Random keys, and for whom each has been revoked. The last goes into new
+    /// descriptors.
+    keys: Vec<(u64, Revoked)>,
+}
+
+/// For whom a key has been revoked.
+#[derive(Default)]
+struct Revoked {
+    peers: HashSet<PeerIdx>,
+    /// Also for peers that have not come yet: they may hold a descriptor.
+    everybody: bool,
 }
 
 // SAFETY: `Backing::Foreign` holds a raw pointer into memory that its owner, which is Send and Sync, keeps alive; this
@@ -78,7 +86,7 @@ impl Region {
             natives: OnceLock::new(),
             backing,
             closed: AtomicBool::new(false),
-            access: Mutex::new(AccessList { granted: HashMap::new(), keys: vec![(key, HashSet::new())] }),
+            access: Mutex::new(AccessList { granted: HashMap::new(), keys: vec![(key, Revoked::default())] }),
         }
     }
 
@@ -154,7 +162,7 @@ impl Region {
             Some((key, revoked)) if revoked.is_empty() => *key,
             _ => {
                 let key = fresh();
-                access.keys.push((key, HashSet::new()));
+                access.keys.push((key, Revoked::default()));
                 key
             }
         }
@@ -166,8 +174,14 @@ impl Region {
         let AccessList { granted, keys } = &mut *self.access();
         let granted = granted.get(&peer).map_or(&[][..], Vec::as_slice);
         keys.iter_mut()
-            .filter_map(|(key, revoked)| (revoked.insert(peer) && granted.contains(key)).then_some(*key))
+            .filter_map(|(key, revoked)| (revoked.peers.insert(peer) && granted.contains(key)).then_some(*key))
             .collect()
+    }
+
+    /// Refuses everybody's writes with every key that was given out so far, also
+    /// those of peers that are not known yet.
+    pub fn revoke_for_all(&self) {
+        self.access().keys.iter_mut().for_each(|(_, revoked)| revoked.everybody = true);
     }
 
     /// A peer has let go of what it was granted with that key.
@@ -223,9 +237,19 @@ impl AccessList {
         match self.keys.iter().rev().find(|(known, _)| *known == key) {
             None if Mutant::IgnoreKey.is_on() => Ok(()),
             None => Err(Refusal::BadKey),
-            Some((_, revoked)) if revoked.contains(&peer) => Err(Refusal::Revoked),
+            Some((_, revoked)) if revoked.holds_for(peer) => Err(Refusal::Revoked),
             Some(_) => Ok(()),
         }
+    }
+}
+
+impl Revoked {
+    fn is_empty(&self) -> bool {
+        !self.everybody && self.peers.is_empty()
+    }
+
+    fn holds_for(&self, peer: PeerIdx) -> bool {
+        self.everybody || self.peers.contains(&peer)
     }
 }
 

@@ -132,7 +132,7 @@ fn devices_and_what_is_wrong_with_them() {
     assert_eq!((about.gbps, about.manner.as_str()), (200, "RoCE v1, GID 0 (10.0.0.1)"));
 
     let why = |name: &str| one(name).err().unwrap().to_string();
-    let known = "null0, null1, null2, null3, null4, null5, null6, null7";
+    let known = "null0, null1, null2, null3, null4, null5, null6, null7, null8";
     assert_eq!(why("mlx5_7"), format!("there is no NIC mlx5_7; this host has {known}"));
     assert_eq!(why("null0:9"), "null0: no active port: it has no such port");
     assert!(why("null0:x").contains("is no NIC"));

@@ -56,7 +56,8 @@ pub enum Control {
     },
     /// There is room for early arrivals again.
     EarlyArrivalsRoom,
-    /// An orderly close: this incarnation ends. Wire version 2.
+    /// An orderly close: this incarnation ends, and writes into no memory of the
+    /// receiver's process any more. Wire version 2.
     Goodbye,
     /// About the rails of a transport that both list. Wire version 2.
     Rails {

@@ -224,10 +224,20 @@ fn restarted_is_another(fabric: &Fabric) {
 fn closed_says_goodbye(fabric: &Fabric) {
     let mut pair = Pair::connected(fabric, 4096);
     let counter = pair.engine.counter(Some(1), std::slice::from_ref(&pair.peer.address)).unwrap();
+    let transfer = pair.peer.write(&pair.there, (0, 4096), &pair.region, 0, How::counted(1)).unwrap();
+    pair.peer.wait(transfer).unwrap();
+    counter.wait(1, Some(LONG)).unwrap();
     pair.peer.ask(Ask::CloseEngine { engine: 0, timeout: LONG });
     let began = Instant::now();
-    assert_code(counter.wait(1, Some(LONG)), Code::PeerLost);
-    assert!(began.elapsed() < SOON, "noticed after {:?}: {:#?}", began.elapsed(), pair.engine.take_log());
+    assert_code(counter.wait(2, Some(LONG)), Code::PeerLost);
+    let log = pair.engine.take_log();
+    assert!(began.elapsed() < SOON, "noticed after {:?}: {log:#?}", began.elapsed());
+    let is_told = |(level, line): &(u8, String)| *level == 20 && line.ends_with("it has closed its engine");
+    assert!(log.iter().any(is_told), "an orderly end is told as one: {log:#?}");
+    // It let go of what it could write into, although its process lives.
+    pair.region.revoke(None, LONG).unwrap();
+    pair.region.close(LONG);
+    assert!(pair.engine.info().quarantine.is_empty());
     assert!(pair.peer.lives());
 }
 

@@ -56,20 +56,22 @@ fn revoked_is_refused(fabric: &Fabric) {
     assert_eq!(fault.code, Code::Refused.as_str(), "{}", fault.message);
 }
 
-/// A right that was given out is taken back from somebody who has not used it yet.
+/// A right that was given out is taken back from somebody who has not used it yet, by name or with everybody's.
 fn revoked_before_it_was_met(fabric: &Fabric) {
-    let mut pair = Pair::new(fabric, 4096);
-    let to = pair.region.descriptor().unwrap().encode();
-    pair.region.revoke(Some(&pair.peer.address), LONG).unwrap();
-    let (region, how) = (pair.there.idx, How { timeout: Some(LONG), ..How::counted(1) });
-    let written = match pair.peer.ask(Ask::Write { region, at: 0, nbytes: 64, to, to_at: 0, how }) {
-        Answer::Id(transfer) => pair.peer.wait(transfer),
-        Answer::Failed(fault) => Err(fault),
-        other => panic!("unexpected answer {other:?}"),
-    };
-    assert_fault(written, Code::Refused);
-    let transfer = pair.peer.write(&pair.there, (0, 64), &pair.region, 0, how).unwrap();
-    pair.peer.wait(transfer).unwrap();
+    for by_name in [true, false] {
+        let mut pair = Pair::new(fabric, 4096);
+        let to = pair.region.descriptor().unwrap().encode();
+        pair.region.revoke(by_name.then_some(&pair.peer.address), LONG).unwrap();
+        let (region, how) = (pair.there.idx, How { timeout: Some(LONG), ..How::counted(1) });
+        let written = match pair.peer.ask(Ask::Write { region, at: 0, nbytes: 64, to, to_at: 0, how }) {
+            Answer::Id(transfer) => pair.peer.wait(transfer),
+            Answer::Failed(fault) => Err(fault),
+            other => panic!("unexpected answer {other:?}"),
+        };
+        assert_fault(written, Code::Refused);
+        let transfer = pair.peer.write(&pair.there, (0, 64), &pair.region, 0, how).unwrap();
+        pair.peer.wait(transfer).unwrap();
+    }
 }
 
 /// Threads of the peer write as fast as they can; whenever a revocation returns, nothing changes any more.

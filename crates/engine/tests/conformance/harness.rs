@@ -54,7 +54,7 @@ impl Peer {
     /// # Errors
     /// What the preparation returned.
     pub(crate) fn bare_after(
-        prepare: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+        mut prepare: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
     ) -> std::io::Result<Self> {
         let (stream, theirs) = UnixStream::pair().expect("a socket pair");
         stream.set_read_timeout(Some(LONG + Duration::from_secs(10))).expect("a timeout");
@@ -64,6 +64,12 @@ impl Peer {
             .env(ROLE, std::process::id().to_string())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null());
+        let prepare = move || {
+            // libfabric opens sockets that an exec does not close: those of other tests are not the new process's.
+            // SAFETY: only flags of descriptors change; a kernel that does not know the call leaves them.
+            unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+            prepare()
+        };
         // SAFETY: the caller keeps to what is allowed there: system calls.
         let child = unsafe { command.pre_exec(prepare) }.spawn()?;
         let nobody = "af:///00000000000000000000000000000000".parse().expect("an address");

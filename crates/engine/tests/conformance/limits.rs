@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyfabric_engine::{Code, Engine, WriteOptions};
+use anyfabric_engine::{Address, Code, Engine, WriteOptions};
 
 use crate::ask::{Answer, Ask, How, Memory};
 use crate::fabric::{on_every_fabric, on_fabrics, Fabric};
 use crate::harness::{assert_fault, eventually, Pair, Peer, PeerRegion, LONG};
 use crate::pattern;
 
-on_every_fabric!(no_descriptors_left);
+on_every_fabric!(no_descriptors_left, lost_peers_leave_nothing);
 on_fabrics! { [many_peers, more_memory_than_there_is, no_addresses_left] [shm SHM, tcp_2 TCP_2] }
 on_fabrics! { [control_group_is_full, no_descriptor_for_a_region] [shm SHM] }
 
@@ -35,6 +35,47 @@ fn no_descriptors_left(fabric: &Fabric) {
     eventually("a newcomer gets in again", || newcomer.connect(&pair.peer.address, Some(LONG)).is_ok());
     pair.engine.write(&src, &dst, WriteOptions::counted(1)).unwrap().wait(Some(LONG)).unwrap();
     pair.peer.wait_count(counter, 1).unwrap();
+}
+
+/// An engine that serves for weeks loses many peers, by their closing and by their death.
+fn lost_peers_leave_nothing(fabric: &Fabric) {
+    let mut hub = Peer::start(&fabric.settings(2));
+    let there = hub.region(4096, fabric.memory);
+    let counter = hub.open(1, &[]);
+    // What is opened once and for all is there after the first.
+    let mut used = None;
+    for round in 1..=4 {
+        let guest = Engine::new(fabric.settings(1).config()).unwrap();
+        let region = fabric.region(&guest, 64);
+        let (src, dst) = (region.slice(0..64).unwrap(), there.remote().slice(0..64).unwrap());
+        guest.write(&src, &dst, WriteOptions::counted(1)).unwrap().wait(Some(LONG)).unwrap();
+        hub.wait_count(counter, 2 * round - 1).unwrap();
+        guest.close(LONG);
+        let mut victim = Peer::start(&fabric.settings(1));
+        let source = victim.region(64, fabric.memory);
+        let to = there.descriptor.clone();
+        let write = Ask::Write { region: source.idx, at: 0, nbytes: 64, to, to_at: 0, how: How::counted(1) };
+        let Answer::Id(transfer) = victim.ask(write) else { panic!("no write") };
+        victim.wait(transfer).unwrap();
+        hub.wait_count(counter, 2 * round).unwrap();
+        victim.kill();
+        let is_lost =
+            |hub: &mut Peer, address: &Address| match hub.ask(Ask::Path { engine: 0, address: address.to_string() }) {
+                Answer::Text(path) => path.contains("lost"),
+                other => panic!("no path: {other:?}"),
+            };
+        for address in [guest.address(), &victim.address] {
+            eventually("the peer is lost", || is_lost(&mut hub, address));
+        }
+        match used {
+            None => {
+                // Most of a socket's end comes a moment after the news of it.
+                std::thread::sleep(Duration::from_millis(200));
+                used = Some(hub.count(Ask::NumFiles));
+            }
+            Some(used) => eventually("as few descriptors as after the first", || hub.count(Ask::NumFiles) <= used),
+        }
+    }
 }
 
 fn more_memory_than_there_is(fabric: &Fabric) {

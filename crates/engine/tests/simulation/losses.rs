@@ -189,6 +189,27 @@ fn a_closing_engine_says_goodbye() {
     });
 }
 
+/// An engine that serves for weeks: it goes on to take newcomers, and remembers the last of the lost.
+#[test]
+fn more_peers_come_and_go_than_may_be_there_at_once() {
+    let world = World::new(0, |_| Fabric::default());
+    let engine = world.engine_with(&[100]);
+    let counter = engine.counter(None, &[]).unwrap();
+    let mut first = None;
+    for count in 1..=4200 {
+        let guest = world.engine_with(&[100]);
+        guest.barrier(&[engine.address().clone()], counter.imm().value(), None).unwrap().wait(None).unwrap();
+        counter.wait(count, None).unwrap();
+        guest.close(Duration::from_secs(1));
+        first.get_or_insert_with(|| guest.address().clone());
+    }
+    world.run(NOTICED);
+    let peers = engine.info().peers;
+    assert!((1..1000).contains(&peers.len()), "{} peers are listed, all of them lost", peers.len());
+    assert!(peers.iter().all(|peer| peer.state == "lost"));
+    assert_eq!(engine.path(&first.unwrap()).state, "new", "long forgotten");
+}
+
 #[test]
 fn nobody_is_lost_while_control_messages_are_slow() {
     // As slow as they may be: a heartbeat of a second, and three to miss.

@@ -367,7 +367,7 @@ impl Link for SimLink {
             self.push_control(connection, News::Broken { connection });
         }
         lock(&self.granted).clear();
-        lock(&self.bindings).close();
+        drop(lock(&self.bindings).close());
         let flights = std::mem::take(&mut *lock(&self.flights));
         for mut flight in flights.into_values() {
             flight.failure.get_or_insert_with(|| why.clone());

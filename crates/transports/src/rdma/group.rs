@@ -5,7 +5,7 @@
 //! one attempt at a lock for each operation and each poll, and none for a work
 //! request or a completion.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -17,6 +17,7 @@ use super::book::{Book, Stage, Turn};
 use super::link::{PathOptions, RailLink, RailPath};
 use super::nic::{Domain, Nic, NicAbout, NicError, RemoteMemory};
 use super::registrations::Registrations;
+use crate::sys::populate;
 use crate::{lock, Clock, Op, Region, Sink};
 
 /// The NICs that serve one engine through one library, for the engine.
@@ -47,12 +48,15 @@ pub trait NicGroup: Send + Sync {
 /// NICs and what is under way on them.
 pub struct RailGroup<N: Nic> {
     library: NicLibrary,
-    registrations: Vec<Registrations<N::Domain>>,
+    /// By NIC; ports of one device have theirs in common.
+    registrations: Vec<Arc<Registrations<N::Domain>>>,
     abouts: Vec<NicAbout>,
     state: Mutex<State<N>>,
     /// Left by threads that found the NICs taken.
     left: Mutex<VecDeque<(u32, Op)>>,
     has_left: AtomicBool,
+    /// Large regions that are being registered, by number, and what waits for each.
+    pinning: Mutex<HashMap<u64, Vec<Then<N>>>>,
     looked_ns: AtomicU64,
     pub(super) clock: Clock,
 }
@@ -76,10 +80,12 @@ impl<N: Nic> RailGroup<N> {
     pub fn new(library: NicLibrary, mut nics: Vec<N>, clock: Clock) -> Arc<Self> {
         nics.truncate(MAX_NICS);
         let place = |idx| idx + library as usize * MAX_NICS;
-        let registrations = |(idx, nic): (usize, &N)| {
-            Registrations::new(Arc::clone(nic.domain()), place(idx), NUM_LIBRARIES * MAX_NICS)
-        };
-        let registrations = nics.iter().enumerate().map(registrations).collect();
+        let mut registrations: Vec<Arc<Registrations<N::Domain>>> = Vec::new();
+        for (idx, nic) in nics.iter().enumerate() {
+            let known = registrations.iter().find(|of| of.is_of(nic.domain())).cloned();
+            let of_domain = || Registrations::new(Arc::clone(nic.domain()), place(idx), NUM_LIBRARIES * MAX_NICS);
+            registrations.push(known.unwrap_or_else(|| Arc::new(of_domain())));
+        }
         let book = Book { owners: nics.iter().map(|_| Vec::new()).collect(), ..Book::default() };
         Arc::new(Self {
             library,
@@ -88,6 +94,7 @@ impl<N: Nic> RailGroup<N> {
             state: Mutex::new(State { nics, book, writes: Vec::new() }),
             left: Mutex::default(),
             has_left: AtomicBool::new(false),
+            pinning: Mutex::default(),
             looked_ns: AtomicU64::new(0),
             clock,
         })
@@ -145,8 +152,9 @@ impl<N: Nic> RailGroup<N> {
     }
 
     /// Goes on with a region once it is registered: at once when it is, or when
-    /// that is quick; otherwise in a thread of its own, for pinning gigabytes takes
-    /// seconds, and whoever drives the engine must not be silent for so long.
+    /// that is quick; otherwise in a thread of its own, one a region, for pinning
+    /// gigabytes takes seconds, and whoever drives the engine must not be silent for
+    /// so long.
     pub(super) fn when_registered(
         self: &Arc<Self>,
         region: &Arc<Region>,
@@ -156,17 +164,27 @@ impl<N: Nic> RailGroup<N> {
         if region.nbytes() <= QUICK_BYTES || self.is_registered(region) {
             return then(self, self.register(region));
         }
-        // Taken by the thread, or by us when there is none.
-        let then = Arc::new(Mutex::new(Some(then)));
-        let go_on = |group: &Self, region: &Region, then: &Mutex<Option<Then<N>>>| {
-            let then = lock(then).take();
-            then.into_iter().for_each(|then| then(group, group.register(region)));
+        let is_first = {
+            let mut pinning = lock(&self.pinning);
+            let waiting = pinning.entry(region.id).or_default();
+            waiting.push(then);
+            waiting.len() == 1
         };
-        let (group, memory, for_thread) = (Arc::clone(self), Arc::clone(region), Arc::clone(&then));
-        let thread = std::thread::Builder::new().name("anyfabric-pin".into());
-        if thread.spawn(move || go_on(&group, &memory, &for_thread)).is_err() {
-            go_on(self, region, &then);
+        if is_first {
+            let (group, memory) = (Arc::clone(self), Arc::clone(region));
+            let thread = std::thread::Builder::new().name("anyfabric-pin".into());
+            if thread.spawn(move || group.pin(&memory)).is_err() {
+                self.pin(region);
+            }
         }
+    }
+
+    /// Registers a region, and goes on with all that waits for it.
+    fn pin(&self, region: &Region) {
+        let registered = self.register(region);
+        // Who comes after this finds it registered, or tries again.
+        let waiting = lock(&self.pinning).remove(&region.id);
+        waiting.into_iter().flatten().for_each(|then| then(self, registered.clone()));
     }
 
     /// Whether a region can be posted from at once.
@@ -178,11 +196,32 @@ impl<N: Nic> RailGroup<N> {
     /// Registers a region with every NIC, unless it is; tells what a peer needs
     /// to write into it over each.
     fn register(&self, region: &Region) -> Result<Keys, NicError> {
-        let remote = |registrations: &Registrations<N::Domain>| {
+        if region.nbytes() > QUICK_BYTES {
+            self.pin_side_by_side(region);
+        }
+        let remote = |registrations: &Arc<Registrations<N::Domain>>| {
             let RemoteMemory { base, key } = N::Domain::remote(registrations.of(region)?);
             Ok((base, key))
         };
         self.registrations.iter().map(remote).collect()
+    }
+
+    /// Registers a large region with all devices at the same time; what fails is
+    /// tried again by who asks for the registration, and told then.
+    fn pin_side_by_side(&self, region: &Region) {
+        if self.registrations.iter().filter(|of| !of.knows(region)).count() < 2 {
+            return;
+        }
+        // Each device takes references of its own, but the pages have to be found and zeroed once only.
+        populate(region.as_ptr(), region.nbytes(), region.writable);
+        std::thread::scope(|scope| {
+            for registrations in &self.registrations {
+                let pin = || drop(registrations.of(region));
+                if std::thread::Builder::new().name("anyfabric-pin".into()).spawn_scoped(scope, pin).is_err() {
+                    return;
+                }
+            }
+        });
     }
 }
 
@@ -197,7 +236,7 @@ impl<N: Nic> State<N> {
 
     /// Posts what there is room for.
     #[inline]
-    pub(super) fn pump(&mut self, registrations: &[Registrations<N::Domain>], now_ns: u64) {
+    pub(super) fn pump(&mut self, registrations: &[Arc<Registrations<N::Domain>>], now_ns: u64) {
         // What cannot go on now is dirty again, for the next turn.
         for _ in 0..self.book.dirty.len() {
             let Some(rail) = self.book.dirty.pop_front() else { break };

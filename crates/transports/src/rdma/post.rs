@@ -1,5 +1,7 @@
 //! From operations to batches: shards, queues and windows.
 
+use std::sync::Arc;
+
 use anyfabric_plan::{shard_bytes, shard_pages, Extent, Extents, Shard};
 use anyfabric_wire::WireImm;
 
@@ -85,7 +87,7 @@ impl Book {
     pub(super) fn pump<N: Nic>(
         &mut self,
         nics: &mut [N],
-        registrations: &[Registrations<N::Domain>],
+        registrations: &[Arc<Registrations<N::Domain>>],
         (path, rail_no): (u32, usize),
         writes: &mut Vec<Extent>,
         now_ns: u64,

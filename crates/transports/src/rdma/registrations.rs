@@ -40,6 +40,11 @@ impl<D: Domain> Registrations<D> {
         Self { domain, place: (domain_idx, num_domains), known: Mutex::default() }
     }
 
+    /// Whether they are those of this domain.
+    pub fn is_of(&self, domain: &Arc<D>) -> bool {
+        Arc::ptr_eq(&self.domain, domain)
+    }
+
     /// What the NIC made of a region's memory; registers it at its first use.
     ///
     /// # Errors

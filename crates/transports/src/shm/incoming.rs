@@ -123,7 +123,7 @@ impl ShmLink {
                     Ok((access, fd)) => (Ok(access), fd),
                     Err(refusal) => (Err(refusal), None),
                 };
-                self.channel.send(&Local::Imported { request, result }, fd)
+                self.send(&Local::Imported { request, result }, fd)
             }
             Local::Imported { request, result } => {
                 let Some(binding) = lock(&self.bindings).answered(request) else { return Ok(()) };

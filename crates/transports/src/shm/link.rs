@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use anyfabric_wire::{Local, Refusal};
 
@@ -11,7 +12,7 @@ use super::local::LocalChannel;
 use super::outgoing::{enqueue, Job, Outgoing};
 use super::ring::{Consumer, Producer};
 use crate::mutant::Mutant;
-use crate::sys::{Fd, Mapping, Ready};
+use crate::sys::{is_readable_within, Fd, Interest, Mapping, Poller, Ready};
 use crate::{
     lock, Binding, BindingState, BindingTable, Doorbell, Failure, Inline, Link, LinkError, Op, Payload, PeerIdx,
     PeerStats, Region, RegionTable, Sink, Target,
@@ -48,8 +49,8 @@ pub struct ShmOptions {
 pub struct ShmLink {
     pub(super) peer: PeerIdx,
     pub(super) pid: u32,
-    pub(super) pid_fd: Fd,
-    pub(super) channel: LocalChannel,
+    /// Until the peer is gone.
+    ends: RwLock<Option<Ends>>,
     pub(super) doorbell: Doorbell,
     pub(super) regions: Arc<RegionTable>,
     pub(super) isolate: bool,
@@ -61,9 +62,18 @@ pub struct ShmLink {
     pub(super) busy: AtomicBool,
     pub(super) incoming: Mutex<Incoming>,
     pub(super) bindings: Mutex<BindingTable>,
+    /// What may still have been written to when the link was closed.
+    left: Mutex<Vec<Arc<Binding>>>,
     pub(super) closed: AtomicBool,
-    pub(super) exited: AtomicBool,
+    /// The peer's process has exited, or has let go of our memory.
+    is_out: AtomicBool,
     pub(super) stats: PeerStats,
+}
+
+/// Descriptors that tell of the peer.
+struct Ends {
+    channel: LocalChannel,
+    pid_fd: Fd,
 }
 
 impl ShmLink {
@@ -81,8 +91,7 @@ impl ShmLink {
         Self {
             peer: options.peer,
             pid: options.pid,
-            pid_fd: options.pid_fd,
-            channel: options.channel,
+            ends: RwLock::new(Some(Ends { channel: options.channel, pid_fd: options.pid_fd })),
             doorbell: options.doorbell,
             regions: options.regions,
             isolate: options.isolate,
@@ -104,20 +113,58 @@ impl ShmLink {
                 refused: HashMap::new(),
             }),
             bindings: Mutex::default(),
+            left: Mutex::default(),
             closed: AtomicBool::new(false),
-            exited: AtomicBool::new(false),
+            is_out: AtomicBool::new(false),
             stats: PeerStats::new(1),
         }
     }
 
-    /// The Unix socket, for the poller.
-    pub fn socket(&self) -> &Fd {
-        self.channel.socket()
+    /// Watches the Unix socket and the process; `token` names a channel to the poller.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn watch(&self, poller: &Poller, token: impl Fn(u8) -> u64) -> std::io::Result<()> {
+        let Some(ends) = &*self.ends() else { return Ok(()) };
+        poller.add(ends.channel.socket(), token(Self::LOCAL), Interest::Read)?;
+        poller.add(&ends.pid_fd, token(Self::PROCESS), Interest::Read)
     }
 
-    /// The process descriptor: readable once the process has exited.
-    pub fn process(&self) -> &Fd {
-        &self.pid_fd
+    /// Watches the Unix socket no more: it has ended.
+    pub fn forget_socket(&self, poller: &Poller) {
+        if let Some(ends) = &*self.ends() {
+            poller.remove(ends.channel.socket());
+        }
+    }
+
+    /// Whether the peer's process has exited, now or within a timeout of at most
+    /// some milliseconds.
+    pub fn has_exited(&self, timeout: Duration) -> bool {
+        self.ends().as_ref().is_some_and(|ends| is_readable_within(&ends.pid_fd, timeout))
+    }
+
+    /// The peer says that it writes no more into our memory.
+    pub fn peer_has_let_go(&self) {
+        // ORDERING: the engine reads it in this thread.
+        self.is_out.store(true, Ordering::Release);
+    }
+
+    /// After [`Link::close`]: whether no thread of ours writes into the peer's
+    /// memory any more. What was mapped of it is unmapped.
+    pub fn has_let_go(&self) -> bool {
+        let left = lock(&self.left);
+        let is_idle = left.iter().all(|binding| binding.is_idle());
+        if is_idle {
+            left.iter().for_each(|binding| binding.unmap());
+        }
+        is_idle
+    }
+
+    /// Closes the descriptors of a peer that is gone: whoever still holds a
+    /// descriptor of its regions holds this link.
+    pub fn give_back(&self) {
+        let ends = self.ends.write().unwrap_or_else(PoisonError::into_inner).take();
+        drop(ends);
     }
 
     /// The peer's process.
@@ -130,7 +177,7 @@ impl ShmLink {
     /// # Errors
     /// When the peer is gone.
     pub fn tell_probed(&self, foreign: bool) -> Result<(), LinkError> {
-        let sent = self.channel.send(&Local::Probed { foreign }, None);
+        let sent = self.send(&Local::Probed { foreign }, None);
         sent.map_err(|error| LinkError::System { what: "sending the result of the probe", error })
     }
 
@@ -149,8 +196,26 @@ impl ShmLink {
     #[inline]
     pub(super) fn notify_of(&self, arrivals: u32) {
         if self.doorbell.notify_remote(arrivals) {
-            self.channel.kick();
+            if let Some(ends) = &*self.ends() {
+                ends.channel.kick();
+            }
         }
+    }
+
+    pub(super) fn send(&self, message: &Local, fd: Option<Arc<Fd>>) -> std::io::Result<()> {
+        let ends = self.ends();
+        let ends = ends.as_ref().ok_or(std::io::ErrorKind::NotConnected)?;
+        ends.channel.send(message, fd)
+    }
+
+    fn flush(&self) {
+        if let Some(ends) = &*self.ends() {
+            let _ = ends.channel.flush();
+        }
+    }
+
+    fn ends(&self) -> RwLockReadGuard<'_, Option<Ends>> {
+        self.ends.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -175,7 +240,7 @@ impl Link for ShmLink {
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
         let (binding, request) = lock(&self.bindings).find_or_ask(region, key, nbytes);
         let Some(request) = request else { return binding };
-        if self.is_closed() || self.channel.send(&Local::Import { request, region, key }, None).is_err() {
+        if self.is_closed() || self.send(&Local::Import { request, region, key }, None).is_err() {
             binding.refuse(Refusal::Closing);
         }
         binding
@@ -279,15 +344,16 @@ impl Link for ShmLink {
     fn ready(&self, channel: u8, _ready: Ready, sink: &dyn Sink) {
         if channel == Self::PROCESS {
             // ORDERING: the engine reads it after `exited`, in this thread.
-            self.exited.store(true, Ordering::Release);
+            self.is_out.store(true, Ordering::Release);
             // What the peer published before its end still counts.
             while self.drain_incoming(sink) {}
             sink.exited(self.peer);
             return;
         }
-        let _ = self.channel.flush();
+        self.flush();
         for _ in 0..DRAIN {
-            match self.channel.receive() {
+            let Some(received) = self.ends().as_ref().map(|ends| ends.channel.receive()) else { return };
+            match received {
                 Ok(Some((message, fds))) => {
                     if let Err(error) = self.on_local(message, fds) {
                         sink.broken(self.peer, Self::LOCAL, &error.to_string());
@@ -306,7 +372,7 @@ impl Link for ShmLink {
     }
 
     fn reap(&self) {
-        let _ = self.channel.flush();
+        self.flush();
         let mut given_up = Vec::new();
         {
             let mut queue = lock(&self.queue);
@@ -345,7 +411,8 @@ impl Link for ShmLink {
         // ORDERING: the locks below order the rest.
         self.closed.store(true, Ordering::Release);
         lock(&self.incoming).consumer.fence();
-        lock(&self.bindings).close();
+        let left = lock(&self.bindings).close();
+        lock(&self.left).extend(left);
         let jobs = std::mem::take(&mut *lock(&self.queue));
         let mut outgoing = lock(&self.outgoing);
         let backlog = std::mem::take(&mut outgoing.backlog);
@@ -357,8 +424,8 @@ impl Link for ShmLink {
     }
 
     fn is_quiet(&self) -> bool {
-        // ORDERING: see `ready`.
-        self.exited.load(Ordering::Acquire)
+        // ORDERING: see `ready` and `peer_has_let_go`.
+        self.is_out.load(Ordering::Acquire)
     }
 
     fn note_latency(&self, ns: u64) {

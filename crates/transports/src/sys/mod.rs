@@ -14,7 +14,7 @@ pub(crate) use fd::close_in_children;
 pub use fd::{fork_generation, Fd};
 pub use futex::{futex_wait, futex_wake_all};
 pub use memory::check_memfd;
-pub use memory::{memfd, Mapping};
+pub use memory::{memfd, populate, Mapping};
 pub use poll::{is_readable_within, EventFd, Interest, Poller, Ready};
 pub use process::{foreign_read, foreign_write, pid_fd, Foreign, ForeignWrite};
 pub use socket::{

@@ -403,7 +403,7 @@ impl Link for TcpLink {
         for lane in lanes.into_iter().flatten() {
             lane.stop(why);
         }
-        lock(&self.bindings).close();
+        drop(lock(&self.bindings).close());
     }
 
     fn is_quiet(&self) -> bool {

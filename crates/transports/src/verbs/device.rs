@@ -4,8 +4,9 @@ use std::ffi::{c_void, CStr};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use super::library::Library;
 use super::port::Port;
-use super::sys::{self, Context, DeviceAttr, Library, Mr, Pd};
+use super::sys::{self, Context, DeviceAttr, Mr, Pd};
 use super::VerbsSettings;
 use crate::rdma::{Domain, NicError, RemoteMemory};
 use crate::sys::{close_in_children, fork_generation};
@@ -63,16 +64,22 @@ pub(super) fn open_named(library: Library, nics: &[String], settings: &VerbsSett
     let wanted: Vec<Found> = nics.iter().map(|name| parse(name)).collect::<Result<_, _>>()?;
     let names = list(&library)?;
     let mut found: Vec<Opened> = Vec::new();
-    for Found { device, port } in &wanted {
-        if !names.contains(device) {
+    for nic in &wanted {
+        if !names.contains(&nic.device) {
+            let device = &nic.device;
             return Err(NicError::Device(format!("there is no NIC {device}; this host has {}", listed(&names))));
         }
-        // Ports of one device share a domain, and so a registration.
-        let known = found.iter().map(|(domain, _)| domain).find(|domain| domain.name == *device).cloned();
-        let domain = known.map_or_else(|| VerbsDomain::open(library, device, settings), Ok)?;
-        found.extend(domain.ports(*port, settings)?.into_iter().take(1));
+        found.push(open_beside(library, &found, nic, settings)?);
     }
     Ok(found)
+}
+
+/// Opens a NIC; ports of one device share a domain, and so a registration.
+fn open_beside(library: Library, found: &[Opened], nic: &Found, settings: &VerbsSettings) -> Result<Opened, NicError> {
+    let known = found.iter().map(|(domain, _)| domain).find(|domain| domain.name == nic.device).cloned();
+    let domain = known.map_or_else(|| VerbsDomain::open(library, &nic.device, settings), Ok)?;
+    let mut ports = domain.ports(nic.port, settings)?;
+    Ok(ports.swap_remove(0))
 }
 
 /// Opens those of the NICs that can be, in that order; if none can be, the
@@ -86,7 +93,7 @@ pub(super) fn open_near(
     let mut found: Vec<Opened> = Vec::new();
     for name in nics {
         // The system lists devices that a container was not given, or whose user-space driver is missing.
-        found.extend(open_named(library, std::slice::from_ref(name), settings).unwrap_or_default());
+        found.extend(parse(name).and_then(|nic| open_beside(library, &found, &nic, settings)));
     }
     if found.is_empty() {
         let mut why_not = Vec::new();

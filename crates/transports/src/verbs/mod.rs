@@ -1,6 +1,6 @@
 //! ConnectX and every other RoCE or InfiniBand NIC, through libibverbs.
 //!
-//! The library is opened at run time ([`sys`]); without it, or without a device,
+//! The library is opened at run time ([`library`]); without it, or without a device,
 //! the transport is simply not there. A [`VerbsNic`] is one port of a device
 //! with one completion queue and two shared receive queues; a rail is two
 //! reliable connected queue pairs: one for writes and immediates, one for
@@ -17,6 +17,7 @@ mod device;
 mod fixed;
 #[cfg(test)]
 mod layout;
+mod library;
 mod nic;
 mod port;
 mod qp;
@@ -42,7 +43,7 @@ pub fn open(choice: NicChoice<'_>, settings: &VerbsSettings) -> Result<Vec<Verbs
             return Err(NicError::Device(why));
         }
     }
-    let library = sys::Library::open(settings.library.as_deref())?;
+    let library = library::Library::open(settings.library.as_deref())?;
     let found = match choice {
         NicChoice::Named(names) => device::open_named(library, names, settings)?,
         NicChoice::Near(names, max_nics) => device::open_near(library, names, max_nics, settings)?,

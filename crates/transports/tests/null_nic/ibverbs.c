@@ -50,7 +50,7 @@ struct srq_init { void *srq_context; uint32_t max_wr, max_sge, srq_limit; };
 
 #define DEPTH 1024
 #define CQ_DEPTH 65536
-#define NUM_DEVICES 8
+#define NUM_DEVICES 9
 
 struct descriptor { uint64_t words[8]; };
 
@@ -90,6 +90,11 @@ static struct {
   long flushes_nothing; // what a broken queue pair has is forgotten
   long gid_index;       // where the GID of each port is
   long sgid_index;      // what the last queue pair was connected with
+  long pinning_ms;      // how long a registration takes
+  long num_memories;    // registrations that were made
+  long pins_at_once;    // registrations wait, a second at most, until so many are being made
+  long num_pinning;     // that are being made now
+  long most_pinning;    // the most at a time
 } knobs = {.fails_after = -1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -101,7 +106,7 @@ long null_nic_knob(int knob, long value) {
 }
 
 static char devices[NUM_DEVICES][8] = {"null0", "null1", "null2", "null3",
-                                     "null4", "null5", "null6", "null7"};
+                                     "null4", "null5", "null6", "null7", "null8"};
 static uint32_t next_number = 100;
 static struct null_qp *all_qps[65536];
 
@@ -216,25 +221,28 @@ struct context *ibv_open_device(void *device) {
 }
 int ibv_close_device(struct context *context) { free(context); return 0; }
 
+// The last device has two ports.
+static char num_ports(const struct context *context) {
+  return context->device == devices[NUM_DEVICES - 1] ? 2 : 1;
+}
+
 int ibv_query_device(struct context *context, char *attr) {
-  (void)context;
   memset(attr, 0, 232);
   *(int *)(attr + 108) = 65536;         // max_qp
   *(int *)(attr + 112) = DEPTH;         // max_qp_wr
   *(int *)(attr + 132) = CQ_DEPTH / 2;  // max_cqe
   *(int *)(attr + 216) = CQ_DEPTH / 2;  // max_srq_wr
-  attr[227] = 1;                        // phys_port_cnt
+  attr[227] = num_ports(context);       // phys_port_cnt
   return 0;
 }
 int ibv_query_port(struct context *context, uint8_t port, char *attr) {
-  (void)context;
   memset(attr, 0, 48);
   *(uint32_t *)(attr + 0) = knobs.port_is_down ? 1 : 4;
   *(uint32_t *)(attr + 4) = *(uint32_t *)(attr + 8) = 5;
   *(int *)(attr + 12) = 8;
   *(uint32_t *)(attr + 20) = 1u << 30;
   attr[43] = 2, attr[44] = 64, attr[46] = 2;
-  return port == 1 ? 0 : EINVAL;
+  return port >= 1 && port <= num_ports(context) ? 0 : EINVAL;
 }
 int ibv_query_gid(struct context *context, uint8_t port, int index, uint8_t *gid) {
   (void)context, (void)port;
@@ -254,6 +262,14 @@ struct mr *ibv_reg_mr(struct pd *pd, void *addr, size_t length, int access) {
     errno = ENOMEM;
     return NULL;
   }
+  if (knobs.pinning_ms) usleep((useconds_t)knobs.pinning_ms * 1000);
+  long now = __atomic_add_fetch(&knobs.num_pinning, 1, __ATOMIC_SEQ_CST);
+  for (long most = knobs.most_pinning; now > most;)
+    if (__atomic_compare_exchange_n(&knobs.most_pinning, &most, now, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) break;
+  for (int ms = 0; ms < 1000 && __atomic_load_n(&knobs.most_pinning, __ATOMIC_SEQ_CST) < knobs.pins_at_once; ms++)
+    usleep(1000);
+  __atomic_sub_fetch(&knobs.num_pinning, 1, __ATOMIC_SEQ_CST);
+  __atomic_add_fetch(&knobs.num_memories, 1, __ATOMIC_SEQ_CST);
   struct mr *mr = calloc(1, sizeof *mr);
   mr->pd = pd, mr->addr = addr, mr->length = length;
   mr->lkey = mr->rkey = __atomic_add_fetch(&next_number, 1, __ATOMIC_RELAXED);

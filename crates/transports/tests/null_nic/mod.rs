@@ -35,6 +35,17 @@ pub(crate) enum Knob {
     GidIndex,
     /// With which index the last queue pair was connected.
     SgidIndex,
+    /// How long a registration takes.
+    PinningMs,
+    /// Registrations so far.
+    NumMemories,
+    /// Registrations wait, a second at most, until so many are being made.
+    PinsAtOnce,
+    /// Registrations that are being made.
+    #[allow(dead_code, reason = "keeps its place")]
+    NumPinning,
+    /// The most at a time.
+    MostPinning,
 }
 
 /// Path of the library, built at the first call.

@@ -1,0 +1,140 @@
+//! The peers that an engine knows: those that it may talk to, and the last of
+//! those that it has lost.
+//!
+//! A lost peer is remembered so that whoever asks learns why, and so that the
+//! same incarnation stays lost. An engine that serves for weeks loses many: they
+//! are not polled, do not count against the bound of peers, and the oldest that
+//! can touch nothing of ours any more are forgotten.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use anyfabric_transports::tcp::TcpLink;
+use anyfabric_transports::{Link, PeerIdx};
+use anyfabric_wire::{Address, EngineId};
+
+use crate::inner::Inner;
+use crate::peer::{Base, Peer};
+
+/// Every peer that is known.
+#[derive(Default)]
+pub(crate) struct PeerTable {
+    known: RwLock<Known>,
+    /// Grows with every peer that comes or is lost.
+    version: AtomicU64,
+}
+
+#[derive(Default)]
+struct Known {
+    by_engine: HashMap<EngineId, Arc<Peer>>,
+    by_idx: BTreeMap<PeerIdx, Arc<Peer>>,
+    /// Of those, the lost ones, oldest first.
+    lost: VecDeque<PeerIdx>,
+    /// No number is used twice.
+    next_idx: PeerIdx,
+}
+
+impl PeerTable {
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_change(&self) {
+        // ORDERING: after the change; partner: `Inner::peers_version`. Who sees it late looks again.
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl Inner {
+    /// All of them, in the order in which they came.
+    pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
+        self.peers.read().by_idx.values().cloned().collect()
+    }
+
+    /// Those that are not lost, in the order of their numbers.
+    pub(crate) fn live_peers(&self) -> Vec<Arc<Peer>> {
+        self.peers.read().by_idx.values().filter(|peer| peer.lost().is_none()).cloned().collect()
+    }
+
+    pub(crate) fn num_live_peers(&self) -> usize {
+        let known = self.peers.read();
+        known.by_idx.len() - known.lost.len()
+    }
+
+    /// Another number once [`Inner::live_peers`] may be others.
+    #[inline]
+    pub(crate) fn peers_version(&self) -> u64 {
+        // ORDERING: see `note_change`.
+        self.peers.version.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn peer(&self, idx: PeerIdx) -> Option<Arc<Peer>> {
+        self.peers.read().by_idx.get(&idx).cloned()
+    }
+
+    pub(crate) fn find_peer(&self, engine: EngineId) -> Option<Arc<Peer>> {
+        self.peers.read().by_engine.get(&engine).cloned()
+    }
+
+    /// The peer at that address, known or new.
+    pub(crate) fn peer_at(&self, address: &Address) -> Arc<Peer> {
+        if let Some(peer) = self.find_peer(address.engine) {
+            return peer;
+        }
+        let mut known = self.peers.write();
+        let Known { by_engine, by_idx, next_idx, .. } = &mut *known;
+        let peer = by_engine.entry(address.engine).or_insert_with(|| {
+            let idx = *next_idx;
+            *next_idx += 1;
+            let (streams, limit) = (self.config.tcp_streams, self.config.max_message_bytes);
+            let regions = Arc::clone(&self.regions);
+            let base = match &self.simulated {
+                Some(endpoint) => Base::Simulated(endpoint.link(idx, address.engine, regions)),
+                None => Base::Tcp(Arc::new(TcpLink::new(idx, regions, limit, streams, self.clock.clone()))),
+            };
+            let peer = Arc::new(Peer::new(idx, address.clone(), base, self.clock.now_ns()));
+            by_idx.insert(idx, Arc::clone(&peer));
+            peer
+        });
+        let peer = Arc::clone(peer);
+        drop(known);
+        self.peers.note_change();
+        peer
+    }
+
+    /// The next who asks for that engine meets it like a new one.
+    pub(crate) fn unlist(&self, engine: EngineId) {
+        self.peers.write().by_engine.remove(&engine);
+    }
+
+    /// A peer was lost. Forgets the oldest such, when there are many.
+    pub(crate) fn note_lost(&self, peer: &Peer) {
+        let mut forgotten = Vec::new();
+        {
+            let mut known = self.peers.write();
+            let Known { by_engine, by_idx, lost, .. } = &mut *known;
+            lost.push_back(peer.idx);
+            while lost.len() > MAX_LOST {
+                // One that may still write is kept, for its exit must be noticed.
+                let is_out = |idx: &PeerIdx| by_idx.get(idx).is_none_or(|peer| peer.links().all(Link::is_quiet));
+                let Some(idx) = lost.iter().position(is_out).and_then(|at| lost.remove(at)) else { break };
+                let Some(peer) = by_idx.remove(&idx) else { continue };
+                if by_engine.get(&peer.address.engine).is_some_and(|listed| listed.idx == idx) {
+                    by_engine.remove(&peer.address.engine);
+                }
+                forgotten.push(peer);
+            }
+        }
+        self.peers.note_change();
+        // Unmapping its rings takes a while; not under the lock.
+        drop(forgotten);
+    }
+}
+
+/// Lost peers that are remembered.
+const MAX_LOST: usize = 256;
