@@ -340,16 +340,17 @@ impl Registration {
 
 /// Closes an object of the library's, whose pointer is used no more, unless an
 /// ancestor of this process opened it: a child would shut its parent's
-/// connections.
-pub(super) fn close(object: *mut fid, generation: u32) {
+/// connections. False when the library refuses, and still has what it was given.
+pub(super) fn close(object: *mut fid, generation: u32) -> bool {
     if generation != fork_generation() {
-        return;
+        return true;
     }
     // SAFETY: callers own the object and give it up here.
     let code = unsafe { ((*(*object).ops).close)(object) };
     if code != 0 {
         log::warn!("libfabric does not close an object: error {code}");
     }
+    code == 0
 }
 
 const fn access(writable: bool) -> u64 {

@@ -182,10 +182,10 @@ impl Drop for Queue {
 // SAFETY: the objects belong to whoever has the NIC, one thread at a time, and no thread in particular.
 unsafe impl Send for Queue {}
 
-/// An endpoint: open from its creation to its drop, after which the library uses
-/// no buffer that was posted to it.
+/// An endpoint. Once it is closed the library uses no buffer that was posted to it.
 pub(super) struct Endpoint {
     ep: *mut fid_ep,
+    is_open: bool,
     name: Vec<u8>,
     max_write_bytes: u64,
     generation: u32,
@@ -202,7 +202,7 @@ impl Endpoint {
         // SAFETY: the domain was opened from this entry; `ep` receives the object.
         let code = unsafe { ((*(*domain.as_ptr()).ops).endpoint)(domain.as_ptr(), info, &raw mut ep, ptr::null_mut()) };
         library.check("fi_endpoint", code)?;
-        let mut this = Self { ep, name: Vec::new(), max_write_bytes: 0, generation: fork_generation() };
+        let mut this = Self { ep, is_open: true, name: Vec::new(), max_write_bytes: 0, generation: fork_generation() };
         for (option, value) in domain.provider().quirks().options {
             this.set_option(*option, *value);
         }
@@ -217,6 +217,12 @@ impl Endpoint {
         let max_bytes = this.option(FI_OPT_MAX_RMA_SIZE, library.version()).unwrap_or(max_bytes);
         this.max_write_bytes = max_bytes as u64;
         Ok(this)
+    }
+
+    /// Closes it, at its drop at the latest; false when the library refuses, and may
+    /// still use what was posted.
+    pub(super) fn close(&mut self) -> bool {
+        !std::mem::take(&mut self.is_open) || close(self.ep.cast(), self.generation)
     }
 
     /// What a peer's table of addresses takes.
@@ -314,7 +320,7 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        close(self.ep.cast(), self.generation);
+        self.close();
     }
 }
 

@@ -10,6 +10,7 @@
 //! the only proof that nothing of the rail moves any more.
 
 use std::collections::{HashMap, VecDeque};
+use std::mem::ManuallyDrop;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
@@ -71,7 +72,8 @@ pub struct FabricNic {
 /// An endpoint that is open.
 pub(super) struct Open {
     pub(super) endpoint: Endpoint,
-    pub(super) receives: Buffers,
+    /// What was posted to it.
+    pub(super) receives: ManuallyDrop<Buffers>,
     /// Operations that have not completed.
     pub(super) outstanding: u32,
     /// It took no more; cleared by the next poll.
@@ -80,6 +82,15 @@ pub(super) struct Open {
     /// is waited for.
     pub(super) waiting_since_ns: u64,
     num_rails: u32,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.endpoint.close() {
+            // SAFETY: dropped once, here. An endpoint that is not closed may still write into them: they stay.
+            unsafe { ManuallyDrop::drop(&mut self.receives) };
+        }
+    }
 }
 
 /// Something to tell at the next poll.
@@ -214,6 +225,7 @@ impl FabricNic {
     }
 
     fn add_endpoint(&mut self, idx: u16, endpoint: Endpoint, receives: Buffers) {
+        let receives = ManuallyDrop::new(receives);
         let open = Open { endpoint, receives, outstanding: 0, is_blocked: false, waiting_since_ns: 0, num_rails: 0 };
         self.endpoints.resize_with(self.endpoints.len().max(usize::from(idx) + 1), || None);
         self.endpoints[usize::from(idx)] = Some(open);

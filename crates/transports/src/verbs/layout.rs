@@ -51,8 +51,10 @@ fn facts() -> Vec<(String, usize)> {
              hop_limit as "grh.hop_limit", traffic_class as "grh.traffic_class", dlid, sl, src_path_bits, static_rate,
              is_global, port_num] sizeof;
         QpAttr = "struct ibv_qp_attr":
-            [qp_state, path_mtu, rq_psn, sq_psn, dest_qp_num, qp_access_flags, ah_attr, alt_ah_attr, pkey_index,
-             max_rd_atomic, max_dest_rd_atomic, min_rnr_timer, port_num, timeout, retry_cnt, rnr_retry, rate_limit]
+            [qp_state, cur_qp_state, path_mtu, path_mig_state, qkey, rq_psn, sq_psn, dest_qp_num, qp_access_flags, cap,
+             ah_attr, alt_ah_attr, pkey_index, alt_pkey_index, en_sqd_async_notify, sq_draining, max_rd_atomic,
+             max_dest_rd_atomic, min_rnr_timer, port_num, timeout, retry_cnt, rnr_retry, alt_port_num, alt_timeout,
+             rate_limit]
             sizeof;
         Sge = "struct ibv_sge": [addr, length, lkey] sizeof;
         SendWr = "struct ibv_send_wr":

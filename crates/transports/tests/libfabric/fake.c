@@ -30,6 +30,7 @@ struct fake {
     uint64_t mode, mr_mode, cq_data_size, ep_cnt, version;
     uint64_t has_source, has_delivery_complete, has_write_data, has_fd;
     uint64_t order, fail_nth, fail_with, again_every, swallow, stale_on_close, null;
+    uint64_t stays_open;    // endpoints cannot be closed
     uint64_t memory_fails;  // which registration fails from now on, and all after it; 0: none
     uint64_t writes, immediates, sends, endpoints, memories, dmabufs, options, flags, posts;
     char provider[32], fabric[32];
@@ -353,6 +354,7 @@ static int ep_close(struct fid *fid) {
     GUARD;
     struct endpoint *ep = (struct endpoint *)fid;
     for (size_t idx = 0; idx < kMaxMemory; idx++) if (memories[idx] && memories[idx]->endpoint == fid) return -EBUSY;
+    if (fake.stays_open) return -EBUSY;
     for (size_t idx = 0; fake.stale_on_close && idx < ep->num_held; idx++) {
         struct cq_entry stale = {ep->held[idx], FLAG(2) | FLAG(9), 0, NULL, 0};
         complete(ep->cq, stale, 0, fake.stale_on_close == 2 ? ECANCELED : 0);

@@ -305,6 +305,25 @@ fn memory_bound_to_an_endpoint_keeps_its_key_when_that_is_closed() {
     );
 }
 
+/// It may yet receive, into memory that must not be another's by then.
+#[test]
+fn an_endpoint_that_is_not_closed_keeps_its_receives() {
+    with(
+        |_| {},
+        |copy, mut pair| {
+            let memories = copy.get().memories;
+            copy.get().stays_open = 1;
+            pair.there.close(pair.back);
+            assert_eq!(copy.get().memories, memories);
+            copy.get().stays_open = 0;
+            pair.here.close(pair.rail);
+            assert_eq!(copy.get().memories, memories - 1);
+            pair.connect();
+            check_all_arrives(&mut pair, 5);
+        },
+    );
+}
+
 /// A registration that fails on the way leaves nothing bound to an endpoint that is closed for it.
 #[test]
 fn an_endpoint_that_memory_cannot_be_bound_to_is_not_kept() {
