@@ -1,7 +1,7 @@
 """Check that the crates depend on one another only downwards.
 
-The arrows are the architecture: `wire`, `plan`, `transports`, `engine`, `python`, from the bottom up, and
-a crate may use only those below it. Read from `cargo metadata`; test-only dependencies count too.
+The arrows are the architecture: `wire`, `plan`, `cuda`, `transports`, `engine`, `python`, from the bottom
+up, and a crate may use only those below it. Read from `cargo metadata`; test-only dependencies count too.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ PREFIX = "anyfabric-"
 ALLOWED: dict[str, set[str]] = {
     "wire": set(),
     "plan": {"wire"},
-    "transports": {"wire", "plan"},
-    "engine": {"wire", "plan", "transports"},
-    "python": {"wire", "plan", "transports", "engine"},
+    "cuda": set(),
+    "transports": {"wire", "plan", "cuda"},
+    "engine": {"wire", "plan", "cuda", "transports"},
+    "python": {"wire", "plan", "cuda", "transports", "engine"},
 }
 
 
