@@ -61,6 +61,9 @@ pub struct Config {
     pub verbs: VerbsSettings,
     /// Of the libfabric transport.
     pub libfabric: FabricSettings,
+    /// Path of libcuda; the driver's own when `None`. Opened when the first GPU
+    /// memory is registered.
+    pub cuda_library: Option<String>,
     /// Data streams per tcp peer, 1 to 4.
     pub tcp_streams: usize,
     /// How threads wait.
@@ -139,6 +142,7 @@ impl Default for Config {
             machine: "/".into(),
             verbs: VerbsSettings::default(),
             libfabric: FabricSettings::default(),
+            cuda_library: None,
             tcp_streams: 2,
             polling: Polling::Adaptive,
             isolate: false,

@@ -314,7 +314,19 @@ impl Counters {
     /// # Errors
     /// As [`Counters::add`].
     pub(crate) fn lost(&self, peer: PeerIdx, peer_name: &str, imm: Imm) -> std::result::Result<(), Refusal> {
-        let failed = Missing::Failed(peer);
+        self.lacks(Missing::Failed(peer), peer_name, imm)
+    }
+
+    /// An arrival came, and its bytes cannot be made visible.
+    ///
+    /// # Errors
+    /// As [`Counters::add`].
+    pub(crate) fn invisible(&self, peer: PeerIdx, peer_name: &str, imm: Imm) -> std::result::Result<(), Refusal> {
+        self.lacks(Missing::Invisible(peer), peer_name, imm)
+    }
+
+    fn lacks(&self, failed: Missing, peer_name: &str, imm: Imm) -> std::result::Result<(), Refusal> {
+        let peer = failed.peer();
         let mut table = self.lock();
         match table.by_imm.get_mut(&imm.value()) {
             Some(Entry::Open(state)) => {

@@ -78,12 +78,14 @@ pub(crate) enum Missing {
     Failed(PeerIdx),
     /// It came, and there was no room for it.
     Dropped(PeerIdx),
+    /// It came, and the GPU's driver could not make its bytes visible.
+    Invisible(PeerIdx),
 }
 
 impl Missing {
     pub(crate) const fn peer(self) -> PeerIdx {
         match self {
-            Self::Failed(peer) | Self::Dropped(peer) => peer,
+            Self::Failed(peer) | Self::Dropped(peer) | Self::Invisible(peer) => peer,
         }
     }
 
@@ -96,8 +98,13 @@ impl Missing {
                 "an arrival of imm {imm} from {peer} was dropped: {MAX_EARLY} immediates of that peer were waiting for \
                  a counter; open the counters sooner, or use fewer immediates"
             ),
+            Self::Invisible(_) => format!(
+                "an arrival of imm {imm} from {peer} is not counted: the GPU's driver cannot make its bytes visible (the \
+                 log says why)"
+            ),
         };
-        let mut error = Error::new(Code::TransferFailed, message).during("counter");
+        let code = if matches!(self, Self::Invisible(_)) { Code::DeviceLost } else { Code::TransferFailed };
+        let mut error = Error::new(code, message).during("counter");
         error.context.peer = Some(peer.to_owned());
         error
     }

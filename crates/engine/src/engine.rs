@@ -410,7 +410,8 @@ impl Engine {
         if extents.num_extents() == 0 {
             return Ok(Transfer::done(0, None));
         }
-        if let (Some(route), false) = (dst.shared.route(inner), options.verify) {
+        let is_inline = !options.verify && src.memory.gpu_memory().is_none();
+        if let (Some(route), true) = (dst.shared.route(inner), is_inline) {
             if route.peer.lost().is_none() {
                 if imm.is_some() {
                     inner.check_counted(&route.peer, || about(None))?;

@@ -149,7 +149,8 @@ impl Error {
             Failure::Timeout(_) => Code::TransferTimeout,
             Failure::Cancelled => Code::Cancelled,
             Failure::Closed => Code::Closed,
-            Failure::NoPath(_) => Code::Unsupported,
+            Failure::NoPath(_) | Failure::Unsupported(_) => Code::Unsupported,
+            Failure::DeviceLost(_) => Code::DeviceLost,
             Failure::System(_) => Code::TransferFailed,
         };
         let mut message = format!("{} failed: {failure}", context.operation.unwrap_or("transfer"));

@@ -8,6 +8,7 @@ use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, NicLibrary};
 use serde::Serialize;
 
+use crate::gpu::{known_gpus, GpuAbout};
 use crate::inner::Inner;
 use crate::peer::{Peer, Phase};
 use crate::placement::WorkerInfo;
@@ -104,6 +105,8 @@ pub struct EngineInfo {
     pub incarnation: String,
     /// Its devices, and what serves each.
     pub devices: Vec<GroupInfo>,
+    /// GPUs, once memory of one was registered in this process.
+    pub gpus: Vec<GpuAbout>,
     /// Where its worker runs.
     pub worker: WorkerInfo,
     /// Transports, best first.
@@ -168,6 +171,8 @@ pub struct RegionInfo {
     pub nbytes: u64,
     /// `allocated` or `registered`.
     pub kind: String,
+    /// `cpu`, or `cuda:0`.
+    pub device: String,
     /// Peers that can write without asking.
     pub granted: usize,
 }
@@ -264,6 +269,7 @@ impl Inner {
                 Some(_) => Vec::new(),
                 None => self.groups.placement(&self.config).devices.clone(),
             },
+            gpus: known_gpus(self.config.cuda_library.as_deref()),
             worker: self.worker_info(),
             transports: transports(&self.config, &self.groups),
             peers: peers.iter().map(|peer| self.peer_info(peer)).collect(),
@@ -274,8 +280,9 @@ impl Inner {
                     nbytes: region.nbytes(),
                     kind: match region.backing() {
                         Backing::Memfd { .. } => "allocated".into(),
-                        Backing::Foreign { .. } => "registered".into(),
+                        Backing::Foreign { .. } | Backing::Gpu { .. } => "registered".into(),
                     },
+                    device: region.gpu_memory().map_or_else(|| "cpu".into(), |memory| memory.gpu().label()),
                     granted: region.granted_to().len(),
                 })
                 .collect(),

@@ -393,6 +393,14 @@ impl Sink for Inner {
         result
     }
 
+    fn invisible(&self, peer: PeerIdx, imm: Imm, why: &str) {
+        self.log(40, format!("an arrival of imm {} is not counted, for its bytes are not visible: {why}", imm.value()));
+        let name = self.peer(peer).map_or_else(String::new, |peer| peer.address.to_string());
+        if self.counters.invisible(peer, &name, imm).is_err() {
+            self.push_event(Event::EarlyFull(peer));
+        }
+    }
+
     fn message(&self, peer: PeerIdx, bytes: Vec<u8>) -> std::result::Result<(), Refusal> {
         if bytes.len() > self.config.max_message_bytes as usize {
             return Err(Refusal::TooLarge);

@@ -31,6 +31,7 @@ mod early;
 mod engine;
 mod error;
 mod events;
+mod gpu;
 mod info;
 mod inner;
 mod join;
@@ -57,6 +58,7 @@ pub use connect::PeerGroup;
 pub use counter::Counter;
 pub use engine::{Engine, ScatterTarget, WriteOptions};
 pub use error::{Code, Context, Error, Result};
+pub use gpu::{gpus, GpuAbout};
 pub use info::{
     EngineInfo, EngineStats, LatencyStats, NicUse, PathInfo, PeerUse, Quarantined, RegionInfo, TransportInfo,
 };

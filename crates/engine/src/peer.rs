@@ -16,6 +16,8 @@ use anyfabric_transports::{
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Imm, NicLibrary, Refusal};
 
+use crate::gpu::obstacle;
+
 /// One incarnation of another engine, and the way to it.
 pub(crate) struct Peer {
     pub(crate) idx: PeerIdx,
@@ -164,6 +166,8 @@ pub(crate) enum Content {
         region: u64,
         key: u64,
         nbytes: u64,
+        /// Where it goes.
+        is_on_gpu: bool,
         extents: Extents,
     },
     Signal,
@@ -365,7 +369,11 @@ impl Peer {
                 return None;
             }
             Content::Message(bytes) => Payload::Message(bytes),
-            Content::Write { ref source, region, key, nbytes, ref extents } => {
+            Content::Write { ref source, region, key, nbytes, is_on_gpu, ref extents } => {
+                if let Some(why) = obstacle(link, self, source, is_on_gpu, submission.verify) {
+                    submission.end(Failure::Unsupported(why), self);
+                    return None;
+                }
                 let binding = link.bind(region, key, nbytes);
                 match binding.enter() {
                     Ok(()) => Payload::Write { source: Arc::clone(source), binding, extents: extents.clone() },

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyfabric_cuda::GpuMemory;
 use anyfabric_transports::sys::{self, Mapping};
 use anyfabric_transports::{Backing, Region as Memory};
 use anyfabric_wire::{Address, Descriptor, Device};
@@ -43,6 +44,16 @@ impl Region {
         Self::new(inner, nbytes, writable, Backing::Foreign { address, owner })
     }
 
+    /// Of a GPU; the caller vouches that the allocation stays while `owner` lives.
+    pub(crate) fn on_gpu(
+        inner: &Arc<Inner>,
+        memory: GpuMemory,
+        writable: bool,
+        owner: Box<dyn Any + Send + Sync>,
+    ) -> Result<Self> {
+        Self::new(inner, memory.nbytes(), writable, Backing::Gpu { memory, owner })
+    }
+
     fn new(inner: &Arc<Inner>, nbytes: u64, writable: bool, backing: Backing) -> Result<Self> {
         let key = random_key(inner)?;
         let memory = Arc::new(Memory::new(inner.next_region_id(), key, nbytes, writable, backing));
@@ -70,8 +81,14 @@ impl Region {
         self.memory.is_closed() || self.inner.is_closed()
     }
 
-    /// First byte, in this process. Reading while a peer writes is a race, as
-    /// with every one-sided transport: count first.
+    /// The device that it lies on: `cpu`, or `cuda:0`.
+    pub fn device(&self) -> String {
+        self.memory.gpu_memory().map_or_else(|| "cpu".to_owned(), |memory| memory.gpu().label())
+    }
+
+    /// First byte, in this process; of GPU memory an address that the CPU must not
+    /// touch. Reading while a peer writes is a race, as with every one-sided
+    /// transport: count first.
     pub fn as_ptr(&self) -> *mut u8 {
         self.memory.as_ptr()
     }
@@ -108,7 +125,8 @@ impl Region {
             return Err(error);
         }
         let address = self.inner.address.clone();
-        Ok(Descriptor { address, region: self.id(), key, nbytes: self.nbytes(), device: Device::Host })
+        let device = self.memory.gpu_memory().map_or(Device::Host, |memory| Device::Cuda(memory.gpu().uuid));
+        Ok(Descriptor { address, region: self.id(), key, nbytes: self.nbytes(), device })
     }
 
     /// Fences writers out: returns when none can touch the region any more.

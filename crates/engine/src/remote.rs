@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyfabric_plan::Extents;
 use anyfabric_transports::{Binding, Link};
-use anyfabric_wire::{Address, Descriptor};
+use anyfabric_wire::{Address, Descriptor, Device};
 
 use crate::inner::Inner;
 use crate::peer::{Content, Peer};
@@ -84,7 +84,8 @@ impl RemoteShared {
 
     /// Remembers how this engine reaches the region.
     pub(crate) fn find_route(&self, inner: &Arc<Inner>, peer: &Arc<Peer>) {
-        if let (Some(link), None) = (peer.link(), self.route.get()) {
+        let reaches = |link: &&Arc<dyn Link>| self.descriptor.device == Device::Host || link.reaches_gpu_memory();
+        if let (Some(link), None) = (peer.link().filter(reaches), self.route.get()) {
             let Descriptor { region, key, nbytes, .. } = self.descriptor;
             let binding = link.bind(region, key, nbytes);
             let engine = Arc::as_ptr(inner) as usize;
@@ -132,8 +133,9 @@ impl RemoteSlice {
 impl RemoteSlice {
     /// What is submitted to write ranges of `src` here.
     pub(crate) fn content(&self, src: &Slice, extents: Extents) -> Content {
-        let Descriptor { region, key, nbytes, .. } = self.shared.descriptor;
-        Content::Write { source: Arc::clone(&src.memory), region, key, nbytes, extents }
+        let Descriptor { region, key, nbytes, device, .. } = self.shared.descriptor;
+        let is_on_gpu = device != Device::Host;
+        Content::Write { source: Arc::clone(&src.memory), region, key, nbytes, is_on_gpu, extents }
     }
 }
 

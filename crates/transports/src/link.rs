@@ -168,6 +168,11 @@ pub trait Link: Send + Sync {
         false
     }
 
+    /// Whether source and destination may lie on GPUs.
+    fn reaches_gpu_memory(&self) -> bool {
+        false
+    }
+
     /// Prepares a peer's region. The binding may be pending at first;
     /// operations may be posted to it only when it is ready.
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding>;
@@ -245,6 +250,9 @@ pub trait Sink {
     /// # Errors
     /// [`Refusal::Full`] when nobody opened a counter and no more are kept.
     fn arrived(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> Result<(), Refusal>;
+
+    /// An immediate came, and its bytes cannot be made visible.
+    fn invisible(&self, peer: PeerIdx, imm: Imm, why: &str);
 
     /// A message.
     ///

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use anyfabric_cuda::GpuMemory;
 use anyfabric_wire::Refusal;
 
 use crate::lock;
@@ -29,6 +30,14 @@ pub enum Backing {
         /// First byte.
         address: *mut u8,
         /// Dropped when nothing can touch the memory any more.
+        owner: Box<dyn Any + Send + Sync>,
+    },
+    /// The user, on a GPU: only what [reaches GPU memory](crate::Link::reaches_gpu_memory)
+    /// may touch it.
+    Gpu {
+        /// Where it is.
+        memory: GpuMemory,
+        /// As above.
         owner: Box<dyn Any + Send + Sync>,
     },
 }
@@ -96,12 +105,23 @@ impl Region {
         self.nbytes
     }
 
-    /// First byte, in this process.
+    /// First byte, in this process; of GPU memory an address that the CPU must
+    /// not touch.
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
         match &self.backing {
             Backing::Memfd { mapping, .. } => mapping.as_ptr(),
             Backing::Foreign { address, .. } => *address,
+            Backing::Gpu { memory, .. } => memory.address() as *mut u8,
+        }
+    }
+
+    /// Where it is on a GPU; `None` for host memory.
+    #[inline]
+    pub const fn gpu_memory(&self) -> Option<&GpuMemory> {
+        match &self.backing {
+            Backing::Gpu { memory, .. } => Some(memory),
+            _ => None,
         }
     }
 
@@ -293,5 +313,17 @@ impl RegionTable {
         }
         region.check_peer(peer, key)?;
         Ok(Arc::clone(region))
+    }
+
+    /// As [`RegionTable::admit`], for what the CPU is to place.
+    ///
+    /// # Errors
+    /// [`Refusal::OnGpu`] too.
+    pub fn admit_host(&self, peer: PeerIdx, id: u64, key: u64) -> Result<Arc<Region>, Refusal> {
+        let region = self.admit(peer, id, key)?;
+        if region.gpu_memory().is_some() {
+            return Err(Refusal::OnGpu);
+        }
+        Ok(region)
     }
 }

@@ -38,6 +38,12 @@ pub enum Failure {
     /// A bound of this machine was reached: descriptors, memory.
     #[error("{0}")]
     Exhausted(String),
+    /// Nothing here can carry it.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The GPU that the source lies on is gone.
+    #[error("{0}")]
+    DeviceLost(String),
     /// The operating system refused.
     #[error("{0}")]
     System(String),

@@ -213,6 +213,9 @@ pub enum Refusal {
     /// Its NICs do not take the memory.
     #[error("the target cannot register the region with its NICs (its log says why)")]
     NotRegistered = 10,
+    /// The region is GPU memory, and the write came where the CPU would place it.
+    #[error("the target's region lies on a GPU, which this transport does not reach")]
+    OnGpu = 11,
 }
 
 impl Refusal {
@@ -230,6 +233,7 @@ impl Refusal {
             8 => Self::TooLarge,
             9 => Self::Closing,
             10 => Self::NotRegistered,
+            11 => Self::OnGpu,
             _ => return None,
         })
     }

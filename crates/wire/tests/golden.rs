@@ -63,7 +63,7 @@ fn version_2_is_read() {
     for (idx, ack) in acks.iter().enumerate().skip(1) {
         assert_eq!(*ack, (7, Err(Refusal::from_code(idx as u8).unwrap())));
     }
-    assert_eq!(acks.len(), 11);
+    assert_eq!(acks.len(), 12);
     let text = String::from_utf8(all("address").remove(0)).unwrap();
     assert_eq!(text, "af://192.0.2.7:4791,[2001:db8::ff00:42:8329]:65535/101112131415161718191a1b1c1d1e1f");
     assert_eq!(text.parse::<Address>().unwrap(), samples::address());
@@ -130,7 +130,7 @@ fn everything() -> Vec<(String, Vec<u8>)> {
         all.extend(encoded.into_iter().enumerate().map(|(idx, bytes)| (format!("{name}_{idx}"), bytes)));
     };
     let seal = samples::seal();
-    let refusals = (1..=10).map(|code| Refusal::from_code(code).expect("1 to 10 are refusals"));
+    let refusals = (1..=11).map(|code| Refusal::from_code(code).expect("1 to 11 are refusals"));
     let acks = std::iter::once(Frame::encode_ack(0x0011_2233_4455_6677, Ok(())))
         .chain(refusals.map(|refusal| Frame::encode_ack(7, Err(refusal))));
     add("address", vec![samples::address().to_string().into_bytes()]);

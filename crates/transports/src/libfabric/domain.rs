@@ -9,10 +9,12 @@
 //! peer all memory is registered again, with the keys that it had, for the next.
 
 use std::ffi::{c_int, c_void};
-use std::os::fd::RawFd;
+use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+
+use anyfabric_cuda::{CudaError, Dmabuf, GpuMemory};
 
 use super::library::{FabricError, Library};
 use super::provider::Provider;
@@ -37,21 +39,6 @@ pub struct FabricMemory {
     domain: Arc<FabricDomain>,
 }
 
-/// GPU memory that was exported as a dmabuf.
-#[derive(Debug, Clone, Copy)]
-pub struct Dmabuf {
-    /// The descriptor; stays open as long as the memory is registered.
-    pub fd: RawFd,
-    /// Where in it the memory begins.
-    pub offset: u64,
-    /// First byte, in the GPU's address space.
-    pub address: u64,
-    /// Length in bytes.
-    pub nbytes: u64,
-    /// The GPU, as CUDA numbers it.
-    pub cuda_device: u32,
-}
-
 impl FabricDomain {
     /// Opens the NIC.
     ///
@@ -74,29 +61,6 @@ impl FabricDomain {
     /// What it is a domain of.
     pub const fn provider(&self) -> &Arc<Provider> {
         &self.provider
-    }
-
-    /// Registers GPU memory; needs a library of 1.20 or later.
-    ///
-    /// # Errors
-    /// As [`Domain::register`].
-    ///
-    /// # Safety
-    /// As [`Domain::register`], for the memory that the descriptor stands for.
-    pub unsafe fn register_dmabuf(self: &Arc<Self>, dmabuf: &Dmabuf, writable: bool) -> Result<FabricMemory, NicError> {
-        let library = self.library();
-        if library.api_version() < version(1, 20) {
-            let (path, have) = (library.path(), library.version_text());
-            return Err(NicError::Library(format!("{path} is libfabric {have}; GPU memory needs 1.20 or later")));
-        }
-        let what = What {
-            address: dmabuf.address,
-            nbytes: dmabuf.nbytes,
-            access: access(writable),
-            dmabuf: Some(*dmabuf),
-            key: self.fresh_key()?,
-        };
-        self.add(what)
     }
 
     pub(super) fn library(&self) -> &'static Library {
@@ -163,7 +127,21 @@ impl Domain for FabricDomain {
         writable: bool,
     ) -> Result<FabricMemory, NicError> {
         let key = self.fresh_key()?;
-        self.add(What { address: address as u64, nbytes, access: access(writable), dmabuf: None, key })
+        self.add(What { address: address as u64, nbytes, access: access(writable), gpu: None, key })
+    }
+
+    unsafe fn register_gpu(self: &Arc<Self>, memory: &GpuMemory, writable: bool) -> Result<FabricMemory, NicError> {
+        if !self.provider.reaches_gpus {
+            let (nic, name, library) = (&self.provider.nic, &self.provider.name, self.library());
+            return Err(NicError::Unsupported(format!(
+                "{nic}: provider {name} of libfabric {} ({}) takes host memory only: it was built without CUDA, or opened \
+                 before this process used CUDA; make the first GPU tensor before the engine",
+                library.version_text(),
+                library.path(),
+            )));
+        }
+        let (key, gpu) = (self.fresh_key()?, Some(*memory));
+        self.add(What { address: memory.address(), nbytes: memory.nbytes(), access: access(writable), gpu, key })
     }
 
     fn remote(memory: &FabricMemory) -> RemoteMemory {
@@ -229,7 +207,7 @@ struct What {
     address: u64,
     nbytes: u64,
     access: u64,
-    dmabuf: Option<Dmabuf>,
+    gpu: Option<GpuMemory>,
     /// What we ask for, where the provider does not choose.
     key: u64,
 }
@@ -255,30 +233,10 @@ impl FabricDomain {
 
     fn register_now(&self, registration: &Registration, endpoint: Option<*mut fid_ep>) -> Result<(), NicError> {
         let what = &registration.what;
-        // Nothing is registered as one byte: providers refuse a length of 0, and nobody can reach it.
-        let len = what.nbytes.max(1) as usize;
-        let iov = libc::iovec { iov_base: what.address as *mut c_void, iov_len: len };
-        let dmabuf = what.dmabuf.map(|from| fi_mr_dmabuf {
-            fd: from.fd,
-            offset: from.offset,
-            len,
-            base_addr: what.address as *mut c_void,
-        });
-        // SAFETY: null pointers and zeroes are what the members that we do not use must be.
-        let mut attr: fi_mr_attr = unsafe { std::mem::zeroed() };
-        attr.mr_iov = dmabuf.as_ref().map_or((&raw const iov).cast(), |dmabuf| ptr::from_ref(dmabuf).cast());
-        attr.iov_count = 1;
-        attr.access = what.access;
-        attr.requested_key = what.key;
-        let flags = what.dmabuf.map_or(0, |from| {
-            (attr.iface, attr.device) = (FI_HMEM_CUDA, from.cuda_device.into());
-            FI_MR_DMABUF
-        });
-        let mut mr = ptr::null_mut();
-        // SAFETY: the attributes and what they point to live through the call; who registered vouches for the memory; `mr`
-        // receives the object.
-        let code = unsafe { ((*(*self.domain).mr).regattr)(self.domain.cast(), &raw const attr, flags, &raw mut mr) };
-        self.library().check("fi_mr_regattr", code).map_err(|error| self.explain(error, what.nbytes))?;
+        let mr = match &what.gpu {
+            None => self.register_with(what, None).map_err(|error| self.explain(error, what.nbytes))?,
+            Some(memory) => self.register_on_gpu(what, memory)?,
+        };
         if let Some(endpoint) = endpoint {
             // SAFETY: both objects are open; the registration is ours alone.
             let code = unsafe {
@@ -298,6 +256,53 @@ impl FabricDomain {
         // SAFETY: the registration is open.
         registration.desc.store(unsafe { (*mr).mem_desc }, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// As a dmabuf, or else by its address: the provider then does what it can.
+    fn register_on_gpu(&self, what: &What, memory: &GpuMemory) -> Result<*mut fid_mr, NicError> {
+        let library = self.library();
+        let by_dmabuf = if library.api_version() < version(1, 20) {
+            Err(format!("{} is libfabric {}, and it came with 1.20", library.path(), library.version_text()))
+        } else {
+            match memory.dmabuf() {
+                // The kernel holds what was exported once it is registered.
+                Ok(exported) => self.register_with(what, Some(&exported)).map_err(|error| error.to_string()),
+                Err(error @ CudaError::Lost(_)) => return Err(error.into()),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        by_dmabuf.or_else(|by_dmabuf| {
+            let by_address = self.register_with(what, None);
+            by_address.map_err(|error| NicError::no_way_to(memory, &self.provider.nic, &by_dmabuf, &error.to_string()))
+        })
+    }
+
+    fn register_with(&self, what: &What, exported: Option<&Dmabuf>) -> Result<*mut fid_mr, FabricError> {
+        // Nothing is registered as one byte: providers refuse a length of 0, and nobody can reach it.
+        let len = what.nbytes.max(1) as usize;
+        let iov = libc::iovec { iov_base: what.address as *mut c_void, iov_len: len };
+        let dmabuf = exported.map(|from| fi_mr_dmabuf {
+            fd: from.fd.as_raw_fd(),
+            offset: from.offset,
+            len,
+            base_addr: what.address as *mut c_void,
+        });
+        // SAFETY: null pointers and zeroes are what the members that we do not use must be.
+        let mut attr: fi_mr_attr = unsafe { std::mem::zeroed() };
+        attr.mr_iov = dmabuf.as_ref().map_or((&raw const iov).cast(), |dmabuf| ptr::from_ref(dmabuf).cast());
+        attr.iov_count = 1;
+        attr.access = what.access;
+        attr.requested_key = what.key;
+        if let Some(memory) = &what.gpu {
+            (attr.iface, attr.device) = (FI_HMEM_CUDA, memory.gpu().ordinal.into());
+        }
+        let flags = if dmabuf.is_some() { FI_MR_DMABUF } else { 0 };
+        let mut mr = ptr::null_mut();
+        // SAFETY: the attributes and what they point to live through the call; who registered vouches for the memory; `mr`
+        // receives the object.
+        let code = unsafe { ((*(*self.domain).mr).regattr)(self.domain.cast(), &raw const attr, flags, &raw mut mr) };
+        self.library().check("fi_mr_regattr", code)?;
+        Ok(mr)
     }
 
     fn explain(&self, error: FabricError, nbytes: u64) -> NicError {

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::ptr;
 use std::sync::OnceLock;
 
+use anyfabric_cuda::Driver;
 use thiserror::Error;
 
 use super::sys::{fi_fabric_attr, fi_info, fid_fabric, version, FI_SOURCE};
@@ -171,9 +172,9 @@ impl Library {
     }
 
     fn find(path: Option<&str>) -> Result<Self, FabricError> {
-        // Without CUDA an EFA provider must not make a context of its own, of some 600 MB on the first GPU; read when
-        // the library is loaded. Whoever set it knows better.
-        if std::env::var_os("FI_HMEM").is_none() {
+        // Where CUDA is not in use an EFA provider must not make a context of its own, of some 600 MB on the first GPU;
+        // read when the library is loaded. Whoever set it knows better.
+        if std::env::var_os("FI_HMEM").is_none() && !Driver::is_loaded() {
             std::env::set_var("FI_HMEM", "system");
         }
         let named = path.map(str::to_owned).or_else(|| std::env::var(LIBRARY_VARIABLE).ok());

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use crate::rdma::{NicChoice, NicError};
 
-pub use domain::{Dmabuf, FabricDomain, FabricMemory};
+pub use domain::{FabricDomain, FabricMemory};
 pub use library::{may_have_nic, FabricError, Library, LIBRARY_VARIABLE};
 pub use nic::FabricNic;
 pub use provider::{Arrivals, Provider, Wanted};

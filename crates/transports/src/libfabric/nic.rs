@@ -145,6 +145,7 @@ impl FabricNic {
             max_write_bytes: endpoint.max_write_bytes().min(MAX_WRITE_BYTES),
             max_message_bytes: MAX_MESSAGE_BYTES.min(longest.saturating_sub(HEADER_BYTES)),
             is_ordered: false,
+            reaches_gpus: provider.reaches_gpus,
         };
         let mut this = Self {
             endpoints: Vec::new(),

@@ -5,6 +5,8 @@ use std::ffi::CString;
 use std::fmt;
 use std::net::IpAddr;
 
+use anyfabric_cuda::Driver;
+
 use super::library::{text_of, FabricError, Info, Library};
 use super::quirks::Quirks;
 use super::sys::*;
@@ -33,6 +35,9 @@ pub struct Provider {
     pub nic: String,
     /// How immediates arrive.
     pub arrivals: Arrivals,
+    /// Whether it takes GPU memory: the library knows CUDA, and the process used it
+    /// when the NIC was opened.
+    pub reaches_gpus: bool,
     /// Where the NIC sits, "0000:10:1b.0"; `None` for a software path.
     pub pci: Option<String>,
     /// Link speed; 0 where the provider does not say.
@@ -59,8 +64,10 @@ impl Provider {
         let mut found: Vec<Self> = Vec::new();
         let source = wanted.nic.as_ref().filter(|nic| nic.parse::<IpAddr>().is_ok());
         let source = source.and_then(|address| CString::new(address.as_str()).ok());
-        for variant in VARIANTS {
-            for info in library.entries(&hints(library, wanted, variant)?, source.as_deref())? {
+        // With GPU memory only where CUDA is in use: EFA's provider makes a context for the asking.
+        let kinds: &[bool] = if Driver::is_loaded() { &[true, false] } else { &[false] };
+        for (variant, on_gpus) in VARIANTS.iter().flat_map(|variant| kinds.iter().map(move |kind| (variant, *kind))) {
+            for info in library.entries(&hints(library, wanted, variant, on_gpus)?, source.as_deref())? {
                 let Some(mut provider) = Self::new(info, variant) else { continue };
                 if let (Some(_), Some(address)) = (&source, &wanted.nic) {
                     provider.nic.clone_from(address);
@@ -119,7 +126,8 @@ impl Provider {
         let nic = text_of(domain.name).unwrap_or_default();
         let (device_name, pci, gbps) = hardware(entry);
         let device_name = device_name.unwrap_or_else(|| nic.clone());
-        Some(Self { quirks, device_name, fabric, nic, arrivals, pci, gbps, name, info })
+        let reaches_gpus = entry.caps & FI_HMEM != 0;
+        Some(Self { quirks, device_name, fabric, nic, arrivals, reaches_gpus, pci, gbps, name, info })
     }
 
     /// How the NIC is driven, for people: the provider, or the fabric where a
@@ -198,12 +206,12 @@ struct Variant {
     settles: bool,
 }
 
-fn hints(library: &'static Library, wanted: &Wanted, variant: &Variant) -> Result<Info, FabricError> {
+fn hints(library: &'static Library, wanted: &Wanted, variant: &Variant, on_gpus: bool) -> Result<Info, FabricError> {
     let hints = library.new_info()?;
     // SAFETY: a new entry has all of these attributes, zeroed.
     unsafe {
         let entry = &mut *hints.as_ptr();
-        entry.caps = variant.caps;
+        entry.caps = variant.caps | if on_gpus { FI_HMEM } else { 0 };
         entry.mode = variant.mode;
         (*entry.ep_attr).r#type = FI_EP_RDM;
         (*entry.tx_attr).op_flags = variant.op_flags;
@@ -211,6 +219,7 @@ fn hints(library: &'static Library, wanted: &Wanted, variant: &Variant) -> Resul
         domain.threading = FI_THREAD_SAFE;
         domain.resource_mgmt = FI_RM_ENABLED;
         domain.mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_ENDPOINT;
+        domain.mr_mode |= if on_gpus { FI_MR_HMEM } else { 0 };
         if let Some(nic) = wanted.nic.as_ref().filter(|nic| nic.parse::<IpAddr>().is_err()) {
             Info::set_text(&mut domain.name, nic);
         }

@@ -415,6 +415,7 @@ pub const FI_DELIVERY_COMPLETE: u64 = 1 << 28;
 pub const FI_MR_DMABUF: u64 = 1 << 40;
 pub const FI_LOCAL_COMM: u64 = 1 << 51;
 pub const FI_REMOTE_COMM: u64 = 1 << 52;
+pub const FI_HMEM: u64 = 1 << 47;
 pub const FI_SOURCE: u64 = 1 << 57;
 
 pub const FI_CONTEXT2: u64 = 1 << 52;
@@ -426,6 +427,7 @@ pub const FI_MR_VIRT_ADDR: c_int = 1 << 4;
 pub const FI_MR_ALLOCATED: c_int = 1 << 5;
 pub const FI_MR_PROV_KEY: c_int = 1 << 6;
 pub const FI_MR_ENDPOINT: c_int = 1 << 9;
+pub const FI_MR_HMEM: c_int = 1 << 10;
 
 pub const FI_EP_RDM: u32 = 3;
 pub const FI_THREAD_SAFE: u32 = 1;

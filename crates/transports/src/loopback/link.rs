@@ -139,7 +139,7 @@ impl SimLink {
     /// Where a part of the peer's may be placed, as our NICs know it.
     pub(super) fn admit(&self, region: u64, key: u64, checks_rights: bool) -> Result<Arc<Region>, Refusal> {
         if checks_rights {
-            return self.regions.admit(self.peer, region, key);
+            return self.regions.admit_host(self.peer, region, key);
         }
         let granted = lock(&self.granted);
         let of_any_key = || granted.iter().find_map(|((id, _), memory)| (*id == region).then_some(memory));
@@ -226,7 +226,7 @@ impl SimLink {
     }
 
     fn export(&self, region: u64, key: u64) -> Result<(), Refusal> {
-        let memory = self.regions.admit(self.peer, region, key)?;
+        let memory = self.regions.admit_host(self.peer, region, key)?;
         memory.grant(self.peer, key)?;
         lock(&self.granted).insert((region, key), Arc::downgrade(&memory));
         Ok(())

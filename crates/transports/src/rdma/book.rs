@@ -13,11 +13,12 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use anyfabric_wire::{NicLibrary, Rails, WireImm};
+use anyfabric_wire::{Imm, NicLibrary, Rails, WireImm};
 
 use super::cut::Cursor;
 use super::nic::{Completions, Fault, RailIdx};
 use super::slab::Slab;
+use super::visible::Visible;
 use crate::mutant::Mutant;
 use crate::{BindingState, ControlPath, Failure, Op, Payload, PeerIdx, PeerStats, Sink, Splits};
 
@@ -355,6 +356,16 @@ pub(super) struct Turn<'a> {
     pub(super) now_ns: u64,
     /// Whose engine was heard last.
     pub(super) heard: Option<PeerIdx>,
+    pub(super) visible: &'a Visible,
+    /// Arrivals that wait for a flush.
+    pub(super) held: &'a mut Vec<Arrival>,
+}
+
+/// An immediate of a peer's.
+pub(super) struct Arrival {
+    pub(super) peer: PeerIdx,
+    pub(super) imm: Imm,
+    pub(super) quarters: u64,
 }
 
 impl Turn<'_> {
@@ -377,8 +388,13 @@ impl Completions for Turn<'_> {
         let Some(path) = self.book.paths.get(path) else { return };
         let imm = WireImm::decode(imm);
         let times = if Mutant::DoublePart.is_on() { 2 } else { 1 };
-        // A full table is told to the sender by the engine itself.
-        let _ = self.sink.arrived(path.peer, imm.imm, u64::from(imm.quarters) * times);
+        let quarters = u64::from(imm.quarters) * times;
+        if self.visible.is_needed() {
+            self.held.push(Arrival { peer: path.peer, imm: imm.imm, quarters });
+        } else {
+            // A full table is told to the sender by the engine itself.
+            let _ = self.sink.arrived(path.peer, imm.imm, quarters);
+        }
         if self.heard != Some(path.peer) {
             self.heard = Some(path.peer);
             self.sink.heard(path.peer);

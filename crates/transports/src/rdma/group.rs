@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use anyfabric_plan::Extent;
 use anyfabric_wire::NicLibrary;
 
-use super::book::{Book, Stage, Turn};
+use super::book::{Arrival, Book, Stage, Turn};
 use super::link::{PathOptions, RailLink, RailPath};
 use super::nic::{Domain, Nic, NicAbout, NicError, RemoteMemory};
 use super::registrations::Registrations;
+use super::visible::Visible;
 use crate::sys::populate;
 use crate::{lock, Clock, Op, Region, Sink};
 
@@ -37,6 +38,11 @@ pub trait NicGroup: Send + Sync {
     /// Asks every NIC for an event; poll once more before you wait.
     fn arm(&self);
 
+    /// Whether all of them may be given GPU memory.
+    fn reaches_gpus(&self) -> bool {
+        self.nics().iter().all(|nic| nic.reaches_gpus)
+    }
+
     /// Makes the way to a peer.
     fn path(self: Arc<Self>, options: PathOptions) -> Arc<dyn RailPath>;
 
@@ -52,6 +58,7 @@ pub struct RailGroup<N: Nic> {
     registrations: Vec<Arc<Registrations<N::Domain>>>,
     abouts: Vec<NicAbout>,
     state: Mutex<State<N>>,
+    visible: Visible,
     /// Left by threads that found the NICs taken.
     left: Mutex<VecDeque<(u32, Op)>>,
     has_left: AtomicBool,
@@ -72,6 +79,8 @@ pub(super) struct State<N> {
     pub(super) book: Book,
     /// For the writes of one batch.
     writes: Vec<Extent>,
+    /// For the arrivals of one poll, where they wait for a flush.
+    held: Vec<Arrival>,
 }
 
 impl<N: Nic> RailGroup<N> {
@@ -91,7 +100,8 @@ impl<N: Nic> RailGroup<N> {
             library,
             registrations,
             abouts: nics.iter().map(|nic| nic.about().clone()).collect(),
-            state: Mutex::new(State { nics, book, writes: Vec::new() }),
+            state: Mutex::new(State { nics, book, writes: Vec::new(), held: Vec::new() }),
+            visible: Visible::default(),
             left: Mutex::default(),
             has_left: AtomicBool::new(false),
             pinning: Mutex::default(),
@@ -196,6 +206,9 @@ impl<N: Nic> RailGroup<N> {
     /// Registers a region with every NIC, unless it is; tells what a peer needs
     /// to write into it over each.
     fn register(&self, region: &Region) -> Result<Keys, NicError> {
+        if let (Some(memory), true) = (region.gpu_memory(), region.writable) {
+            self.visible.expect(memory)?;
+        }
         if region.nbytes() > QUICK_BYTES {
             self.pin_side_by_side(region);
         }
@@ -213,7 +226,9 @@ impl<N: Nic> RailGroup<N> {
             return;
         }
         // Each device takes references of its own, but the pages have to be found and zeroed once only.
-        populate(region.as_ptr(), region.nbytes(), region.writable);
+        if region.gpu_memory().is_none() {
+            populate(region.as_ptr(), region.nbytes(), region.writable);
+        }
         std::thread::scope(|scope| {
             for registrations in &self.registrations {
                 let pin = || drop(registrations.of(region));
@@ -222,6 +237,20 @@ impl<N: Nic> RailGroup<N> {
                 }
             }
         });
+    }
+}
+
+impl<N: Nic> RailGroup<N> {
+    #[cold]
+    fn count_held(&self, held: &mut Vec<Arrival>, sink: &dyn Sink) {
+        let flushed = self.visible.flush();
+        for Arrival { peer, imm, quarters } in held.drain(..) {
+            match &flushed {
+                // A full table is told to the sender by the engine itself.
+                Ok(()) => drop(sink.arrived(peer, imm, quarters)),
+                Err(why) => sink.invisible(peer, imm, why),
+            }
+        }
     }
 }
 
@@ -266,10 +295,13 @@ impl<N: Nic> NicGroup for RailGroup<N> {
         let Some(mut state) = self.try_state() else { return false };
         let now_ns = self.clock.now_ns();
         self.take_left(&mut state, now_ns);
-        let State { nics, book, .. } = &mut *state;
+        let State { nics, book, held, .. } = &mut *state;
         let mut moved = false;
         for (nic_no, nic) in nics.iter_mut().enumerate() {
-            moved |= nic.poll(&mut Turn { book, nic: nic_no, sink, now_ns, heard: None });
+            moved |= nic.poll(&mut Turn { book, nic: nic_no, sink, now_ns, heard: None, visible: &self.visible, held });
+        }
+        if !held.is_empty() {
+            self.count_held(held, sink);
         }
         if !state.book.faulty.is_empty() {
             state.settle_faulty(now_ns);

@@ -8,7 +8,7 @@ use anyfabric_wire::{NicLibrary, Rails, Refusal};
 
 use super::book::{Path, Stage};
 use super::group::{NicGroup, RailGroup, MAX_NICS};
-use super::nic::{Nic, RemoteMemory};
+use super::nic::{Nic, NicError, RemoteMemory};
 use super::post::MAX_RAILS;
 use crate::sys::Ready;
 use crate::{
@@ -274,6 +274,10 @@ impl<N: Nic> Link for RailLink<N> {
         true
     }
 
+    fn reaches_gpu_memory(&self) -> bool {
+        self.group.reaches_gpus()
+    }
+
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
         let (binding, request) = lock(&self.bindings).find_or_ask(region, key, nbytes);
         let Some(request) = request else { return binding };
@@ -301,6 +305,8 @@ impl<N: Nic> Link for RailLink<N> {
                 let source = Arc::clone(source);
                 self.group.when_registered(&source, move |group, registered| match registered {
                     Ok(_) => group.submit(path, op),
+                    Err(NicError::Unsupported(why)) => op.end(Err(Failure::Unsupported(why))),
+                    Err(NicError::DeviceLost(why)) => op.end(Err(Failure::DeviceLost(why))),
                     Err(error) => op.end(Err(Failure::Exhausted(error.to_string()))),
                 });
             }

@@ -16,6 +16,7 @@ mod post;
 mod registrations;
 mod setup;
 mod slab;
+mod visible;
 
 pub use group::{NicGroup, RailGroup};
 pub use link::{PathOptions, RailPath, Standing};

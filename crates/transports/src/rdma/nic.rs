@@ -20,8 +20,10 @@
 //!   closed and another one opened; it never recovers by itself.
 
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::Arc;
 
+use anyfabric_cuda::{peer_memory_module, CudaError, GpuMemory};
 use anyfabric_plan::Extent;
 use thiserror::Error;
 
@@ -139,6 +141,15 @@ pub trait Domain: Send + Sync + 'static {
         writable: bool,
     ) -> Result<Self::Memory, NicError>;
 
+    /// Registers memory of a GPU, by the best way that machine and library have.
+    ///
+    /// # Errors
+    /// [`NicError::Unsupported`] says what is missing for each way.
+    ///
+    /// # Safety
+    /// As [`Domain::register`].
+    unsafe fn register_gpu(self: &Arc<Self>, memory: &GpuMemory, writable: bool) -> Result<Self::Memory, NicError>;
+
     /// What a peer needs to write into registered memory.
     fn remote(memory: &Self::Memory) -> RemoteMemory;
 }
@@ -211,6 +222,8 @@ pub struct NicAbout {
     /// Whether an immediate also follows the bytes of every write posted before
     /// it on the same rail: reliable connected queue pairs, not SRD.
     pub is_ordered: bool,
+    /// Whether it may be given GPU memory.
+    pub reaches_gpus: bool,
 }
 
 /// Which NICs of the machine to open.
@@ -272,6 +285,37 @@ pub enum NicError {
     /// What the peer sent makes no sense.
     #[error("{0}")]
     Peer(String),
+    /// Machine or library cannot do it, and what is missing.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The GPU is gone.
+    #[error("{0}")]
+    DeviceLost(String),
+}
+
+impl NicError {
+    /// Neither way to a GPU's memory is open: not by dmabuf, for `by_dmabuf`, and
+    /// not by its address, for `by_address`.
+    pub(crate) fn no_way_to(memory: &GpuMemory, nic: &str, by_dmabuf: &str, by_address: &str) -> Self {
+        let module = match peer_memory_module(Path::new("/")) {
+            Some(module) => format!("although {module} is loaded"),
+            None => "and nvidia_peermem is not loaded".to_owned(),
+        };
+        Self::Unsupported(format!(
+            "{nic} cannot be given {} bytes of {}: by dmabuf: {by_dmabuf}; by address: {by_address}, {module}. Either              `modprobe nvidia-peermem`, or use the open kernel modules of NVIDIA driver 515 or later, Linux 5.12 or later and              rdma-core 34 or later; `anyfabric doctor` shows which is missing",
+            memory.nbytes(),
+            memory.gpu().label(),
+        ))
+    }
+}
+
+impl From<CudaError> for NicError {
+    fn from(error: CudaError) -> Self {
+        match error {
+            CudaError::Lost(why) => Self::DeviceLost(why),
+            error => Self::Unsupported(error.to_string()),
+        }
+    }
 }
 
 /// Longest address of a rail.

@@ -142,8 +142,8 @@ impl Book {
         rail.small.front().or_else(bulk).copied()
     }
 
-    /// Posts one batch of a part; how many writes, or `None` when the NIC did not
-    /// take all of it.
+    /// Posts one batch of a part; how many writes, or `None` when the rail is
+    /// broken.
     fn post_part<N: Nic>(
         &mut self,
         nic: &mut N,
@@ -164,7 +164,7 @@ impl Book {
             return Some(0);
         }
         let rail = self.paths.get(part.path)?.rails.get(part.rail)?.idx?;
-        let (taken, nbytes, is_whole) = match &flight.op.payload {
+        let (taken, nbytes) = match &flight.op.payload {
             Payload::Write { source, binding, extents } => {
                 let (Ok(source), Some(Target::Nics(keys))) = (registrations.of(source), binding.target()) else {
                     part.cursor.stop();
@@ -198,7 +198,7 @@ impl Book {
                     batched.nbytes = nbytes;
                 }
                 debug_assert!(taken == writes.len() || !matches!(marks, Marks::Last(_)));
-                (taken, nbytes, taken == writes.len())
+                (taken, nbytes)
             }
             Payload::Signal | Payload::Message(_) => {
                 let token = self.batches.insert(Batched { part: part_idx, nbytes: 0 });
@@ -207,7 +207,7 @@ impl Book {
                     return None;
                 };
                 part.cursor.stop();
-                (1, 0, true)
+                (1, 0)
             }
         };
         part.under_way += 1;
@@ -217,8 +217,7 @@ impl Book {
         if is_bulk {
             rail.bulk_bytes += nbytes;
         }
-        // A provider may hold back what it was told more follows on: its completions cannot be waited for.
-        is_whole.then_some(taken)
+        Some(taken)
     }
 }
 

@@ -78,7 +78,12 @@ impl<D: Domain> Registrations<D> {
         }
         // SAFETY: the region keeps the memory, and drops its share of the registration before it; so does every other
         // region that shares it.
-        let memory = Arc::new(unsafe { self.domain.register(region.as_ptr(), region.nbytes(), region.writable) }?);
+        let memory = Arc::new(unsafe {
+            match region.gpu_memory() {
+                Some(memory) => self.domain.register_gpu(memory, region.writable),
+                None => self.domain.register(region.as_ptr(), region.nbytes(), region.writable),
+            }
+        }?);
         known.retain(|_, memory| memory.strong_count() > 0);
         known.insert(range, Arc::downgrade(&memory));
         Ok(memory)
@@ -88,6 +93,8 @@ impl<D: Domain> Registrations<D> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use anyfabric_cuda::GpuMemory;
 
     use super::*;
     use crate::rdma::RemoteMemory;
@@ -120,6 +127,10 @@ mod tests {
             self.live.fetch_add(1, Ordering::SeqCst);
             std::thread::yield_now();
             Ok(Counted(Arc::clone(&self.live)))
+        }
+
+        unsafe fn register_gpu(self: &Arc<Self>, memory: &GpuMemory, _: bool) -> Result<Counted, NicError> {
+            Err(NicError::no_way_to(memory, "counting", "none", "none"))
         }
 
         fn remote(_memory: &Counted) -> RemoteMemory {

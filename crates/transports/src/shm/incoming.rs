@@ -99,7 +99,7 @@ impl ShmLink {
         (region, key, offset): (u64, u64, u64),
         (start, nbytes): (u32, u32),
     ) -> Result<(), Refusal> {
-        let region = self.regions.admit(self.peer, region, key)?;
+        let region = self.regions.admit_host(self.peer, region, key)?;
         let end = offset.checked_add(nbytes.into()).ok_or(Refusal::OutOfBounds)?;
         if end > region.nbytes() {
             return Err(Refusal::OutOfBounds);
@@ -163,6 +163,7 @@ impl ShmLink {
                 region.grant(self.peer, key)?;
                 Ok((Access::Mapped { nbytes: region.nbytes() }, Some(Arc::clone(fd))))
             }
+            Backing::Gpu { .. } => Err(Refusal::OnGpu),
             Backing::Foreign { address, .. } => {
                 if self.isolate || self.peer_writes_foreign.get() != Some(&true) {
                     return Ok((Access::Bounce, None));

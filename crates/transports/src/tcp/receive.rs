@@ -328,7 +328,7 @@ impl TcpLink {
     }
 
     fn admit(&self, frame: &Frame, table: &[u8]) -> Result<(Arc<Region>, Vec<u64>), Refusal> {
-        let region = self.regions.admit(self.peer, frame.region, frame.key)?;
+        let region = self.regions.admit_host(self.peer, frame.region, frame.key)?;
         let (offsets, nbytes) = match frame.kind {
             FrameKind::Pages => {
                 let offsets = table.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();

@@ -6,15 +6,14 @@
 
 use std::ffi::c_int;
 
-use super::fixed::Fixed;
 use super::sys::{self, Qp, SendWr, Sge};
 
 /// A template of [`Chain::LEN`] work requests, of which the first `len` are
 /// patched and wait.
 pub(super) struct Chain {
-    // Each points to the next, and to its piece of memory.
-    requests: Fixed<SendWr, { Chain::LEN }>,
-    sges: Fixed<Sge, { Chain::LEN }>,
+    requests: Box<[SendWr; Chain::LEN]>,
+    // Pointed to by the requests.
+    sges: Box<[Sge; Chain::LEN]>,
     len: usize,
 }
 
@@ -37,13 +36,12 @@ impl Chain {
     pub(super) const LEN: usize = 32;
 
     pub(super) fn new() -> Self {
-        let (requests, sges) = (Fixed::new([SendWr::EMPTY; Self::LEN]), Fixed::new([Sge::default(); Self::LEN]));
+        let mut requests = Box::new([SendWr::EMPTY; Self::LEN]);
+        let mut sges = Box::new([Sge::default(); Self::LEN]);
         for idx in 0..Self::LEN {
-            // SAFETY: the item is there, and only we have it.
-            let request = unsafe { &mut *requests.at(idx) };
-            request.sg_list = sges.at(idx);
+            requests[idx].sg_list = &raw mut sges[idx];
             if idx + 1 < Self::LEN {
-                request.next = requests.at(idx + 1);
+                requests[idx].next = &raw mut requests[idx + 1];
             }
         }
         Self { requests, sges, len: 0 }
@@ -67,8 +65,7 @@ impl Chain {
     pub(super) fn push(&mut self, request: &Request) {
         let idx = self.len;
         self.len += 1;
-        // SAFETY: the item is there, and the device has it only while `post` runs.
-        let wr = unsafe { &mut *self.requests.at(idx) };
+        let wr = &mut self.requests[idx];
         wr.wr_id = request.id;
         wr.num_sge = (request.local.length > 0).into();
         wr.send_flags = if request.is_inline { sys::SEND_INLINE } else { 0 };
@@ -77,8 +74,7 @@ impl Chain {
             None => wr.opcode = sys::WR_RDMA_WRITE,
         }
         (wr.remote_addr, wr.rkey) = request.remote;
-        // SAFETY: as above.
-        unsafe { self.sges.at(idx).write(request.local) };
+        self.sges[idx] = request.local;
     }
 
     /// Hands the chain over; an error says how many of it were taken,
@@ -90,16 +86,13 @@ impl Chain {
     pub(super) unsafe fn post(&mut self, post: PostSend, qp: *mut Qp) -> Result<(), (usize, u32)> {
         let Some(last) = self.len.checked_sub(1) else { return Ok(()) };
         self.len = 0;
-        let (first, end) = (self.requests.at(0), self.requests.at(last));
+        let next = std::mem::replace(&mut self.requests[last].next, std::ptr::null_mut());
+        self.requests[last].send_flags |= sys::SEND_SIGNALED;
         let mut bad = std::ptr::null_mut();
-        // SAFETY: as promised by the caller; both items are there, and the chain ends at `last` while it is posted.
-        let failed = unsafe {
-            let next = std::mem::replace(&mut (*end).next, std::ptr::null_mut());
-            (*end).send_flags |= sys::SEND_SIGNALED;
-            let failed = post(qp, first, &raw mut bad);
-            (*end).next = next;
-            failed
-        };
+        let first = self.requests.as_mut_ptr();
+        // SAFETY: as promised by the caller; the chain ends at `last`.
+        let failed = unsafe { post(qp, first, &raw mut bad) };
+        self.requests[last].next = next;
         if failed == 0 {
             return Ok(());
         }

@@ -1,14 +1,14 @@
-//! Open devices, and memory registered with them.
+//! Open devices.
 
-use std::ffi::{c_void, CStr};
+use std::ffi::CStr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::library::Library;
 use super::port::Port;
-use super::sys::{self, Context, DeviceAttr, Mr, Pd};
+use super::sys::{Context, DeviceAttr, Pd};
 use super::VerbsSettings;
-use crate::rdma::{Domain, NicError, RemoteMemory};
+use crate::rdma::NicError;
 use crate::sys::{close_in_children, fork_generation};
 
 /// An open device with a protection domain: what registers memory.
@@ -18,7 +18,7 @@ pub struct VerbsDomain {
     pub(super) pd: *mut Pd,
     pub(super) name: String,
     pub(super) attributes: DeviceAttr,
-    relaxed_ordering: bool,
+    pub(super) relaxed_ordering: bool,
     generation: u32,
 }
 
@@ -26,21 +26,6 @@ pub struct VerbsDomain {
 unsafe impl Send for VerbsDomain {}
 // SAFETY: as above.
 unsafe impl Sync for VerbsDomain {}
-
-/// Memory registered with one device.
-pub struct VerbsMemory {
-    domain: Arc<VerbsDomain>,
-    /// Null for no bytes at all.
-    mr: *mut Mr,
-    pub(super) base: u64,
-    pub(super) lkey: u32,
-    rkey: u32,
-}
-
-// SAFETY: the registration is only read, and ended once.
-unsafe impl Send for VerbsMemory {}
-// SAFETY: as above.
-unsafe impl Sync for VerbsMemory {}
 
 /// Why there is certainly no device on this machine, without opening anything.
 pub fn no_device() -> Option<String> {
@@ -195,7 +180,7 @@ impl VerbsDomain {
             }
             return Err(NicError::Device(format!("{name}: cannot be used: {error}")));
         }
-        let relaxed_ordering = settings.relaxed_ordering && library.reg_mr_iova2.is_some();
+        let relaxed_ordering = settings.relaxed_ordering;
         let generation = fork_generation();
         let this = Self { library, context, pd, name: name.to_owned(), attributes, relaxed_ordering, generation };
         this.descriptors().into_iter().for_each(|fd| close_in_children(fd, true));
@@ -241,101 +226,8 @@ impl Drop for VerbsDomain {
     }
 }
 
-impl Domain for VerbsDomain {
-    type Memory = VerbsMemory;
-
-    unsafe fn register(
-        self: &Arc<Self>,
-        address: *mut u8,
-        nbytes: u64,
-        writable: bool,
-    ) -> Result<VerbsMemory, NicError> {
-        let base = address as u64;
-        if nbytes == 0 {
-            let mr = std::ptr::null_mut();
-            return Ok(VerbsMemory { domain: Arc::clone(self), mr, base, lkey: 0, rkey: 0 });
-        }
-        let access = if writable { sys::ACCESS_LOCAL_WRITE | sys::ACCESS_REMOTE_WRITE } else { 0 };
-        let len = usize::try_from(nbytes).map_err(|_| NicError::Device(format!("{nbytes} bytes are too many")))?;
-        let relaxed = self.library.reg_mr_iova2.filter(|_| self.relaxed_ordering);
-        // SAFETY: the caller vouches for the memory; the domain is open. A device that knows no relaxed ordering
-        // ignores the flag, an old kernel refuses it, and then it is left out.
-        let mr = unsafe {
-            let mut mr = relaxed.map_or(std::ptr::null_mut(), |register| {
-                register(self.pd, address.cast::<c_void>(), len, base, (access | sys::ACCESS_RELAXED_ORDERING) as u32)
-            });
-            if mr.is_null() {
-                mr = (self.library.reg_mr)(self.pd, address.cast::<c_void>(), len, access);
-            }
-            mr
-        };
-        if mr.is_null() {
-            return Err(self.cannot_register(nbytes, &std::io::Error::last_os_error()));
-        }
-        // SAFETY: just returned, so it points to a registration.
-        let (lkey, rkey) = unsafe { ((*mr).lkey, (*mr).rkey) };
-        Ok(VerbsMemory { domain: Arc::clone(self), mr, base, lkey, rkey })
-    }
-
-    fn remote(memory: &VerbsMemory) -> RemoteMemory {
-        RemoteMemory { base: memory.base, key: memory.rkey.into() }
-    }
-}
-
-impl VerbsDomain {
-    /// Registers memory of another device: `nbytes` of a dmabuf from `offset`,
-    /// which peers address from `base`.
-    ///
-    /// # Errors
-    /// When the library, the kernel or the device knows nothing of dmabuf.
-    pub fn register_dmabuf(
-        self: &Arc<Self>,
-        fd: RawFd,
-        (offset, nbytes): (u64, usize),
-        base: u64,
-    ) -> Result<VerbsMemory, NicError> {
-        let Some(register) = self.library.reg_dmabuf_mr else {
-            return Err(NicError::Library("libibverbs has no ibv_reg_dmabuf_mr: it is older than rdma-core 34".into()));
-        };
-        let access = sys::ACCESS_LOCAL_WRITE | sys::ACCESS_REMOTE_WRITE;
-        // SAFETY: the domain is open; the kernel checks the descriptor and takes a reference of its own.
-        let mr = unsafe { register(self.pd, offset, nbytes, base, fd, access) };
-        if mr.is_null() {
-            return Err(self.cannot_register(nbytes as u64, &std::io::Error::last_os_error()));
-        }
-        // SAFETY: just returned, so it points to a registration.
-        let (lkey, rkey) = unsafe { ((*mr).lkey, (*mr).rkey) };
-        Ok(VerbsMemory { domain: Arc::clone(self), mr, base, lkey, rkey })
-    }
-
-    fn cannot_register(&self, nbytes: u64, error: &std::io::Error) -> NicError {
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: fills the limit.
-        let known = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } == 0;
-        if error.raw_os_error() == Some(libc::ENOMEM) && known && limit.rlim_cur != libc::RLIM_INFINITY {
-            return NicError::LockedMemory { nic: self.name.clone(), nbytes, limit: limit.rlim_cur };
-        }
-        NicError::Device(format!("{}: {nbytes} bytes cannot be registered: {error}", self.name))
-    }
-}
-
-impl Drop for VerbsMemory {
-    fn drop(&mut self) {
-        if !self.mr.is_null() && self.domain.is_ours() {
-            // SAFETY: registered in `register`, and dropped once.
-            unsafe { (self.domain.library.dereg_mr)(self.mr) };
-        }
-    }
-}
-
 impl std::fmt::Debug for VerbsDomain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("VerbsDomain").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for VerbsMemory {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VerbsMemory").field("base", &self.base).finish_non_exhaustive()
     }
 }

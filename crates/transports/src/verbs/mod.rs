@@ -14,10 +14,10 @@
 mod chain;
 mod completions;
 mod device;
-mod fixed;
 #[cfg(test)]
 mod layout;
 mod library;
+mod memory;
 mod nic;
 mod port;
 mod qp;
@@ -26,7 +26,8 @@ mod receives;
 mod settings;
 mod sys;
 
-pub use device::{no_device, VerbsDomain, VerbsMemory};
+pub use device::{no_device, VerbsDomain};
+pub use memory::VerbsMemory;
 pub use nic::VerbsNic;
 pub use settings::VerbsSettings;
 

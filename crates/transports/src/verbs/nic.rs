@@ -11,7 +11,8 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::chain::{Chain, Request};
-use super::device::{VerbsDomain, VerbsMemory};
+use super::device::VerbsDomain;
+use super::memory::VerbsMemory;
 use super::port::Port;
 use super::qp::{End, QueuePair};
 use super::rails::{id_of, manner, CompletionQueue, Kind, NumberHasher, Rail, Waiting, MAX_RAILS};
@@ -67,6 +68,7 @@ impl VerbsNic {
             max_write_bytes: port.max_message.into(),
             max_message_bytes: MessageBuffers::BYTES,
             is_ordered: true,
+            reaches_gpus: true,
         };
         let budget = queue.depth().saturating_sub(imms.depth + MessageBuffers::RECEIVES);
         Ok(Self {
@@ -280,7 +282,8 @@ impl Nic for VerbsNic {
         let Some(last) = count.checked_sub(1) else { return Ok(0) };
         self.hold_for(rail);
         let Rail { writes, life, pairs, .. } = &mut self.rails[rail as usize];
-        let max_inline = pairs.as_ref().map_or(0, |(writes, _)| writes.max_inline);
+        // Inline bytes are copied by the CPU.
+        let max_inline = pairs.as_ref().filter(|_| batch.source.is_on_host).map_or(0, |(writes, _)| writes.max_inline);
         let (life, first) = (*life, writes.next);
         writes.next = first.wrapping_add(count as u32);
         writes.batches.push_back(Waiting { token: batch.token, end: writes.next, buffer: None });

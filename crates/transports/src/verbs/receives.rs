@@ -6,8 +6,8 @@
 use std::alloc::Layout;
 use std::sync::Arc;
 
-use super::device::{VerbsDomain, VerbsMemory};
-use super::fixed::Fixed;
+use super::device::VerbsDomain;
+use super::memory::VerbsMemory;
 use super::sys::{RecvWr, Sge, Srq, SrqInitAttr};
 use crate::rdma::{Domain, NicError};
 
@@ -20,8 +20,7 @@ pub(super) struct ReceiveQueue {
 /// Receives for immediates: without memory, each like the other.
 pub(super) struct ImmReceives {
     pub(super) queue: ReceiveQueue,
-    // Each points to the next.
-    template: Fixed<RecvWr, REFILL>,
+    template: Box<[RecvWr; REFILL]>,
     used: usize,
     pub(super) depth: usize,
 }
@@ -31,10 +30,10 @@ pub(super) struct MessageBuffers {
     pub(super) queue: ReceiveQueue,
     memory: VerbsMemory,
     bytes: Buffers,
-    /// One a receive buffer; each points to its piece of memory, and those that
-    /// are posted together to the next.
-    requests: Fixed<RecvWr, { MessageBuffers::RECEIVES }>,
-    _sges: Fixed<Sge, { MessageBuffers::RECEIVES }>,
+    /// One a receive buffer.
+    requests: Box<[RecvWr]>,
+    // Pointed to by the requests.
+    _sges: Box<[Sge]>,
     used: Vec<usize>,
     free: Vec<usize>,
 }
@@ -89,10 +88,9 @@ impl ImmReceives {
         let depth = IMM_DEPTH.min(most) / REFILL * REFILL;
         let queue = ReceiveQueue::new(domain, depth)?;
         let empty = RecvWr { wr_id: id, next: std::ptr::null_mut(), sg_list: std::ptr::null_mut(), num_sge: 0 };
-        let template = Fixed::new([empty; REFILL]);
+        let mut template = Box::new([empty; REFILL]);
         for idx in 1..REFILL {
-            // SAFETY: the item is there, and only we have it.
-            unsafe { (*template.at(idx - 1)).next = template.at(idx) };
+            template[idx - 1].next = &raw mut template[idx];
         }
         let mut this = Self { queue, template, used: 0, depth };
         for _ in 0..depth / REFILL {
@@ -115,7 +113,7 @@ impl ImmReceives {
     #[cold]
     fn refill(&mut self) -> Result<(), NicError> {
         // SAFETY: the template is a well-formed chain that names no memory.
-        unsafe { self.queue.post(self.template.at(0)) }
+        unsafe { self.queue.post(self.template.as_mut_ptr()) }
     }
 }
 
@@ -138,14 +136,14 @@ impl MessageBuffers {
             length: Self::BYTES as u32,
             lkey: memory.lkey,
         };
-        let sges = Fixed::new(std::array::from_fn(sge));
-        let request = |idx: usize| RecvWr {
+        let mut sges: Box<[Sge]> = (0..Self::RECEIVES).map(sge).collect();
+        let request = |(idx, sge): (usize, &mut Sge)| RecvWr {
             wr_id: id + idx as u64,
             next: std::ptr::null_mut(),
-            sg_list: sges.at(idx),
+            sg_list: &raw mut *sge,
             num_sge: 1,
         };
-        let requests = Fixed::new(std::array::from_fn(request));
+        let requests = sges.iter_mut().enumerate().map(request).collect();
         let free = (Self::RECEIVES..Self::RECEIVES + Self::SENDS).collect();
         let used = (0..Self::RECEIVES).collect();
         let mut this = Self { queue, memory, bytes, requests, _sges: sges, used, free };
@@ -171,14 +169,13 @@ impl MessageBuffers {
 
     fn refill(&mut self) -> Result<(), NicError> {
         for pair in 0..self.used.len() {
-            let next = self.used.get(pair + 1).map_or(std::ptr::null_mut(), |&next| self.requests.at(next));
-            // SAFETY: the item is there, and the device has it only while it is posted.
-            unsafe { (*self.requests.at(self.used[pair])).next = next };
+            let next = self.used.get(pair + 1).map_or(std::ptr::null_mut(), |&next| &raw mut self.requests[next]);
+            self.requests[self.used[pair]].next = next;
         }
         let Some(&first) = self.used.first() else { return Ok(()) };
         self.used.clear();
         // SAFETY: a chain over distinct receives whose buffers live as long as the queue.
-        unsafe { self.queue.post(self.requests.at(first)) }
+        unsafe { self.queue.post(&raw mut self.requests[first]) }
     }
 
     /// Copies a message into a buffer; `None` when all are in use or it is too

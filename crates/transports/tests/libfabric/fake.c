@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #define FLAG(bit) (1ULL << (bit))
 enum { EAVAIL = 259, EBADFLAGS = 260 };
@@ -23,6 +24,7 @@ enum { kMaxEndpoints = 512, kMaxMemory = 4096, kMaxEntries = 1 << 16, kMaxReceiv
 #define REMOTE_CQ_DATA FLAG(17)
 #define SOURCE FLAG(57)
 #define DMABUF FLAG(40)
+#define HMEM FLAG(47)
 
 // What the provider is, what goes wrong, and what was seen. The order of completions: 0 as posted, 1 last first,
 // 2 shuffled.
@@ -33,6 +35,8 @@ struct fake {
     uint64_t stays_open;    // endpoints cannot be closed
     uint64_t memory_fails;  // which registration fails from now on, and all after it; 0: none
     uint64_t writes, immediates, sends, endpoints, memories, dmabufs, options, flags, posts;
+    uint64_t has_hmem, no_dmabuf, no_address;  // GPU memory: whether at all, errors of the two ways
+    uint64_t gpu_memories, dmabuf_offset, dmabuf_word, device;  // by address; and what the last one was
     char provider[32], fabric[32];
 };
 struct fake fake = {.cq_data_size = 8, .ep_cnt = 64, .version = 1 << 16 | 22, .has_source = 1,
@@ -227,6 +231,8 @@ static int mr_regattr(struct fid *domain, const struct mr_attr *attr, uint64_t f
     GUARD;
     if (fake.memory_fails == 1) return -ENOMEM;
     if (fake.memory_fails) fake.memory_fails--;
+    if (attr->iface && (flags & DMABUF ? fake.no_dmabuf : fake.no_address))
+        return -(int)(flags & DMABUF ? fake.no_dmabuf : fake.no_address);
     struct memory *mr = calloc(1, sizeof *mr);
     mr->fid.ops = &mr_fid_ops; mr->desc = mr; mr->access = attr->access;
     mr->key = fake.mr_mode & MR_PROV_KEY ? next_random() : attr->key;
@@ -235,7 +241,10 @@ static int mr_regattr(struct fid *domain, const struct mr_attr *attr, uint64_t f
         const struct mr_dmabuf *dmabuf = attr->iov;
         mr->address = dmabuf->base; mr->len = dmabuf->len;
         fake.dmabufs += attr->iface == 1 && dmabuf->fd >= 0;
+        fake.dmabuf_offset = dmabuf->offset; fake.device = attr->device;
+        if (pread(dmabuf->fd, &fake.dmabuf_word, 8, (off_t)dmabuf->offset) != 8) return free(mr), -EINVAL;
     } else {
+        fake.gpu_memories += attr->iface == 1;
         mr->address = ((const struct iovec *)attr->iov)->iov_base;
         mr->len = ((const struct iovec *)attr->iov)->iov_len;
     }
@@ -440,6 +449,7 @@ int getinfo(uint32_t version, const char *node, const char *service, uint64_t fl
     if ((wanted && strcmp(wanted, fake.provider)) || fake.mode & ~hints->mode) return -ENODATA;
     if (fake.mr_mode & ~(uint64_t)hints->domain->mr_mode) return -ENODATA;
     if (hints->caps & SOURCE && !fake.has_source) return -ENODATA;
+    if (hints->caps & HMEM && !fake.has_hmem) return -ENODATA;
     if (hints->tx->op_flags & DELIVERY_COMPLETE && !fake.has_delivery_complete) return -ENODATA;
     struct fi_info *info = dupinfo(NULL);
     info->caps = hints->caps; info->mode = fake.mode;

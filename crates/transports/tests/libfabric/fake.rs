@@ -41,6 +41,13 @@ pub(crate) struct Fake {
     pub(crate) options: u64,
     pub(crate) flags: u64,
     pub(crate) posts: u64,
+    pub(crate) has_hmem: u64,
+    pub(crate) no_dmabuf: u64,
+    pub(crate) no_address: u64,
+    pub(crate) gpu_memories: u64,
+    pub(crate) dmabuf_offset: u64,
+    pub(crate) dmabuf_word: u64,
+    pub(crate) device: u64,
     provider: [u8; 32],
     fabric: [u8; 32],
 }

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use anyfabric_plan::Extent;
-use anyfabric_transports::libfabric::{Arrivals, Dmabuf, FabricDomain, FabricSettings, Library, Provider, Wanted};
-use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, NicError, RemoteMemory};
+use anyfabric_transports::libfabric::{Arrivals, FabricDomain, FabricSettings, Library, Provider, Wanted};
+use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, RemoteMemory};
 
 use crate::allocations::allocations;
 use crate::fake::{Copy, Fake};
@@ -412,27 +412,6 @@ fn slingshot_sends_messages_unless_told_otherwise() {
             assert_eq!(copy.get().immediates, 0);
         },
     );
-}
-
-#[test]
-fn gpu_memory_is_registered_as_a_dmabuf_from_1_20_on() {
-    for (minor, works) in [(17, false), (22, true)] {
-        with(
-            |fake| fake.version = 1 << 16 | minor,
-            |copy, pair| {
-                let memory = [0_u8; 64];
-                let dmabuf = Dmabuf { fd: 0, offset: 0, address: memory.as_ptr() as u64, nbytes: 64, cuda_device: 0 };
-                // SAFETY: the fake provider touches only what is written to.
-                let registered = unsafe { pair.here.domain().register_dmabuf(&dmabuf, false) };
-                assert_eq!(copy.get().dmabufs, u64::from(works));
-                match registered {
-                    Ok(_) => assert!(works),
-                    Err(NicError::Library(why)) => assert!(!works && why.contains("1.20"), "{why}"),
-                    Err(error) => panic!("{error}"),
-                }
-            },
-        );
-    }
 }
 
 #[test]

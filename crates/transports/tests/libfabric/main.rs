@@ -9,8 +9,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod allocations;
+#[path = "../../../cuda/tests/fake/mod.rs"]
+mod cuda;
 mod fake;
 mod faked;
+mod gpu;
 mod layout;
 mod peer;
 mod processes;

@@ -3,12 +3,14 @@
 // and to measure what our own code costs.
 //
 // Queue pairs complete in order each and in any order among one another; a broken one flushes what it has.
+#define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 // ---- the beginnings of rdma-core's structures, as far as they are used --------------------------
@@ -63,6 +65,8 @@ struct null_qp {
   uint64_t ids[DEPTH];
   uint8_t signaled[DEPTH];
   uint32_t opcodes[DEPTH];
+  uint32_t imms[DEPTH];
+  uint32_t dest;
   uint32_t posted, done;
 };
 
@@ -95,6 +99,12 @@ static struct {
   long pins_at_once;    // registrations wait, a second at most, until so many are being made
   long num_pinning;     // that are being made now
   long most_pinning;    // the most at a time
+  long delivers;        // immediates reach the queue pair at the other end
+  long no_dmabuf;       // errno of registrations of a dmabuf
+  long no_address;      // errno of registrations by address
+  // Of the last dmabuf: how it was registered, and what is at its offset.
+  long dmabuf_offset, dmabuf_length, dmabuf_iova, dmabuf_access, dmabuf_word;
+  long live_memories;   // registrations that were not ended
 } knobs = {.fails_after = -1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -119,6 +129,14 @@ static void push(struct null_cq *cq, const struct wc *wc) {
   }
 }
 
+long null_nic_arrive(struct qp *of, uint32_t imm);
+struct qp *null_nic_qp(uint32_t number);
+
+// With `delivers` an engine's poll reaches into another's queues, in another thread.
+static pthread_mutex_t queues = PTHREAD_MUTEX_INITIALIZER;
+static void lock(void) { if (knobs.delivers) pthread_mutex_lock(&queues); }
+static void unlock(void) { if (knobs.delivers) pthread_mutex_unlock(&queues); }
+
 static void complete(struct null_qp *qp) {
   if (knobs.is_gone) return;
   while (qp->done != qp->posted) {
@@ -135,16 +153,19 @@ static void complete(struct null_qp *qp) {
       knobs.fails_after--;
     }
     if (wc.status || qp->signaled[at]) push(qp->cq, &wc);
+    if (knobs.delivers && !wc.status && qp->opcodes[at] == 1) null_nic_arrive(null_nic_qp(qp->dest), __builtin_bswap32(qp->imms[at]));
   }
 }
 
 static int poll_cq(struct null_cq *cq, int count, struct wc *wcs) {
+  lock();
   if (!knobs.holds)
     // The last queue pair first: one completes before another that was posted to earlier.
     for (struct null_qp *qp = cq->qps; qp; qp = qp->next)
       if (qp->done != qp->posted) complete(qp);
   int taken = 0;
   while (taken < count && cq->tail != cq->head) wcs[taken++] = cq->wcs[cq->tail++ % CQ_DEPTH];
+  unlock();
   return taken;
 }
 
@@ -167,12 +188,15 @@ static int post_send(struct null_qp *qp, struct send_wr *wr, struct send_wr **ba
     to->words[1] = (uint64_t)wr->imm_data << 32 | wr->rkey;
     to->words[2] = wr->remote_addr;
     if (wr->num_sge) memcpy(&to->words[3], wr->sg_list, sizeof *wr->sg_list);
+    // What is sent inline is read now, by the CPU.
+    if (wr->send_flags & 8 && wr->num_sge) to->words[3] = *(const volatile uint8_t *)(uintptr_t)wr->sg_list->addr;
     to->words[5] = wr->wr_id;
     to->words[6] = qp->posted;
     to->words[7] = qp->qp.qp_num;
     qp->ids[at] = wr->wr_id;
     qp->signaled[at] = (wr->send_flags & 2) != 0;
     qp->opcodes[at] = wr->opcode;
+    qp->imms[at] = wr->imm_data;
     knobs.num_requests++;
   }
   return 0;
@@ -180,7 +204,9 @@ static int post_send(struct null_qp *qp, struct send_wr *wr, struct send_wr **ba
 
 static int post_srq_recv(struct null_srq *srq, struct recv_wr *wr, struct recv_wr **bad) {
   (void)bad;
+  lock();
   for (; wr; wr = wr->next) srq->ids[srq->head++ % CQ_DEPTH] = wr->wr_id;
+  unlock();
   return 0;
 }
 
@@ -256,10 +282,18 @@ struct pd *ibv_alloc_pd(struct context *context) {
   return pd;
 }
 int ibv_dealloc_pd(struct pd *pd) { free(pd); return 0; }
+static struct mr *memory(struct pd *pd, void *addr, size_t length) {
+  struct mr *mr = calloc(1, sizeof *mr);
+  mr->pd = pd, mr->addr = addr, mr->length = length;
+  mr->lkey = mr->rkey = __atomic_add_fetch(&next_number, 1, __ATOMIC_RELAXED);
+  __atomic_add_fetch(&knobs.num_memories, 1, __ATOMIC_SEQ_CST);
+  __atomic_add_fetch(&knobs.live_memories, 1, __ATOMIC_SEQ_CST);
+  return mr;
+}
 struct mr *ibv_reg_mr(struct pd *pd, void *addr, size_t length, int access) {
   (void)access;
-  if (knobs.no_memory) {
-    errno = ENOMEM;
+  if (knobs.no_memory || knobs.no_address) {
+    errno = knobs.no_memory ? ENOMEM : (int)knobs.no_address;
     return NULL;
   }
   if (knobs.pinning_ms) usleep((useconds_t)knobs.pinning_ms * 1000);
@@ -269,13 +303,25 @@ struct mr *ibv_reg_mr(struct pd *pd, void *addr, size_t length, int access) {
   for (int ms = 0; ms < 1000 && __atomic_load_n(&knobs.most_pinning, __ATOMIC_SEQ_CST) < knobs.pins_at_once; ms++)
     usleep(1000);
   __atomic_sub_fetch(&knobs.num_pinning, 1, __ATOMIC_SEQ_CST);
-  __atomic_add_fetch(&knobs.num_memories, 1, __ATOMIC_SEQ_CST);
-  struct mr *mr = calloc(1, sizeof *mr);
-  mr->pd = pd, mr->addr = addr, mr->length = length;
-  mr->lkey = mr->rkey = __atomic_add_fetch(&next_number, 1, __ATOMIC_RELAXED);
-  return mr;
+  return memory(pd, addr, length);
 }
-int ibv_dereg_mr(struct mr *mr) { free(mr); return 0; }
+struct mr *ibv_reg_dmabuf_mr(struct pd *pd, uint64_t offset, size_t length, uint64_t iova, int fd, int access) {
+  struct stat stat;
+  if (knobs.no_dmabuf || fstat(fd, &stat) || offset + length > (uint64_t)stat.st_size) {
+    errno = knobs.no_dmabuf ? (int)knobs.no_dmabuf : EINVAL;
+    return NULL;
+  }
+  knobs.dmabuf_word = 0;
+  if (pread(fd, &knobs.dmabuf_word, length < 8 ? length : 8, (off_t)offset) < 0) return NULL;
+  knobs.dmabuf_offset = (long)offset, knobs.dmabuf_length = (long)length;
+  knobs.dmabuf_iova = (long)iova, knobs.dmabuf_access = access;
+  return memory(pd, (void *)(uintptr_t)iova, length);
+}
+int ibv_dereg_mr(struct mr *mr) {
+  __atomic_sub_fetch(&knobs.live_memories, 1, __ATOMIC_SEQ_CST);
+  free(mr);
+  return 0;
+}
 
 struct channel *ibv_create_comp_channel(struct context *context) {
   struct channel *channel = calloc(1, sizeof *channel);
@@ -324,6 +370,7 @@ int ibv_modify_qp(struct qp *qp, uint32_t *attr, int mask) {
   if (knobs.is_gone) return EIO;
   if (mask & 1 << 7) knobs.sgid_index = ((uint8_t *)attr)[76];
   if (mask & 1) qp->state = attr[0];
+  if (mask & 1 << 20) ((struct null_qp *)qp)->dest = attr[7];
   return 0;
 }
 int ibv_destroy_qp(struct qp *of) {

@@ -46,6 +46,20 @@ pub(crate) enum Knob {
     NumPinning,
     /// The most at a time.
     MostPinning,
+    /// Immediates reach the other end.
+    Delivers,
+    /// With this error no dmabuf is registered.
+    NoDmabuf,
+    /// With this error nothing is registered by its address.
+    NoAddress,
+    /// Of the last dmabuf: the registered range of it, the address that peers use, rights, and its first eight bytes.
+    DmabufOffset,
+    DmabufLength,
+    DmabufIova,
+    DmabufAccess,
+    DmabufWord,
+    /// Registrations that live.
+    LiveMemories,
 }
 
 /// Path of the library, built at the first call.

@@ -54,7 +54,7 @@ pub(crate) fn any_descriptor() -> impl Strategy<Value = Descriptor> {
 }
 
 pub(crate) fn any_refusal() -> impl Strategy<Value = Refusal> {
-    (1_u8..=10).prop_map(|code| Refusal::from_code(code).expect("1 to 10 are refusals"))
+    (1_u8..=11).prop_map(|code| Refusal::from_code(code).expect("1 to 11 are refusals"))
 }
 
 pub(crate) fn any_control() -> impl Strategy<Value = Control> {
