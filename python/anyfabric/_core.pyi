@@ -94,6 +94,20 @@ class Engine:
             writable: False: peers may not write into it, `Region.descriptor` is `Unsupported`.
             owner: Kept alive until the region is closed and its last transfer has quiesced.
         """
+    def _register_gpu(self, address: int, nbytes: int, writable: bool, owner: object) -> Region:
+        """Register memory of a GPU, as `_register`; opens the driver at its first call.
+
+        Args:
+            address: First byte, in the GPU's address space.
+            nbytes: Size in bytes, 1 or more.
+            writable: As in `_register`.
+            owner: As in `_register`.
+
+        Raises:
+            InvalidArgument: The bytes are not of one GPU, or NICs cannot be given them.
+            Unsupported: There is no driver, or it is too old.
+            DeviceLost: The GPU cannot be used from this process any more.
+        """
     def write(
         self,
         src: Region | Slice,
@@ -266,14 +280,14 @@ class Engine:
         """What this engine has, as JSON.
 
         `{"address": str, "incarnation": str, "devices": [{"device": str, "nics":
-        [{"name": str, "distance": str}], "cpus": [int]}], "worker": {"cpus": [int], "reason": str},
-        "transports": [{"name": str, "available": bool, "reason": str | null, "nics": [{"name": str,
-        "state": "up" | "down", "gbps": float | null}], "abilities": {str: str}}],
-        "peers": [{"address": str, "transport": str, "state": str, "reason": str, "foreign_memory":
-        "process_vm_writev" | "bounce" | null}], "regions": [{"id": int, "nbytes": int, "kind":
-        "allocated" | "registered", "granted": int}], "quarantine": [{"region": int, "offset": int,
-        "nbytes": int, "peer": str}], "limits": {str: int}}`. Transports are listed best first; `granted`
-        is the number of peers that can write into a region without asking its owner.
+        [{"name": str, "distance": str}], "cpus": [int]}], "gpus": [as in `gpus_json`; none before GPU memory
+        is registered], "worker": {"cpus": [int], "reason": str}, "transports": [{"name": str, "available":
+        bool, "reason": str | null, "nics": [{"name": str, "state": "up" | "down", "gbps": float | null}],
+        "abilities": {str: str}}], "peers": [{"address": str, "transport": str, "state": str, "reason": str,
+        "foreign_memory": "process_vm_writev" | "bounce" | null}], "regions": [{"id": int, "nbytes": int,
+        "kind": "allocated" | "registered", "device": str, "granted": int}], "quarantine": [{"region": int,
+        "offset": int, "nbytes": int, "peer": str}], "limits": {str: int}}`. Transports are listed best first;
+        `granted` is the number of peers that can write into a region without asking its owner.
         """
     def _notify_events(self, notifier: Notifier, token: int) -> None:
         """Deliver `token` whenever `_take_events` has something new; stays until the close."""
@@ -333,6 +347,9 @@ class Region:
     def writable(self) -> bool:
         """Whether peers may be allowed to write into it."""
     @property
+    def device(self) -> str:
+        """`"cpu"`, or the GPU that it lies on, as CUDA numbers it here: `"cuda:0"`."""
+    @property
     def closed(self) -> bool:
         """True once `close` has begun, or the engine's."""
     @property
@@ -361,9 +378,10 @@ class Region:
 
         Raises:
             InvalidArgument: Dtype or shape do not fit the region.
+            Unsupported: The region lies on a GPU.
         """
     def torch(self, dtype: object = None, shape: int | Sequence[int] | None = None) -> Any:
-        """View the bytes as a CPU tensor that keeps the region alive; imports torch.
+        """View the bytes as a tensor on the region's device that keeps the region alive; imports torch.
 
         Args:
             dtype: A `torch.dtype`; default `torch.uint8`.
@@ -664,6 +682,18 @@ def build_info() -> dict[str, str]:
 
 def topology_json(root: str, nics: list[str], nics_per_device: int | None) -> str:
     """The machine below `root` and its groups; see `anyfabric.topology`, which makes objects of it."""
+
+def gpus_json(library: str | None) -> str:
+    """The GPUs of this process, as their driver describes them; `anyfabric.gpu` makes objects of it.
+
+    Initialises CUDA, after which children made by fork cannot use it.
+
+    Args:
+        library: Path of libcuda; `None` for the driver's own.
+
+    Raises:
+        Unsupported: There is no driver that can be used.
+    """
 
 # Baselines of `anyfabric perf`: the least that the hardware and the kernel allow, with nothing of the
 # engine on the way. They take addresses, check nothing, release the GIL and return the nanoseconds of

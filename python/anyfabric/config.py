@@ -395,6 +395,13 @@ SETTINGS: tuple[Setting, ...] = (
         _integer(1, 4096),
     ),
     Setting(
+        "cuda_library",
+        "ANYFABRIC_CUDA_LIBRARY",
+        None,
+        "Path of libcuda, instead of the driver's own; opened when GPU memory is first registered",
+        _path,
+    ),
+    Setting(
         "tcp_streams",
         "ANYFABRIC_TCP_STREAMS",
         2,

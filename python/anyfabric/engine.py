@@ -65,6 +65,7 @@ class Engine(_core.Engine):
         libfabric_library: str | None = None,
         libfabric_answer_timeout_s: float | None = None,
         libfabric_max_endpoints: int | None = None,
+        cuda_library: str | None = None,
         tcp_streams: int | None = None,
         polling: Literal["adaptive", "busy"] | None = None,
         isolate: bool | None = None,
@@ -102,6 +103,7 @@ class Engine(_core.Engine):
             libfabric_library: Path of libfabric; a process has one.
             libfabric_answer_timeout_s: When the rail to a peer is given up on which nothing completes, 5.
             libfabric_max_endpoints: Of a NIC, 1 to 4096, 256; peers beyond that share them, and their faults.
+            cuda_library: Path of libcuda.
             tcp_streams: Data streams per tcp peer, 1 to 4, 2; they count as its NICs.
             polling: `"adaptive"` spins briefly, then blocks; `"busy"` never blocks.
             isolate: Neither use nor allow `process_vm_writev`.
@@ -132,17 +134,25 @@ class Engine(_core.Engine):
         """Register memory so that it can be written from and, if `writable`, into.
 
         Args:
-            array: numpy array, torch CPU tensor, or an object that speaks DLPack or the buffer
-                protocol; C-contiguous. The region keeps it alive until it is closed and its last
-                transfer has quiesced.
+            array: numpy array, torch tensor, or an object that speaks DLPack, the buffer protocol or
+                `__cuda_array_interface__`; in host memory or on a CUDA GPU; C-contiguous. The region
+                keeps it alive until it is closed and its last transfer has quiesced.
             writable: Whether peers may be allowed to write into it.
 
         Raises:
-            InvalidArgument: Not such an object, not contiguous, or read-only although `writable`.
-            Unsupported: The bytes are on a device that this build cannot reach.
+            InvalidArgument: Not such an object, not contiguous, read-only although `writable`, or GPU
+                memory that NICs cannot be given (managed memory).
+            Unsupported: The bytes are on another kind of device, or there is no CUDA driver.
+            DeviceLost: The GPU cannot be used from this process any more.
+
+        Ordering: NICs know nothing of CUDA streams. Before a transfer out of a GPU is submitted the work
+            that fills the bytes must have ended (`torch.cuda.current_stream().synchronize()`, or wait for
+            an event). What a peer wrote is visible to GPU work submitted after its count; work that was
+            submitted earlier and still reads the old bytes is the caller's to wait for.
         """
         found = memory.memory_of(array, writable=writable)
-        return self._register(found.address, found.nbytes, writable, found.owner)
+        register = self._register_gpu if found.is_on_gpu else self._register
+        return register(found.address, found.nbytes, writable, found.owner)
 
     def write_pages(
         self,

@@ -1,8 +1,9 @@
 """Memory of other libraries, as address and size; and regions as arrays.
 
-Owns the answer to "which objects can be registered": numpy arrays, torch CPU tensors, whatever speaks
-DLPack on the CPU, whatever exports a buffer; C-contiguous, without Python objects in it. torch is never
-imported for the asking: an object can only be a tensor if torch is loaded already.
+Owns the answer to "which objects can be registered": numpy arrays, torch tensors, whatever speaks DLPack or
+`__cuda_array_interface__`, whatever exports a buffer; in host memory or on a CUDA GPU, C-contiguous, without
+Python objects in it. torch is never imported for the asking: an object can only be a tensor if torch is
+loaded already.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from anyfabric import gpu
 from anyfabric.errors import Closed, InvalidArgument, Unsupported
 
 if TYPE_CHECKING:
@@ -36,13 +38,16 @@ class Memory(NamedTuple):
     address: int
     nbytes: int
     owner: object
+    is_on_gpu: bool = False
+    """Then the address is none that the CPU may touch. False for no bytes at all."""
 
 
 def memory_of(array: object, *, writable: bool) -> Memory:
     """Find the bytes of `array`.
 
     Args:
-        array: numpy array, torch CPU tensor, DLPack or buffer exporter; C-contiguous; may be empty.
+        array: numpy array, torch tensor, `__cuda_array_interface__`, DLPack or buffer exporter;
+            C-contiguous; may be empty.
         writable: Whether peers shall write into it.
 
     Returns:
@@ -52,13 +57,15 @@ def memory_of(array: object, *, writable: bool) -> Memory:
     Raises:
         InvalidArgument: Not such an object, not contiguous, holds Python objects, or is read-only
             although `writable`.
-        Unsupported: The bytes are on a device that this build cannot reach.
+        Unsupported: The bytes are on a device that is neither the CPU nor a CUDA GPU.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
         return _of_tensor(array)
     if isinstance(array, np.ndarray):
         return _of_ndarray(array, array, writable=writable)  # pyright: ignore[reportUnknownArgumentType]
+    if hasattr(array, "__cuda_array_interface__"):
+        return _on_gpu(gpu.bytes_of_interface(array, writable=writable))
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
         return _of_dlpack(array, writable=writable)
     return _of_buffer(array, writable=writable)
@@ -66,6 +73,9 @@ def memory_of(array: object, *, writable: bool) -> Memory:
 
 def region_numpy(region: Region, dtype: npt.DTypeLike, shape: int | Sequence[int] | None) -> npt.NDArray[Any]:
     """`Region.numpy`."""
+    if region.device != "cpu":
+        msg = f"region {region.id} is on {region.device}, and numpy has host memory only; use `Region.torch`"
+        raise Unsupported(msg, operation="numpy", region=region.id)
     try:
         element = np.dtype(dtype)
     except TypeError as cause:
@@ -99,7 +109,10 @@ def region_torch(region: Region, dtype: Any, shape: int | Sequence[int] | None) 
         raise Unsupported(msg, operation="torch", region=region.id)
     dimensions = _dimensions(region, shape, element.itemsize)
     nbytes = math.prod(dimensions) * element.itemsize
-    flat = torch.from_numpy(region_numpy(region, np.uint8, nbytes))
+    if region.device == "cpu":
+        flat = torch.from_numpy(region_numpy(region, np.uint8, nbytes))
+    else:
+        flat = torch.as_tensor(_GpuExporter(region, nbytes), device=region.device)
     return flat.view(element).reshape(dimensions)
 
 
@@ -122,10 +135,26 @@ class _Exporter:
         }
 
 
+class _GpuExporter:
+    """As `_Exporter`, for GPU libraries."""
+
+    def __init__(self, region: Region, nbytes: int) -> None:
+        if not region._address:
+            msg = f"region {region.id} is closed"
+            raise Closed(msg, operation="view", region=region.id)
+        self.owner = (region, region._owner)
+        self.__cuda_array_interface__ = {
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (region._address, not region.writable),
+            "version": 3,
+        }
+
+
 def _of_tensor(tensor: Any) -> Memory:
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in {"cpu", "cuda"}:
         msg = (
-            f"cannot register a tensor on {tensor.device}: this build reaches host memory only; "
+            f"cannot register a tensor on {tensor.device}: host memory and CUDA GPUs are reached; "
             "copy it with `.cpu()`"
         )
         raise Unsupported(msg, operation="register")
@@ -142,7 +171,11 @@ def _of_tensor(tensor: Any) -> Memory:
     except (RuntimeError, NotImplementedError) as cause:
         msg = f"a {type(tensor).__name__} has no memory of its own: {cause}"
         raise InvalidArgument(msg, operation="register") from cause
-    return Memory(address, nbytes, (tensor, storage))
+    return Memory(address, nbytes, (tensor, storage), is_on_gpu=nbytes > 0 and tensor.device.type == "cuda")
+
+
+def _on_gpu(found: gpu.GpuBytes) -> Memory:
+    return Memory(found.address, found.nbytes, found.owner, is_on_gpu=found.nbytes > 0)
 
 
 def _of_ndarray(array: npt.NDArray[Any], owner: object, *, writable: bool) -> Memory:
@@ -163,10 +196,12 @@ def _of_ndarray(array: npt.NDArray[Any], owner: object, *, writable: bool) -> Me
 
 def _of_dlpack(exporter: Any, *, writable: bool) -> Memory:
     device, index = exporter.__dlpack_device__()
+    if int(device) in gpu.CUDA_DEVICES:
+        return _on_gpu(gpu.bytes_of_dlpack(exporter))
     if int(device) not in DLPACK_CPU_DEVICES:
         msg = (
             f"cannot register a {type(exporter).__name__} on DLPack device ({int(device)}, {index}): "
-            "this build reaches host memory only; copy it to the CPU"
+            "host memory and CUDA GPUs are reached; copy it to the CPU"
         )
         raise Unsupported(msg, operation="register")
     try:
@@ -185,8 +220,8 @@ def _of_buffer(exporter: Any, *, writable: bool) -> Memory:
         view = memoryview(exporter)
     except TypeError as cause:
         msg = (
-            f"cannot register a {type(exporter).__name__}: expected a numpy array, a torch CPU tensor, "
-            "or an object that speaks DLPack or the buffer protocol"
+            f"cannot register a {type(exporter).__name__}: expected a numpy array, a torch tensor, "
+            "or an object that speaks DLPack, the buffer protocol or `__cuda_array_interface__`"
         )
         raise InvalidArgument(msg, operation="register") from cause
     if not view.c_contiguous:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 
 import pytest
 
 from anyfabric.doctor import CHECKS, diagnose
+from anyfabric.gpu import DriverGpu
 
 BRIDGE = "0000:12:01.0"
 
@@ -282,6 +284,24 @@ def test_peermem_will_do(machine):
     closed_driver(machine)
     machine.write("sys/module/nvidia_peermem/version", "1")
     assert machine.findings() == []
+
+
+@pytest.mark.parametrize(
+    ("driver_gpu", "level", "found"),
+    [
+        ({}, "ok", "dmabuf"),
+        ({"writes": "flushed"}, "ok", "dmabuf; the driver flushes what NICs write"),
+        ({"dmabuf": False}, "broken", "the driver does not export this GPU's memory"),
+        ({"writes": "never"}, "broken", "neither orders what NICs write nor flushes it"),
+    ],
+)
+def test_the_driver_knows_better_than_the_files(machine, driver_gpu, level, found):
+    facts = {"rdma": True, "dmabuf": True, "writes": "ordered", **driver_gpu}
+    gpu = DriverGpu(device="cuda:0", name="H100", uuid="GPU-1", pci="0000:13:00.0", **facts)
+    told = diagnose(replace(machine.system, gpus=(gpu,))).findings
+    (finding,) = [finding for check, finding in told if check.name == "gpu-memory"]
+    assert (finding.level, finding.subject) == (level, "cuda:0 (H100)")
+    assert found in finding.found
 
 
 @pytest.mark.parametrize(

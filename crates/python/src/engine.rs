@@ -129,6 +129,21 @@ impl Engine {
         Ok(Region::new(region, Some(owner), slf))
     }
 
+    fn _register_gpu(
+        slf: &Bound<'_, Self>,
+        address: u64,
+        nbytes: Number,
+        writable: bool,
+        owner: Bound<'_, PyAny>,
+    ) -> PyResult<Region> {
+        let (py, engine) = (slf.py(), &slf.get().native);
+        let owner = owner.unbind();
+        let kept = Box::new(owner.clone_ref(py));
+        // SAFETY: the contract of the stub, as above. The first call opens the driver, which takes a while.
+        let region = py.detach(|| unsafe { engine.register_gpu(address, nbytes.0, writable, kept) }).or_raise(py)?;
+        Ok(Region::new(region, Some(owner), slf))
+    }
+
     #[pyo3(signature = (src, dst, *, imm=None, verify=false, timeout_s=None))]
     fn write(
         slf: &Bound<'_, Self>,

@@ -65,7 +65,7 @@ mod _core {
     #[pymodule_export]
     use crate::region::{Region, Slice};
     #[pymodule_export]
-    use crate::topology::topology_json;
+    use crate::topology::{gpus_json, topology_json};
     #[pymodule_export]
     use crate::transfer::Transfer;
     #[pymodule_export]

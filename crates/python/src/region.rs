@@ -29,6 +29,7 @@ pub(crate) struct Region {
     id: u64,
     nbytes: u64,
     writable: bool,
+    device: String,
 }
 
 struct State {
@@ -39,9 +40,9 @@ struct State {
 
 impl Region {
     pub(crate) fn new(native: native::Region, owner: Option<Py<PyAny>>, engine: &Bound<'_, Engine>) -> Self {
-        let (id, nbytes, writable) = (native.id(), native.nbytes(), native.is_writable());
+        let (id, nbytes, writable, device) = (native.id(), native.nbytes(), native.is_writable(), native.device());
         let state = Mutex::new(State { native: Some(Arc::new(native)), owner });
-        Self { state, engine: engine.clone().unbind(), id, nbytes, writable }
+        Self { state, engine: engine.clone().unbind(), id, nbytes, writable, device }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -90,6 +91,11 @@ impl Region {
     #[getter]
     fn writable(&self) -> bool {
         self.writable
+    }
+
+    #[getter]
+    fn device(&self) -> &str {
+        &self.device
     }
 
     #[getter]
@@ -205,7 +211,8 @@ impl Region {
 
     fn __repr__(&self) -> String {
         let closed = if self.closed() { ", closed" } else { "" };
-        format!("Region({}, {} bytes{closed})", self.id, self.nbytes)
+        let device = if self.device == "cpu" { String::new() } else { format!(" on {}", self.device) };
+        format!("Region({}, {} bytes{device}{closed})", self.id, self.nbytes)
     }
 
     /// The owner is not visited: the engine holds it too, so that it is never

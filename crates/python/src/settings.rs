@@ -55,6 +55,7 @@ fn set(config: &mut Config, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bo
         "libfabric_library" => config.libfabric.library = value.extract()?,
         "libfabric_answer_timeout_s" => config.libfabric.answer_timeout = value.extract::<Seconds>()?.0,
         "libfabric_max_endpoints" => config.libfabric.max_endpoints = value.extract()?,
+        "cuda_library" => config.cuda_library = value.extract()?,
         "tcp_streams" => config.tcp_streams = value.extract()?,
         "polling" => {
             config.polling = match value.extract()? {
@@ -85,4 +86,4 @@ fn internal(py: Python<'_>, message: String) -> PyErr {
     exception(py, &native::Error::new(native::Code::Internal, message).during("start"))
 }
 
-const NUM_SETTINGS: usize = 30;
+const NUM_SETTINGS: usize = 31;

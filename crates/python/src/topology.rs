@@ -1,10 +1,12 @@
-//! What Linux says of the machine, and the groups chosen on it.
+//! What Linux and the GPUs' driver say of the machine, and the groups chosen on it.
 
 use std::path::Path;
 
 use anyfabric_engine as native;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+
+use crate::error::OrRaise;
 
 /// `anyfabric.topology.read_topology` as JSON.
 #[pyfunction]
@@ -16,5 +18,13 @@ pub(crate) fn topology_json(
     nics_per_device: Option<usize>,
 ) -> PyResult<String> {
     let found = py.detach(|| native::topology(Path::new(root), &nics, nics_per_device));
+    serde_json::to_string(&found).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+}
+
+/// The GPUs as their driver describes them, as JSON.
+#[pyfunction]
+#[pyo3(signature = (library))]
+pub(crate) fn gpus_json(py: Python<'_>, library: Option<String>) -> PyResult<String> {
+    let found = py.detach(|| native::gpus(library.as_deref())).or_raise(py)?;
     serde_json::to_string(&found).map_err(|error| PyRuntimeError::new_err(error.to_string()))
 }

@@ -16,9 +16,11 @@ import anyfabric
 from anyfabric.cli.output import data, json_option, messages, write_json
 from anyfabric.config import resolve
 from anyfabric.doctor import CHECKS, TRIALS, Diagnosis, Partner, System, diagnose, pair_check
+from anyfabric.gpu import driver_gpus
 
 if TYPE_CHECKING:
     from anyfabric.doctor import Finding, Level
+    from anyfabric.gpu import DriverGpu
 
 __all__ = ["doctor"]
 
@@ -50,9 +52,11 @@ def doctor(ctx: click.Context, peer: str | None, pid: int | None, root: Path, js
     if peer is not None and not is_here:
         raise click.UsageError("--peer tries this machine; it goes with neither --pid nor --root")  # noqa: EM101
     process = "self" if pid is None else str(pid)
-    required = str(resolve({})["require"].value or "")
+    settings = resolve({})
+    required = str(settings["require"].value or "")
+    gpus = _gpus(settings["cuda_library"].value) if is_here else ()
     trials = (*(TRIALS if is_here else ()), *((pair_check(peer),) if peer is not None else ()))
-    found = diagnose(System(root, process, required=required), (*CHECKS, *trials))
+    found = diagnose(System(root, process, required=required, gpus=gpus), (*CHECKS, *trials))
     if json_to is not None:
         write_json(json_to, _document(found))
     else:
@@ -83,6 +87,13 @@ def serve(listen: str) -> None:
             partner.serve()
         except KeyboardInterrupt:
             messages().print("stopped")
+
+
+def _gpus(library: object) -> tuple[DriverGpu, ...]:
+    try:
+        return driver_gpus(None if library is None else str(library))
+    except anyfabric.Unsupported:
+        return ()  # the check says what the files say
 
 
 def _document(found: Diagnosis) -> dict[str, object]:

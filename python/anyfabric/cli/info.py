@@ -12,6 +12,7 @@ from rich.table import Table
 import anyfabric
 from anyfabric import _core
 from anyfabric.cli.output import data, json_option, messages, write_json
+from anyfabric.gpu import driver_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["info"]
+
+WRITES = {
+    "ordered": "visible in order",
+    "flushed": "flushed by the driver before each count",
+    "never": "never surely visible: refused",
+}
 
 
 @click.command()
@@ -33,6 +40,10 @@ def info(json_to: str | None) -> None:
     given = {row["name"]: row["value"] for row in found["settings"]}
     nics, nics_per_device = given["nics"] or (), given["nics_per_device"]
     found["topology"] = asdict(anyfabric.read_topology(nics=nics, nics_per_device=nics_per_device))
+    try:
+        found["gpus"], found["no_gpus"] = [asdict(gpu) for gpu in driver_gpus(given["cuda_library"])], None
+    except anyfabric.Unsupported as error:
+        found["no_gpus"] = str(error)
     found["version"] = anyfabric.__version__
     found["build"] = _core.build_info()
     if json_to is not None:
@@ -52,6 +63,8 @@ def _print(found: dict[str, Any]) -> None:
     worker = found["worker"]
     kept = f"kept on cores {_ranges(worker['cpus'])}" if worker["cpus"] else "runs on any core"
     console.print(f"Its worker {kept}: {worker['reason']}", highlight=False)
+    if found["gpus"]:
+        console.print(_gpus(found["gpus"]))
     _print_topology(console, found["topology"])
     console.print(_settings(found["settings"]))
     for name in found["unknown_variables"]:
@@ -79,6 +92,18 @@ def _groups(title: str, groups: Sequence[dict[str, Any]]) -> Table:
     for group in groups:
         served = ", ".join(f"{nic['name']} ({nic['distance']})" for nic in group["nics"])
         table.add_row(group["device"], served or "-", _ranges(group["cpus"]) or "any")
+    return table
+
+
+def _gpus(gpus: list[dict[str, Any]]) -> Table:
+    table = Table(title="GPUs", title_justify="left")
+    for column in ("device", "name", "UUID", "PCI address", "NICs reach it", "dmabuf", "what NICs write is"):
+        table.add_column(column, overflow="fold")
+    for gpu in gpus:
+        told = tuple("yes" if gpu[name] else "no" for name in ("rdma", "dmabuf"))
+        table.add_row(
+            *(gpu[name] for name in ("device", "name", "uuid", "pci")), *told, WRITES[gpu["writes"]]
+        )
     return table
 
 

@@ -19,6 +19,8 @@ from anyfabric.topology import Topology, read_topology
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from anyfabric.gpu import DriverGpu
+
 __all__ = ["System"]
 
 CAP_IPC_LOCK = 14
@@ -44,12 +46,14 @@ class System:
         root: Where `proc`, `sys`, `dev`, `usr` and so on are.
         process: The process in question: a number, or `"self"`.
         required: The transport that the settings insist on; empty when any will do.
-        run: Runs a command and returns its output; the only thing that is not a file.
+        gpus: What the driver answers of the GPUs, where it can be asked: of this machine.
+        run: Runs a command and returns its output. This and `gpus` are all that is no file.
     """
 
     root: Path = Path("/")
     process: str = "self"
     required: str = ""
+    gpus: tuple[DriverGpu, ...] = ()
     run: Callable[[Sequence[str]], str] = field(default=run_command)
 
     def path(self, name: str) -> Path:

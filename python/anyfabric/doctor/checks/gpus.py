@@ -28,16 +28,29 @@ def gpu_memory(system: System) -> Iterator[Finding]:
         yield note("", "GPUs, but no NVIDIA driver: only host memory can be sent")
         return
     lacking = _lacking_for_dmabuf(system, driver)
+    if not system.gpus:
+        yield _reached(system, "", lacking)
+    for gpu in system.gpus:
+        subject = f"{gpu.device} ({gpu.name})"
+        if gpu.writes == "never":
+            mend = "use NVIDIA driver 470 or later"
+            yield broken(subject, "the driver neither orders what NICs write nor flushes it", mend)
+        else:
+            # The driver knows better than the files: it may be the open one, and yet refuse.
+            refusal = lacking or "the driver does not export this GPU's memory"
+            yield _reached(system, subject, "" if gpu.dmabuf else refusal, gpu.writes)
+
+
+def _reached(system: System, subject: str, lacking: str, writes: str = "") -> Finding:
     peermem = next((name for name in PEERMEM_MODULES if system.exists(f"sys/module/{name}")), "")
+    told = "; the driver flushes what NICs write before it is counted" if writes == "flushed" else ""
     if not lacking:
-        yield ok("", "dmabuf")
-    elif peermem:
-        yield ok("", f"{peermem}; no dmabuf: {lacking}")
-    else:
-        mend = "modprobe nvidia-peermem; or the open kernel modules of driver 515, and Linux 5.12, or later"
-        yield broken(
-            "", f"neither dmabuf ({lacking}) nor nvidia-peermem: GPU memory cannot be registered", mend
-        )
+        return ok(subject, f"dmabuf{told}")
+    if peermem:
+        return ok(subject, f"{peermem}; no dmabuf: {lacking}{told}")
+    mend = "modprobe nvidia-peermem; or the open kernel modules of driver 515, and Linux 5.12, or later"
+    found = f"neither dmabuf ({lacking}) nor nvidia-peermem: GPU memory cannot be registered"
+    return broken(subject, found, mend)
 
 
 def _lacking_for_dmabuf(system: System, driver: str) -> str:
