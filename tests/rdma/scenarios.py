@@ -79,7 +79,10 @@ SCENARIOS = (
         "two-nics",
         "two NICs at each end, or one and two: the whole suite",
         ("rxe2 rxe3",),
-        (Tests("engine", TWO_EACH, r"(?!links::flaps).*::verbs_(2|1_2|2_1)"),),
+        (
+            Tests("engine", TWO_EACH, r"(?!links).*::verbs_(2|1_2|2_1)"),
+            Tests("engine", TWO_EACH, "links::many_pages::.*", {"ANYFABRIC_TEST_PAGES": "20000"}),
+        ),
     ),
     Scenario(
         "bad-cable",
