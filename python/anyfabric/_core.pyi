@@ -599,7 +599,11 @@ class Watcher:
             InvalidArgument: `value` is smaller than the word, or beyond 64 bits.
         """
     def add(self, n: int = 1) -> int:
-        """Add `n` with release ordering; return the new value."""
+        """Add `n` with release ordering; return the new value.
+
+        Raises:
+            InvalidArgument: The sum is beyond 64 bits; the word stays as it is.
+        """
     def numpy(self) -> npt.NDArray[Any]:
         """View the word as `[1] uint64`, keeping the watcher alive; stores are seen by polling."""
     def at(self, value: int, operation: Write | WritePages) -> Trigger:

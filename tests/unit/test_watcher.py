@@ -29,6 +29,9 @@ def test_the_word(engine):
     for wrong in (5, -1, 2**64):
         with pytest.raises(af.InvalidArgument):
             watcher.set(wrong)
+    with pytest.raises(af.InvalidArgument):
+        watcher.add(2**63)
+    assert watcher.value == 2**63
 
 
 def test_operations_fire_at_their_value(engine, peer, moved):

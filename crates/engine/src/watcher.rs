@@ -121,13 +121,17 @@ impl Watcher {
     /// Adds to the word, and fires what is due; returns the new value.
     ///
     /// # Errors
-    /// `Closed`.
+    /// `InvalidArgument` when the sum is beyond 64 bits; `Closed`.
     pub fn add(&self, n: u64) -> Result<u64> {
         self.check_open()?;
         // ORDERING: see `set`.
-        let value = self.shared.word().fetch_add(n, Ordering::AcqRel).wrapping_add(n);
+        let before = self.shared.word().fetch_update(Ordering::AcqRel, Ordering::Relaxed, |word| word.checked_add(n));
+        let before = before.map_err(|word| {
+            Error::invalid(format!("the word is {word}; it only grows, and with {n} more it is beyond 64 bits"))
+                .during("watch")
+        })?;
         self.shared.fire_due();
-        Ok(value)
+        Ok(before + n)
     }
 
     /// Submits an operation when the word is `value` or more; at once if it
