@@ -14,6 +14,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,8 @@ def run_in_vm(
     Returns:
         The command's exit code, `DEADLINE` or `DIED`; the guest's console is on stderr then.
     """
+    # Told to end, it takes the guest and its folder along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="rdma-bed-") as folder:
         job = Path(folder)
         shutil.copy(HERE / "guest" / "nics", job / "nics")
