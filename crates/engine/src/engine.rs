@@ -205,6 +205,7 @@ impl Engine {
         }
         let ticket = self.inner.ticket(targets.len() as u32, nbytes, options.timeout)?;
         ticket.hold(Arc::clone(&src.memory));
+        ticket.await_parts_of(peers.iter().map(|peer| peer.idx));
         self.inner.track(&ticket, imm, peers.clone());
         for (target, peer) in targets.iter().zip(&peers) {
             let extent = Extent { src: target.src_offset, dst: target.dst_offset, nbytes: target.nbytes };
@@ -231,6 +232,7 @@ impl Engine {
             return Ok(Transfer::done(0, None));
         }
         let ticket = self.inner.ticket(peers.len() as u32, 0, timeout)?;
+        ticket.await_parts_of(peers.iter().map(|peer| peer.idx));
         self.inner.track(&ticket, imm, peers.clone());
         for peer in &peers {
             self.inner.submit(peer, Content::Signal, imm.map(|imm| (imm, 1)), false, &ticket);

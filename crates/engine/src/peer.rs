@@ -438,6 +438,6 @@ impl Submission {
             peer.losses.note(imm);
         }
         self.ticket.fail_by(peer.idx, why.clone());
-        self.ticket.part_ended(Err(why));
+        self.ticket.part_ended_at(peer.idx, Err(why));
     }
 }

@@ -72,9 +72,16 @@ impl Transfer {
             State::Failed { error, .. } => Some(error.clone()),
             State::Pending { inner, about, ticket } => match ticket.state() {
                 TicketState::Failed(failure) => {
-                    let culprit = || ticket.culprit().and_then(|peer| inner.peer(peer));
-                    let peer = about.peer.clone().or_else(culprit);
-                    Some(About { peer, ..about.clone() }.error(inner, &failure))
+                    let culprit = ticket.culprit().and_then(|peer| inner.peer(peer));
+                    let (unfinished, num_peers) =
+                        if culprit.is_some() { Default::default() } else { ticket.unfinished() };
+                    let unfinished: Vec<_> = unfinished.into_iter().filter_map(|peer| inner.peer(peer)).collect();
+                    let peer = about.peer.clone().or(culprit).or_else(|| unfinished.first().cloned());
+                    let mut error = About { peer, ..about.clone() }.error(inner, &failure);
+                    if num_peers > 1 && !unfinished.is_empty() {
+                        error.message += &name_unfinished(&unfinished, num_peers);
+                    }
+                    Some(error)
                 }
                 TicketState::Pending | TicketState::Done => None,
             },
@@ -161,6 +168,16 @@ impl About {
     }
 }
 
+/// Where an operation with several peers was not done yet, as its error says it.
+fn name_unfinished(unfinished: &[Arc<Peer>], num_peers: usize) -> String {
+    let named: Vec<_> = unfinished.iter().take(MAX_NAMED).map(|peer| peer.address.to_string()).collect();
+    let more = match unfinished.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("; {} of {num_peers} peers had not finished: {}{more}", unfinished.len(), named.join(", "))
+}
+
 impl std::fmt::Debug for Transfer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Transfer")
@@ -170,5 +187,7 @@ impl std::fmt::Debug for Transfer {
     }
 }
 
+/// Peers that an error names.
+const MAX_NAMED: usize = 4;
 /// Below this length reading the clock twice would cost more than it tells.
 pub(crate) const TIMED_BYTES: u64 = 4096;

@@ -88,7 +88,7 @@ impl Op {
         if Mutant::LoseCompletion.is_on() && self.id % 7 == 3 {
             return;
         }
-        self.ticket.part_ended(result);
+        self.ticket.part_ended_at(self.peer, result);
     }
 }
 

@@ -1,7 +1,7 @@
 //! One submitted operation's end: done, or failed with one error.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use anyfabric_wire::Refusal;
 use thiserror::Error;
@@ -77,6 +77,8 @@ pub struct Ticket {
     deadline_ns: AtomicU64,
     doorbell: Arc<Doorbell>,
     clock: Clock,
+    /// Parts that have not ended, of an operation with several peers; in the order of the peers.
+    awaited: OnceLock<Box<[(PeerIdx, AtomicU32)]>>,
     /// Bytes of the operation.
     pub nbytes: u64,
 }
@@ -86,6 +88,8 @@ struct End {
     failure: Option<Failure>,
     /// Whose part failed, of several.
     culprit: Option<PeerIdx>,
+    /// Whose parts had not ended when it failed, of several.
+    unfinished: Vec<PeerIdx>,
     on_end: Vec<OnEnd>,
     /// Kept until the operation has quiesced.
     holds: Vec<Arc<Region>>,
@@ -106,8 +110,19 @@ impl Ticket {
             deadline_ns: AtomicU64::new(deadline_ns),
             doorbell,
             clock,
+            awaited: OnceLock::new(),
             nbytes,
         }
+    }
+
+    /// Notes for whom the parts are, before any is submitted: an operation that
+    /// fails can then tell which were missing.
+    pub fn await_parts_of(&self, peers: impl Iterator<Item = PeerIdx>) {
+        let mut peers: Vec<_> = peers.collect();
+        peers.sort_unstable();
+        let runs = peers.chunk_by(|left, right| left == right);
+        let awaited = runs.map(|run| (run[0], AtomicU32::new(run.len() as u32))).collect();
+        let _ = self.awaited.set(awaited);
     }
 
     /// Starts the time again: a watcher has just fired the operation.
@@ -177,6 +192,17 @@ impl Ticket {
         }
     }
 
+    /// As [`Ticket::part_ended`], of a part for that peer.
+    pub fn part_ended_at(&self, peer: PeerIdx, result: Result<(), Failure>) {
+        if let Some(awaited) = self.awaited.get() {
+            if let Ok(at) = awaited.binary_search_by_key(&peer, |(awaited, _)| *awaited) {
+                // ORDERING: for people.
+                awaited[at].1.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.part_ended(result);
+    }
+
     /// Fails the operation now, although parts may still be under way.
     pub fn fail(&self, failure: Failure) {
         self.settle(FAILED, Some(failure), None);
@@ -190,6 +216,12 @@ impl Ticket {
     /// The peer whose part made it fail, if it was one's.
     pub fn culprit(&self) -> Option<PeerIdx> {
         self.lock().culprit
+    }
+
+    /// Whose parts had not ended when it failed, and how many peers it had; none
+    /// for an operation with one peer.
+    pub fn unfinished(&self) -> (Vec<PeerIdx>, usize) {
+        (self.lock().unfinished.clone(), self.awaited.get().map_or(0, |awaited| awaited.len()))
     }
 
     /// Asks the parts that have not been posted to give up.
@@ -222,6 +254,11 @@ impl Ticket {
         let mut end = self.lock();
         if self.has_ended() {
             return;
+        }
+        if let (true, Some(awaited)) = (failure.is_some(), self.awaited.get()) {
+            // ORDERING: for people.
+            let unfinished = awaited.iter().filter(|(_, parts)| parts.load(Ordering::Relaxed) > 0);
+            end.unfinished = unfinished.map(|(peer, _)| *peer).collect();
         }
         (end.failure, end.culprit) = (failure, culprit);
         // ORDERING: published by the store of the state.

@@ -93,6 +93,10 @@ fn deadline_ends_every_operation(fabric: &Fabric) {
         assert!(began.elapsed() >= TIMEOUT, "{operation} ended after {:?}", began.elapsed());
         assert!(error.message.starts_with(operation), "{error}");
         assert_eq!(error.context.operation, Some(*operation));
+        // Of several peers the one that is missing is named, and no other.
+        let (missing, arrived) = (pair.peer.address.to_string(), other.address.to_string());
+        assert_eq!(error.context.peer.as_deref(), Some(&*missing), "{error}");
+        assert!(error.message.contains(&missing) && !error.message.contains(&arrived), "{error}");
     }
     // The part for somebody else went its own way.
     other.wait_count(arrived, 1).unwrap();
