@@ -197,9 +197,9 @@ def measure_crowd() -> dict[str, float]:
     }
 
 
-def many_engines(pipe: Connection, num_engines: int) -> None:
+def many_engines(pipe: Connection, num_engines: int, transport: str) -> None:
     """Own `num_engines` engines until told to stop."""
-    engines = [af.Engine() for _ in range(num_engines)]
+    engines = [af.Engine(transports=(transport,)) for _ in range(num_engines)]
     pipe.send([engine.address.to_bytes() for engine in engines])
     pipe.recv()
     for engine in engines:
@@ -207,31 +207,38 @@ def many_engines(pipe: Connection, num_engines: int) -> None:
 
 
 def measure_peers(num_peers: int = 256) -> dict[str, float]:
-    """Seconds until one engine has a path to 256 peers, within a soft limit of 1024 descriptors."""
+    """Paths to 256 peers, within a soft limit of 1024 descriptors: seconds, descriptors, and what they cost idle.
+
+    Only the one engine's process is measured, not the peers', which share its cores.
+    """
+    found: dict[str, float] = {}
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    pipes = [SPAWN.Pipe() for _ in range(4)]
-    owners = [SPAWN.Process(target=many_engines, args=(theirs, num_peers // 4)) for _, theirs in pipes]
-    for owner in owners:
-        owner.start()
-    addresses = [af.Address.from_bytes(data) for ours, _ in pipes for data in ours.recv()]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-    try:
-        with af.Engine() as engine:
-            before = num_descriptors()
-            began = time.monotonic()
-            engine.peer_group(addresses)
-            seconds = time.monotonic() - began
-            descriptors = (num_descriptors() - before) / num_peers
-            cpu, began = time.process_time(), time.monotonic()
-            time.sleep(3)
-            idle = 100 * (time.process_time() - cpu) / (time.monotonic() - began)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for ours, _ in pipes:
-            ours.send(None)
+    for transport in ("shm", "tcp"):
+        pipes = [SPAWN.Pipe() for _ in range(4)]
+        owners = [SPAWN.Process(target=many_engines, args=(theirs, num_peers // 4, transport)) for _, theirs in pipes]
         for owner in owners:
-            owner.join(30)
-    return {"peers_256_s": seconds, "descriptors_per_peer": descriptors, "idle_256_percent": idle}
+            owner.start()
+        addresses = [af.Address.from_bytes(data) for ours, _ in pipes for data in ours.recv()]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        try:
+            with af.Engine(transports=(transport,)) as engine:
+                before = num_descriptors()
+                began = time.monotonic()
+                engine.peer_group(addresses)
+                found[f"peers_256_{transport}_s"] = time.monotonic() - began
+                time.sleep(2)  # meeting them is not what is measured
+                found[f"descriptors_per_peer_{transport}"] = (num_descriptors() - before) / num_peers
+                cpu, began = time.process_time(), time.monotonic()
+                time.sleep(8)
+                idle = (time.process_time() - cpu) / (time.monotonic() - began)
+                found[f"idle_256_{transport}_percent"] = 100 * idle
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for ours, _ in pipes:
+                ours.send(None)
+            for owner in owners:
+                owner.join(30)
+    return found
 
 
 MEASURES: dict[str, Callable[[], dict[str, float]]] = {
@@ -252,9 +259,12 @@ LIMITS: dict[str, tuple[str, float]] = {
     "behind_1gib_tcp_p99_us": ("<=", 200),
     "four_of_two": (">=", 0.6),
     "four_slowest_ms": ("<=", 100),
-    "peers_256_s": ("<=", 5),
-    "descriptors_per_peer": ("<=", 3),
-    "idle_256_percent": ("<", 1),
+    "peers_256_shm_s": ("<=", 5),
+    "peers_256_tcp_s": ("<=", 5),
+    "descriptors_per_peer_shm": ("<=", 3),
+    "descriptors_per_peer_tcp": ("<=", 3),
+    "idle_256_shm_percent": ("<", 1),
+    "idle_256_tcp_percent": ("<", 1),
 }
 
 

@@ -1,4 +1,4 @@
-//! The life of a peer's control connection: calls, sessions, heartbeats, loss.
+//! The life of a peer's control connection: calls, sessions, loss.
 //!
 //! ```text
 //! Idle ─call─► Calling ─welcomed─► Joining ─joined or given up─► Up
@@ -23,6 +23,7 @@ use anyfabric_wire::{Control, Imm};
 
 use crate::driver::{link_token, Driver, Release, HANDSHAKE, LOCAL_CHANNELS};
 use crate::events::Event;
+use crate::heartbeat::Heartbeat;
 use crate::inner::{lock, nanos, Inner};
 use crate::meet::{Meet, MeetError};
 use crate::peer::{Base, Peer, Phase, Session};
@@ -55,7 +56,7 @@ impl Inner {
         {
             let mut state = peer.state();
             state.backoff_ns = 0;
-            state.heartbeat_ns = now_ns;
+            state.heartbeat = Heartbeat::new(now_ns);
             if resumed {
                 state.phase = Phase::Up;
                 drop(state);
@@ -263,7 +264,8 @@ impl Inner {
 
     // ---- time ----------------------------------------------------------------------------------
 
-    pub(crate) fn tick_peer(&self, driver: &mut Driver, peer: &Arc<Peer>, now_ns: u64) {
+    /// What time brings for one peer; with `is_beat` also a heartbeat, if it needs one soon.
+    pub(crate) fn tick_peer(&self, driver: &mut Driver, peer: &Arc<Peer>, now_ns: u64, is_beat: bool) {
         let phase = peer.phase();
         match phase {
             Phase::Idle | Phase::Calling | Phase::Lost => return,
@@ -286,13 +288,10 @@ impl Inner {
             }
             _ => {}
         }
-        let interval_ns = nanos(self.config.heartbeat);
-        let silent_ns = now_ns.saturating_sub(peer.heard_ns());
-        if silent_ns > interval_ns * u64::from(self.config.heartbeats_lost) {
-            let seconds = silent_ns as f64 / 1e9;
-            return self.give_up(peer, &format!("nothing heard for {seconds:.1} s"));
+        if let Err(why) = self.exchange_beats(peer, now_ns) {
+            return self.give_up(peer, &why);
         }
-        self.send_due(driver, peer, now_ns);
+        self.send_due(driver, peer, now_ns, is_beat);
         peer.all_rails().for_each(|path| path.tick());
     }
 
@@ -304,7 +303,7 @@ impl Inner {
         }
     }
 
-    fn send_due(&self, driver: &mut Driver, peer: &Arc<Peer>, now_ns: u64) {
+    fn send_due(&self, driver: &mut Driver, peer: &Arc<Peer>, now_ns: u64, is_beat: bool) {
         if !peer.base.has_control() {
             return;
         }
@@ -316,24 +315,19 @@ impl Inner {
             peer.told_full.store(false, Ordering::Relaxed);
             peer.base.send_control(Control::EarlyArrivalsRoom.encode());
         }
-        let (is_heartbeat_due, missing) = {
+        if is_beat {
+            self.send_heartbeat(peer, now_ns);
+        }
+        let missing = {
             let mut state = peer.state();
-            let due = now_ns >= state.heartbeat_ns;
-            if due {
-                state.heartbeat_ns = now_ns + nanos(self.config.heartbeat);
-            }
             let uses_tcp = peer.link().is_some_and(|link| link.transport() == "tcp");
             let calls = state.session.as_ref().filter(|session| session.is_caller).map(|session| session.token);
             let retry = uses_tcp && now_ns >= state.retry_lane_ns;
             if retry {
                 state.retry_lane_ns = now_ns + nanos(self.config.heartbeat);
             }
-            (due, calls.filter(|_| retry))
+            calls.filter(|_| retry)
         };
-        if is_heartbeat_due {
-            let received = peer.base.received();
-            peer.base.send_control(Control::Heartbeat { received }.encode());
-        }
         if let Some(token) = missing {
             for lane_idx in peer.base.tcp().map_or_else(Vec::new, |tcp| tcp.missing_lanes()) {
                 self.call_lane(driver, peer, lane_idx, token);
@@ -345,7 +339,10 @@ impl Inner {
 
     pub(crate) fn on_control(&self, driver: &mut Driver, peer: &Arc<Peer>, message: Control) {
         match message {
-            Control::Heartbeat { received } => peer.base.confirm(received),
+            Control::Heartbeat { received } => {
+                driver.num_heartbeats += 1;
+                self.on_heartbeat(peer, received);
+            }
             Control::Revoke { region, key, revoke } => {
                 // At once: what comes after this message may be a new way to the region.
                 let refusal = anyfabric_wire::Refusal::Revoked;

@@ -29,6 +29,8 @@ pub(crate) struct Driver {
     pub(crate) releases: Vec<Release>,
     /// Immediates that peers want back, to be answered once none is under way.
     pub(crate) retires: Vec<(Arc<Peer>, Imm)>,
+    /// That ever came.
+    pub(crate) num_heartbeats: usize,
     /// The listener is not watched: descriptors had run out.
     listener_rests: bool,
     next_id: u32,
@@ -62,6 +64,7 @@ impl Driver {
             joins: HashMap::new(),
             releases: Vec::new(),
             retires: Vec::new(),
+            num_heartbeats: 0,
             listener_rests: false,
             next_id: 0,
             ready: Vec::new(),
@@ -81,7 +84,12 @@ impl Driver {
     }
 
     pub(crate) fn until_tick(&self, now_ns: u64) -> Duration {
-        Duration::from_nanos(self.next_tick_ns.saturating_sub(now_ns)).min(IDLE_TICK)
+        Duration::from_nanos(self.next_tick_ns.saturating_sub(now_ns)).min(CALM_TICK)
+    }
+
+    /// A peer is sought: time matters more from now on.
+    fn hurry(&mut self, now_ns: u64) {
+        self.next_tick_ns = self.next_tick_ns.min(now_ns + nanos(MEETING_TICK));
     }
 
     pub(crate) fn take_ready(&mut self) -> Vec<Ready> {
@@ -176,6 +184,7 @@ impl Inner {
         match event {
             Event::Call(idx) => {
                 if let Some(peer) = self.peer(idx) {
+                    driver.hurry(self.clock.now_ns());
                     match peer.phase() {
                         Phase::Idle => self.call(driver, &peer),
                         Phase::Up if peer.link().is_none() => self.choose_path(driver, &peer),
@@ -192,6 +201,7 @@ impl Inner {
             }
             Event::Broken(idx, channel, why) => {
                 if let Some(peer) = self.peer(idx) {
+                    driver.hurry(self.clock.now_ns());
                     self.on_broken(driver, &peer, channel, &why);
                 }
             }
@@ -308,11 +318,14 @@ impl Inner {
             }
         }
         self.tick_meets(driver, now_ns);
-        for peer in self.live_peers() {
+        let peers = self.live_peers();
+        let is_beat = self.is_beat(&peers, now_ns);
+        for peer in &peers {
             if was_stopped {
                 peer.heard(now_ns);
+                peer.state().heartbeat.heard_ns = now_ns;
             }
-            self.tick_peer(driver, &peer, now_ns);
+            self.tick_peer(driver, peer, now_ns, is_beat);
         }
         for group in self.groups.opened() {
             group.look_at_ports(now_ns);
@@ -322,8 +335,13 @@ impl Inner {
         if !driver.retires.is_empty() {
             self.answer_retires(driver);
         }
-        let interval =
-            if is_busy || !driver.releases.is_empty() || !driver.retires.is_empty() { BUSY_TICK } else { IDLE_TICK };
+        let is_busy = is_busy || !driver.releases.is_empty() || !driver.retires.is_empty();
+        let is_calm = driver.meets.is_empty() && driver.joins.is_empty() && peers.iter().all(|peer| peer.is_settled());
+        let interval = match (is_busy, is_calm) {
+            (true, _) => BUSY_TICK,
+            (_, true) => (self.config.heartbeat / 4).clamp(MEETING_TICK, CALM_TICK),
+            _ => MEETING_TICK,
+        };
         driver.next_tick_ns = now_ns + nanos(interval);
     }
 
@@ -415,5 +433,9 @@ pub(crate) const LOCAL_CHANNELS: u8 = 64;
 const ACCEPTS: usize = 64;
 /// Handshakes under way at most.
 const MAX_MEETS: usize = 256;
-const IDLE_TICK: Duration = Duration::from_millis(100);
+/// Longest while that nobody looks at the clock; every look costs a wake-up and a glance at every peer.
+const CALM_TICK: Duration = Duration::from_millis(250);
+/// The same while peers meet, or are sought again.
+const MEETING_TICK: Duration = Duration::from_millis(25);
+/// The same while operations are under way.
 const BUSY_TICK: Duration = Duration::from_millis(5);

@@ -32,6 +32,7 @@ mod engine;
 mod error;
 mod events;
 mod gpu;
+mod heartbeat;
 mod info;
 mod inner;
 mod join;

@@ -17,6 +17,7 @@ use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Imm, NicLibrary, Refusal};
 
 use crate::gpu::obstacle;
+use crate::heartbeat::Heartbeat;
 
 /// One incarnation of another engine, and the way to it.
 pub(crate) struct Peer {
@@ -126,7 +127,7 @@ pub(crate) struct PeerState {
     pub(crate) reason: String,
     /// Why a transport cannot serve, of those that were looked at or tried.
     pub(crate) obstacles: Vec<(&'static str, String)>,
-    pub(crate) heartbeat_ns: u64,
+    pub(crate) heartbeat: Heartbeat,
     pub(crate) established_ns: u64,
     pub(crate) retry_lane_ns: u64,
     pub(crate) backoff_ns: u64,
@@ -183,7 +184,7 @@ impl Peer {
             session: None,
             reason: String::new(),
             obstacles: Vec::new(),
-            heartbeat_ns: now_ns,
+            heartbeat: Heartbeat::new(now_ns),
             established_ns: now_ns,
             retry_lane_ns: 0,
             backoff_ns: 0,
@@ -227,6 +228,11 @@ impl Peer {
             && state.session.as_ref().is_some_and(|session| !session.is_caller)
             && self.heard_ns() <= state.established_ns
             && self.base.received() == 0
+    }
+
+    /// Whether its phase changes only when something comes.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self.phase(), Phase::Idle | Phase::Up | Phase::Lost)
     }
 
     /// Whether nobody is making a path: there was no call, or it found none.

@@ -236,7 +236,7 @@ impl Inner {
     }
 
     /// Blocks in epoll, after so long without news; true when a descriptor was
-    /// ready.
+    /// ready for more than heartbeats.
     fn block_worker(&self, mut driver: MutexGuard<'_, Driver>, idle_ns: u64) -> bool {
         // ORDERING: announce, then look once more; partners: `wake` and `Doorbell::notify_remote`.
         self.doorbell.set_patience(0, 0);
@@ -259,16 +259,18 @@ impl Inner {
         let mut ready = driver.take_ready();
         drop(driver);
         let _ = self.poller.wait(timeout, &mut ready);
-        let some = !ready.is_empty();
+        let mut num_news = ready.len();
         self.presence.worker_blocked.store(false, Ordering::SeqCst);
         // Who drives meanwhile sees the same descriptors: they stay ready until they are read.
         if let Some(mut driver) = self.try_driver() {
             self.doorbell.set_worker_blocked(false);
+            let before = driver.num_heartbeats;
             driver.put_ready(ready);
             self.handle_ready(&mut driver);
+            num_news = num_news.saturating_sub(driver.num_heartbeats - before);
             self.poll_links(&mut driver);
         }
-        some
+        num_news > 0
     }
 
     /// Gives back what only a living engine answers: whoever calls from now on is refused and not left waiting.

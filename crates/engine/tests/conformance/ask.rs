@@ -230,6 +230,8 @@ pub(crate) enum Ask {
     TakeFiles,
     GiveFiles,
     NumFiles,
+    /// Packets with data that came over TCP.
+    NumPackets,
     Exit,
 }
 

@@ -31,6 +31,7 @@ mod ending;
 mod fencing;
 mod fork;
 mod garbage;
+mod idle;
 mod latency;
 mod limits;
 mod links;

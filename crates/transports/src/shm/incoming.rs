@@ -16,6 +16,8 @@ pub(super) struct Incoming {
     pub(super) consumer: Consumer,
     /// Turns that brought something; every so many the peer counts as heard.
     pub(super) turns: u32,
+    /// The peer's beats when last looked at.
+    pub(super) beats: u32,
     /// Bounced operations of which a part was refused.
     pub(super) refused: HashMap<u64, Refusal>,
 }

@@ -45,6 +45,17 @@ pub struct ShmOptions {
     pub peer_writes_foreign: Option<bool>,
 }
 
+/// What a peer's memory tells of its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pulse {
+    /// Nothing: it says so by messages, if it lives.
+    None,
+    /// No beat since the last look.
+    Still,
+    /// It lives.
+    Beats,
+}
+
 /// One process's way to another on the same host.
 pub struct ShmLink {
     pub(super) peer: PeerIdx,
@@ -110,6 +121,7 @@ impl ShmLink {
             incoming: Mutex::new(Incoming {
                 consumer: Consumer::new(options.incoming),
                 turns: 0,
+                beats: 0,
                 refused: HashMap::new(),
             }),
             bindings: Mutex::default(),
@@ -179,6 +191,20 @@ impl ShmLink {
     pub fn tell_probed(&self, foreign: bool) -> Result<(), LinkError> {
         let sent = self.send(&Local::Probed { foreign }, None);
         sent.map_err(|error| LinkError::System { what: "sending the result of the probe", error })
+    }
+
+    /// Shows the peer that this engine lives, and looks whether the peer has
+    /// shown the same since the last call: memory on both sides, so that no
+    /// process wakes another for it.
+    pub fn beat(&self) -> Pulse {
+        lock(&self.outgoing).producer.beat();
+        let mut incoming = lock(&self.incoming);
+        let beats = incoming.consumer.beats();
+        match std::mem::replace(&mut incoming.beats, beats) {
+            _ if beats == 0 => Pulse::None,
+            before if before == beats => Pulse::Still,
+            _ => Pulse::Beats,
+        }
     }
 
     fn is_closed(&self) -> bool {

@@ -13,5 +13,5 @@ mod outgoing;
 pub mod ring;
 mod walk;
 
-pub use link::{ShmLink, ShmOptions};
+pub use link::{Pulse, ShmLink, ShmOptions};
 pub use local::{ring_memory, LocalChannel, RING_MEMFD_BYTES};

@@ -1,7 +1,7 @@
 //! A ring in shared memory, one per sending process and receiver.
 //!
 //! ```text
-//! 0        4096   header: head (consumer), fenced (consumer)
+//! 0        4096   header: head (consumer), fenced (consumer), beats (producer)
 //! 4096     +E     ENTRIES entries of 64 bytes
 //! 4096+E   +AREA  bounce area: payload of messages and bounced writes
 //! ```
@@ -109,13 +109,14 @@ pub struct Producer {
     area_head: u64,
     /// Ends of payloads by entry, to free them when the entry was taken.
     area_ends: std::collections::VecDeque<(u32, u64)>,
+    beats: u32,
 }
 
 impl Producer {
     /// Over a mapping of [`BYTES`] zeroed bytes.
     pub fn new(memory: Arc<Mapping>) -> Self {
         assert!(memory.len() >= BYTES, "a ring needs {BYTES} bytes");
-        Self { memory, tail: 0, head: 0, area_tail: 0, area_head: 0, area_ends: Default::default() }
+        Self { memory, tail: 0, head: 0, area_tail: 0, area_head: 0, area_ends: Default::default(), beats: 0 }
     }
 
     /// Whether the consumer has given us up: nothing we publish is read.
@@ -143,6 +144,14 @@ impl Producer {
         }
         self.refresh();
         self.tail.wrapping_sub(self.head) < ENTRIES
+    }
+
+    /// Shows the consumer that this process lives.
+    pub fn beat(&mut self) {
+        // 0 is left to those who show it otherwise.
+        self.beats = self.beats.wrapping_add(1).max(1);
+        // ORDERING: it announces nothing; partner: `Consumer::beats`.
+        word(&self.memory, BEATS).store(self.beats, Ordering::Relaxed);
     }
 
     /// Publishes an entry; false when the ring is full.
@@ -234,6 +243,13 @@ impl Consumer {
         Self { memory, head: 0, published: 0 }
     }
 
+    /// How often the producer has shown that it lives, modulo 2³²; 0 when it
+    /// never did.
+    pub fn beats(&self) -> u32 {
+        // ORDERING: see `Producer::beat`.
+        word(&self.memory, BEATS).load(Ordering::Relaxed)
+    }
+
     /// Whether an entry waits.
     #[inline]
     pub fn has_news(&self) -> bool {
@@ -300,6 +316,7 @@ const ENTRY: usize = 64;
 const AREA_AT: usize = HEADER + ENTRIES as usize * ENTRY;
 const HEAD: usize = 0;
 const FENCED: usize = 64;
+const BEATS: usize = 128;
 
 const ARRIVAL: u32 = 1;
 const MESSAGE: u32 = 2;

@@ -1,0 +1,160 @@
+//! Heartbeats: how two engines know of each other that they live.
+//!
+//! Over the control connection each sends a message within every interval, and
+//! what that costs an engine with many peers is being woken. So a heartbeat is
+//! answered at once, unless ours has just gone; who has one to send sends it to
+//! everybody who will need one soon; and who has several peers is early, and so
+//! ahead of those who have one: it sends all its heartbeats at once and hears
+//! the answers together.
+//!
+//! Processes of one host also beat in the rings that both map, which wakes
+//! nobody. Messages are then rare: they only show that the control connection
+//! still carries some.
+
+use std::sync::Arc;
+
+use anyfabric_transports::shm::Pulse;
+use anyfabric_wire::Control;
+
+use crate::inner::{nanos, Inner};
+use crate::peer::Peer;
+
+/// The messages that tell a peer and us of each other's life.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heartbeat {
+    /// When we last sent one.
+    told_ns: u64,
+    /// When one last came.
+    pub(crate) heard_ns: u64,
+    /// The peer looks at our ring, and we at its.
+    is_mapped: bool,
+}
+
+impl Heartbeat {
+    pub(crate) const fn new(now_ns: u64) -> Self {
+        Self { told_ns: now_ns, heard_ns: now_ns, is_mapped: false }
+    }
+
+    /// Between messages.
+    const fn interval_ns(&self, heartbeat_ns: u64) -> u64 {
+        if self.is_mapped {
+            heartbeat_ns * MAPPED_INTERVALS
+        } else {
+            heartbeat_ns
+        }
+    }
+
+    /// Whether one must go now, to one of so many peers.
+    const fn is_due(&self, now_ns: u64, heartbeat_ns: u64, num_peers: usize) -> bool {
+        let interval_ns = self.interval_ns(heartbeat_ns);
+        let early_ns = if num_peers > 1 { interval_ns / 8 } else { 0 };
+        now_ns.saturating_sub(self.told_ns) >= interval_ns - early_ns
+    }
+
+    /// Whether one may go along with another, or as an answer: half of the
+    /// earliest interval, so that of two peers at different times the one is
+    /// near when the other is due.
+    const fn is_near(&self, now_ns: u64, heartbeat_ns: u64) -> bool {
+        now_ns.saturating_sub(self.told_ns) >= self.interval_ns(heartbeat_ns) / 16 * 7
+    }
+}
+
+impl Inner {
+    /// Whether some peer must be told now that we live.
+    pub(crate) fn is_beat(&self, peers: &[Arc<Peer>], now_ns: u64) -> bool {
+        let heartbeat_ns = nanos(self.config.heartbeat);
+        peers.iter().any(|peer| {
+            let is_due = peer.lost().is_none() && peer.state().heartbeat.is_due(now_ns, heartbeat_ns, peers.len());
+            is_due && peer.has_session() && peer.base.has_control()
+        })
+    }
+
+    /// Beats where both map a ring; why the peer must be given up, if nothing
+    /// shows that it lives.
+    pub(crate) fn exchange_beats(&self, peer: &Peer, now_ns: u64) -> Result<(), String> {
+        if let Some(shm) = peer.shm() {
+            let pulse = shm.beat();
+            if pulse == Pulse::Beats {
+                peer.heard(now_ns);
+            }
+            peer.state().heartbeat.is_mapped = pulse != Pulse::None;
+        }
+        let heartbeat = peer.state().heartbeat;
+        let (heartbeat_ns, lost) = (nanos(self.config.heartbeat), u64::from(self.config.heartbeats_lost));
+        let silent_ns = now_ns.saturating_sub(peer.heard_ns());
+        if silent_ns > heartbeat_ns * lost {
+            return Err(format!("nothing heard for {:.1} s", silent_ns as f64 / 1e9));
+        }
+        let silent_ns = now_ns.saturating_sub(heartbeat.heard_ns);
+        if heartbeat.is_mapped && silent_ns > heartbeat.interval_ns(heartbeat_ns) * lost {
+            return Err(format!("nothing heard on its control connection for {:.1} s", silent_ns as f64 / 1e9));
+        }
+        Ok(())
+    }
+
+    /// Sends a heartbeat to a peer that will need one soon.
+    pub(crate) fn send_heartbeat(&self, peer: &Peer, now_ns: u64) {
+        if peer.state().heartbeat.is_near(now_ns, nanos(self.config.heartbeat)) {
+            self.tell(peer, now_ns);
+        }
+    }
+
+    pub(crate) fn on_heartbeat(&self, peer: &Peer, received: u64) {
+        peer.base.confirm(received);
+        let now_ns = self.clock.now_ns();
+        peer.state().heartbeat.heard_ns = now_ns;
+        if peer.state().heartbeat.is_near(now_ns, nanos(self.config.heartbeat)) {
+            self.tell(peer, now_ns);
+        }
+    }
+
+    fn tell(&self, peer: &Peer, now_ns: u64) {
+        peer.state().heartbeat.told_ns = now_ns;
+        let received = peer.base.received();
+        peer.base.send_control(Control::Heartbeat { received }.encode());
+    }
+}
+
+/// Heartbeats in memory for each that is sent.
+const MAPPED_INTERVALS: u64 = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: u64 = 1000;
+    const TICK: u64 = 250;
+    const PEERS: u64 = 64;
+
+    /// One hub and many with no other peer, whose clocks tick at other moments: no silence is longer than an interval
+    /// and a tick, and soon the hub says everything at once.
+    #[test]
+    fn who_has_many_peers_speaks_first() {
+        let mut hub: Vec<_> = (0..PEERS).map(|idx| Heartbeat::new(idx * 13)).collect();
+        let mut others = hub.clone();
+        let mut early = 0;
+        for now in INTERVAL..20 * INTERVAL {
+            let is_tick = now % TICK == 7;
+            let is_beat = is_tick && hub.iter().any(|ours| ours.is_due(now, INTERVAL, PEERS as usize));
+            for (idx, (ours, theirs)) in (0..).zip(hub.iter_mut().zip(&mut others)) {
+                let silence = now - ours.told_ns.min(theirs.told_ns);
+                assert!(silence <= INTERVAL + TICK, "{silence} of silence");
+                let they_tick = (now + idx * 31) % TICK == 0;
+                let (says, answers) = if is_beat && ours.is_near(now, INTERVAL) {
+                    (ours, theirs)
+                } else if they_tick && theirs.is_due(now, INTERVAL, 1) {
+                    early += u32::from(now > 4 * INTERVAL);
+                    (theirs, ours)
+                } else {
+                    continue;
+                };
+                says.told_ns = now;
+                if answers.is_near(now, INTERVAL) {
+                    answers.told_ns = now;
+                }
+            }
+        }
+        assert_eq!(early, 0, "others still speak first");
+        assert!(hub.iter().all(|ours| ours.told_ns == hub[0].told_ns), "the hub speaks more than once an interval");
+    }
+}
