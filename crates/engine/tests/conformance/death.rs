@@ -7,7 +7,7 @@ use anyfabric_engine::{Address, Code, Engine, EngineId, WriteOptions};
 
 use crate::ask::{Answer, Ask, How, Settings};
 use crate::fabric::{on_every_fabric, Fabric};
-use crate::harness::{assert_code, eventually, fill, Pair, Peer, LONG};
+use crate::harness::{assert_code, eventually, eventually_within, fill, Pair, Peer, LONG};
 use crate::pattern;
 
 on_every_fabric!(
@@ -206,6 +206,8 @@ fn restarted_is_another(fabric: &Fabric) {
     });
     second.address = started.unwrap();
     assert_ne!(second.address, first.address);
+    // What is under way when a connection breaks may fail before it is known that nobody is there any more.
+    eventually_within(SOON, "the first is lost", || engine.path(&first.address).state == "lost");
     let there = second.region(4096, fabric.memory);
     let write = |to: &anyfabric_engine::Remote| {
         let options = WriteOptions { imm: Some(1), timeout: Some(SOON), ..WriteOptions::default() };
