@@ -68,6 +68,8 @@ impl Inner {
             state.session = Some(session);
         }
         self.choose_path(driver, peer);
+        // Streams are made in the next look at the clock.
+        driver.look_at_clock(now_ns);
     }
 
     /// Settles what carries the data; on the same host after meeting on the
@@ -328,6 +330,9 @@ impl Inner {
             }
             calls.filter(|_| retry)
         };
+        if let Some(tcp) = peer.base.tcp() {
+            tcp.tick(now_ns);
+        }
         if let Some(token) = missing {
             for lane_idx in peer.base.tcp().map_or_else(Vec::new, |tcp| tcp.missing_lanes()) {
                 self.call_lane(driver, peer, lane_idx, token);

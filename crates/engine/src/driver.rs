@@ -92,6 +92,11 @@ impl Driver {
         self.next_tick_ns = self.next_tick_ns.min(now_ns + nanos(MEETING_TICK));
     }
 
+    /// Something waits for the clock to be looked at.
+    pub(crate) fn look_at_clock(&mut self, now_ns: u64) {
+        self.next_tick_ns = self.next_tick_ns.min(now_ns);
+    }
+
     pub(crate) fn take_ready(&mut self) -> Vec<Ready> {
         std::mem::take(&mut self.ready)
     }

@@ -278,6 +278,9 @@ impl Peer {
     }
 
     pub(crate) fn use_base(&self) {
+        if let Some(tcp) = self.base.tcp() {
+            tcp.expect_streams();
+        }
         let _ = self.link.set(self.base.to_link());
     }
 

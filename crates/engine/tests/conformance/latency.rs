@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyfabric_engine::{PageList, WriteOptions};
+use anyfabric_engine::{PageList, Remote, ScatterTarget, WriteOptions};
 
 use crate::ask::Memory;
+use crate::cabled::Cabled;
 use crate::fabric::{new_region, on_fabrics, Fabric};
-use crate::harness::{fill, wait_for_streams, Pair, LONG};
+use crate::harness::{eventually, fill, wait_for_streams, Pair, LONG};
 
 on_fabrics! { [behind_a_large_write, beside_large_pages] [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED, tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4] }
+on_fabrics! { [first_large_waits_for_a_stream, large_without_streams] [tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4] }
 
 /// 8 bytes to the same peer while a GiB is on its way: how long they take is reported, that they overtake it is tested.
 fn behind_a_large_write(fabric: &Fabric) {
@@ -36,6 +38,53 @@ fn behind_a_large_write(fabric: &Fabric) {
     assert!(behind > 0 || large < Duration::from_millis(1), "the large write took all the turns");
     // A busy machine slows both.
     assert!(10 * p50 < large, "half of the small writes took more than {p50:?}, the large one {large:?}");
+}
+
+/// The first operation of all, before there is a path: streams are made for it, and the control connection is left to
+/// what is small. Pages and the parts of a scatter likewise.
+fn first_large_waits_for_a_stream(fabric: &Fabric) {
+    const LARGE: u64 = 16 << 20;
+    const PAGE: u64 = 64 << 10;
+    let parts =
+        |remote: &Remote| vec![ScatterTarget { remote: remote.clone(), src_offset: 0, dst_offset: 0, nbytes: LARGE }];
+    let pages = || PageList::new((0..(LARGE / PAGE) as u32).collect(), PAGE, PAGE, 0);
+    for operation in ["write", "write_pages", "scatter"] {
+        let mut pair = Pair::new(fabric, LARGE);
+        fill(&pair.region, 1);
+        let (src, dst) = (pair.region.slice(0..LARGE).unwrap(), pair.remote.slice(0..LARGE).unwrap());
+        let large = match operation {
+            "write" => pair.engine.write(&src, &dst, WriteOptions::default()),
+            "write_pages" => {
+                let (src, dst) = ((&pair.region, pages()), (&pair.remote, pages()));
+                pair.engine.write_pages(src, dst, WriteOptions::default())
+            }
+            _ => pair.engine.scatter(&pair.region, &parts(&pair.remote), None, WriteOptions::default()),
+        };
+        large.unwrap().wait(Some(LONG)).unwrap();
+        assert_eq!(pair.peer.mismatch(&pair.there, (0, LARGE), 1, 0), None, "{operation}");
+        let stats = pair.engine.stats();
+        let nics = &stats.peers[&pair.peer.address.to_string()].nics;
+        let over_control = nics["control"].bytes;
+        assert_eq!(over_control, 0, "{operation}: {nics:?}");
+    }
+}
+
+/// No stream can be made any more: what is large goes over the control connection.
+fn large_without_streams(fabric: &Fabric) {
+    let cabled = Cabled::new(fabric, 1 << 20, |_| {});
+    cabled.wait_for_streams(fabric);
+    cabled.proxy.refuse(true);
+    (1..=fabric.streams.0).for_each(|stream| cabled.proxy.cut(stream));
+    let manner = || cabled.pair.engine.path(&cabled.proxy.address).nics;
+    eventually("no stream stands", || manner() == ["the control connection only"]);
+    for round in 1..3 {
+        fill(&cabled.pair.region, round);
+        cabled.write(1 << 20, 1).unwrap();
+    }
+    // Streams come back, and carry what is large again.
+    cabled.proxy.refuse(false);
+    eventually("a stream stands", || manner() != ["the control connection only"]);
+    cabled.write(1 << 20, 1).unwrap();
 }
 
 /// A page is cut where small operations come and go, and arrives whole.

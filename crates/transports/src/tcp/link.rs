@@ -33,7 +33,11 @@ pub struct TcpLink {
     pub(super) controls: Mutex<Controls>,
     joins: Mutex<HashMap<u64, Join>>,
     bindings: Mutex<BindingTable>,
-    closed: AtomicBool,
+    pub(super) closed: AtomicBool,
+    /// Large operations that wait for a stream.
+    pub(super) held: Mutex<Vec<Op>>,
+    /// Streams are being made, or stand.
+    pub(super) awaits_streams: AtomicBool,
     /// Some lane may have something to send.
     pub(super) busy: AtomicBool,
     /// Every stream has stood at once.
@@ -75,6 +79,8 @@ impl TcpLink {
             joins: Mutex::default(),
             bindings: Mutex::default(),
             closed: AtomicBool::new(false),
+            held: Mutex::default(),
+            awaits_streams: AtomicBool::new(false),
             busy: AtomicBool::new(false),
             was_whole: AtomicBool::new(false),
             small_ns: AtomicU64::new(0),
@@ -100,6 +106,10 @@ impl TcpLink {
         }
         if self.missing_lanes().is_empty() {
             self.was_whole.store(true, Ordering::Relaxed);
+        }
+        if idx > 0 {
+            self.expect_streams();
+            self.release_held();
         }
         // ORDERING: with `close`, which says so before it takes the lanes: one of us stops this one.
         if self.closed.load(Ordering::SeqCst) {
@@ -165,7 +175,7 @@ impl TcpLink {
         }
     }
 
-    fn post_write(&self, op: Op) -> bool {
+    pub(super) fn post_write(&self, op: Op) -> bool {
         let Payload::Write { source, binding, extents } = &op.payload else { return false };
         let (source, region, key, extents) = (Arc::clone(source), binding.region, binding.key, extents.clone());
         let speeds = self.speeds();
@@ -190,7 +200,7 @@ impl TcpLink {
             submitted_ns: self.clock.now_ns(),
         };
         if shards.is_empty() {
-            // No stream stands but the control connection.
+            // No stream stands but the control connection, and none is waited for.
             return match self.lane(0) {
                 Some(lane) => self.submit(&lane, part(extents, imm, 1), false),
                 None => {
@@ -344,7 +354,9 @@ impl Link for TcpLink {
             return false;
         }
         match &op.payload {
-            Payload::Write { extents, .. } if extents.nbytes() > SMALL_BYTES => self.post_write(op),
+            Payload::Write { extents, .. } if extents.nbytes() > SMALL_BYTES => {
+                self.hold(op).is_some_and(|op| self.post_write(op))
+            }
             _ => self.post_small(op),
         }
     }
@@ -371,6 +383,7 @@ impl Link for TcpLink {
     }
 
     fn reap(&self) {
+        self.reap_held();
         let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner).clone();
         for lane in lanes.into_iter().flatten() {
             let mut ended = Vec::new();
@@ -382,9 +395,9 @@ impl Link for TcpLink {
     }
 
     fn release(&self, region: u64, key: u64, refusal: Refusal) -> bool {
-        let mut bindings = lock(&self.bindings);
-        bindings.refuse(region, key, refusal);
-        bindings.settle(region, key)
+        lock(&self.bindings).refuse(region, key, refusal);
+        self.reap_held();
+        lock(&self.bindings).settle(region, key)
     }
 
     fn withhold(&self, region: &Region) -> bool {
@@ -403,6 +416,7 @@ impl Link for TcpLink {
         for lane in lanes.into_iter().flatten() {
             lane.stop(why);
         }
+        self.fail_held(why);
         drop(lock(&self.bindings).close());
     }
 

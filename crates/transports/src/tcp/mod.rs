@@ -9,6 +9,7 @@
 
 mod batch;
 mod control;
+mod held;
 mod lane;
 mod link;
 mod receive;

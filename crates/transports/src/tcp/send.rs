@@ -31,15 +31,7 @@ impl Shared {
         if let Some(failure) = lock(&self.failure).clone() {
             return Some(failure);
         }
-        let op = lock(&self.op);
-        let op = op.as_ref()?;
-        op.ticket.given_up().or_else(|| match &op.payload {
-            Payload::Write { binding, .. } => match binding.state() {
-                BindingState::Refused(refusal) => Some(Failure::Refused(refusal)),
-                _ => None,
-            },
-            _ => None,
-        })
+        lock(&self.op).as_ref().and_then(given_up)
     }
 
     /// Notes the lost count of an operation that was given up but may yet arrive.
@@ -68,6 +60,17 @@ impl Shared {
             }
         }
     }
+}
+
+/// Why an operation should not go on, if so.
+pub(super) fn given_up(op: &Op) -> Option<Failure> {
+    op.ticket.given_up().or_else(|| match &op.payload {
+        Payload::Write { binding, .. } => match binding.state() {
+            BindingState::Refused(refusal) => Some(Failure::Refused(refusal)),
+            _ => None,
+        },
+        _ => None,
+    })
 }
 
 /// What one lane carries of an operation.
