@@ -335,7 +335,10 @@ impl Inner {
         }
         if let Some(token) = missing {
             for lane_idx in peer.base.tcp().map_or_else(Vec::new, |tcp| tcp.missing_lanes()) {
-                self.call_lane(driver, peer, lane_idx, token);
+                // A second one would replace the first, and fail what is on its way there.
+                if !driver.calls_lane(peer, lane_idx) {
+                    self.call_lane(driver, peer, lane_idx, token);
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyfabric_transports::sys::{self, Fd, Interest, Ready};
 use anyfabric_transports::{Failure, Link};
+use anyfabric_wire::handshake::Purpose;
 use anyfabric_wire::{Control, Imm};
 
 use crate::events::Event;
@@ -95,6 +96,14 @@ impl Driver {
     /// Something waits for the clock to be looked at.
     pub(crate) fn look_at_clock(&mut self, now_ns: u64) {
         self.next_tick_ns = self.next_tick_ns.min(now_ns);
+    }
+
+    /// Whether a call for that stream is under way.
+    pub(crate) fn calls_lane(&self, peer: &Peer, lane_idx: u8) -> bool {
+        self.meets.values().filter_map(|meet| meet.call.as_ref()).any(|call| {
+            let is_lane = matches!(call.hello.purpose, Purpose::Lane { lane_idx: called, .. } if called == lane_idx);
+            is_lane && call.peer.idx == peer.idx
+        })
     }
 
     pub(crate) fn take_ready(&mut self) -> Vec<Ready> {
