@@ -228,6 +228,12 @@ class Engine:
     def counter(self, *, imm: int | None = None, sources: Sequence[Address] = ()) -> Counter:
         """Open a counter of the arrivals of one immediate at this engine.
 
+        A fresh one is safe to use again and again: what comes late for it, after the counter was
+        closed, is counted for nobody, and it is not handed out again while any of its `sources` may
+        still send it. One of your own stands for whatever you say: what comes while no counter is open
+        for it is kept for the next, also from an operation that was meant for the one before. Before
+        you use it for something else, see that every transfer with it has quiesced at its source.
+
         Args:
             imm: The immediate, or `None` for a fresh one of this engine (at least `2**29`).
             sources: Peers whose loss fails the counter's waiters with `PeerLost`. Unknown peers are

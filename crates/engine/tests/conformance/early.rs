@@ -2,7 +2,7 @@
 
 use anyfabric_engine::{Code, Imm};
 
-use crate::ask::{Answer, Ask, How};
+use crate::ask::{Answer, Ask, How, Memory};
 use crate::fabric::{on_every_fabric, Fabric};
 use crate::harness::{assert_code, assert_fault, eventually, Pair, LONG};
 
@@ -11,6 +11,7 @@ on_every_fabric!(
     bounded_by_peer,
     what_was_not_kept_is_not_waited_for,
     late_arrivals_count_for_nobody,
+    late_arrivals_of_the_users_count_for_the_next,
     imms_are_checked,
 );
 
@@ -120,6 +121,28 @@ fn late_arrivals_count_for_nobody(fabric: &Fabric) {
         pair.peer.wait(transfer).unwrap();
         seen.push(imm);
     }
+}
+
+/// Unlike those of the engine's own: it cannot know what the user means by an imm.
+fn late_arrivals_of_the_users_count_for_the_next(fabric: &Fabric) {
+    let mut pair = Pair::connected(fabric, 1 << 20);
+    let fresh = pair.peer.region(1 << 20, Memory::Foreign);
+    let counter = pair.engine.counter(Some(3), std::slice::from_ref(&pair.peer.address)).unwrap();
+    pair.peer.stop();
+    pair.peer.tell(&Ask::Write {
+        region: fresh.idx,
+        at: 0,
+        nbytes: 1 << 20,
+        to: pair.region.descriptor().unwrap().encode(),
+        to_at: 0,
+        how: How::counted(3),
+    });
+    counter.close();
+    pair.peer.go_on();
+    assert!(matches!(pair.peer.answer(), Answer::Id(_)));
+    let next = pair.engine.counter(Some(3), &[]).unwrap();
+    next.wait(1, Some(LONG)).unwrap();
+    assert_eq!(next.value(), 1);
 }
 
 fn imms_are_checked(fabric: &Fabric) {
