@@ -8,7 +8,7 @@ use crate::fabric::{new_region, on_every_fabric, on_fabrics, random, Fabric};
 use crate::harness::{bytes, fill, Pair, LONG};
 use crate::pattern;
 
-on_every_fabric!(any_length_and_place, nothing_at_all, verified);
+on_every_fabric!(any_length_and_place, nothing_at_all, strided_pages, verified);
 on_fabrics! { [more_than_four_gib] [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED, tcp_2 TCP_2] }
 
 fn any_length_and_place(fabric: &Fabric) {
@@ -55,6 +55,33 @@ fn nothing_at_all(fabric: &Fabric) {
     pair.peer.wait_count(counter, 5).unwrap();
     assert_eq!(pair.peer.value(counter), 5);
     assert_eq!(pair.peer.read(&pair.there, 0, 4096), vec![0; 4096]);
+}
+
+/// Rows of one matrix into the columns of another: page, stride and offset differ between the sides, and what lies
+/// between the pages stays as it was.
+fn strided_pages(fabric: &Fabric) {
+    const BYTES: u64 = 1 << 20;
+    let mut pair = Pair::connected(fabric, BYTES);
+    fill(&pair.region, 1);
+    // Page, stride and offset here, stride and offset there, number of pages.
+    let shapes = [(1000, 3001, 17, 1000, 5, 300), (1000, 1000, 0, 2999, 1, 340), (4096, 9000, 3, 4097, 4095, 100)];
+    for (page, src_stride, src_at, dst_stride, dst_at, num_pages) in shapes {
+        pair.peer.fill(&pair.there, (0, BYTES), 2);
+        let src: Vec<u32> = (0..num_pages).collect();
+        let dst: Vec<u32> = (0..num_pages).rev().collect();
+        let pages = |list: &[u32], stride, offset| PageList::new(list.into(), page, stride, offset);
+        let (here, there) =
+            ((&pair.region, pages(&src, src_stride, src_at)), (&pair.remote, pages(&dst, dst_stride, dst_at)));
+        pair.engine.write_pages(here, there, WriteOptions::default()).unwrap().wait(Some(LONG)).unwrap();
+        let place = |idx: u32, stride: u64, at: u64| at + u64::from(idx) * stride;
+        let moved =
+            src.iter().zip(&dst).map(|(&from, &to)| (place(to, dst_stride, dst_at), place(from, src_stride, src_at)));
+        assert_eq!(pair.peer.page_mismatch(&pair.there, moved.collect(), page, 1), None, "pages of {page}");
+        let gap = dst_stride - page;
+        let gaps = dst.iter().map(|&to| place(to, dst_stride, dst_at) + page).map(|at| (at, at));
+        assert_eq!(pair.peer.page_mismatch(&pair.there, gaps.collect(), gap, 2), None, "between pages of {page}");
+        assert_eq!(pair.peer.mismatch(&pair.there, (0, dst_at), 2, 0), None, "before pages of {page}");
+    }
 }
 
 fn verified(fabric: &Fabric) {
