@@ -215,7 +215,10 @@ def measure_peers(num_peers: int = 256) -> dict[str, float]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for transport in ("shm", "tcp"):
         pipes = [SPAWN.Pipe() for _ in range(4)]
-        owners = [SPAWN.Process(target=many_engines, args=(theirs, num_peers // 4, transport)) for _, theirs in pipes]
+        owners = [
+            SPAWN.Process(target=many_engines, args=(theirs, num_peers // 4, transport))
+            for _, theirs in pipes
+        ]
         for owner in owners:
             owner.start()
         addresses = [af.Address.from_bytes(data) for ours, _ in pipes for data in ours.recv()]
