@@ -207,7 +207,7 @@ def many_engines(pipe: Connection, num_engines: int, transport: str) -> None:
 
 
 def measure_peers(num_peers: int = 256) -> dict[str, float]:
-    """Paths to 256 peers, within a soft limit of 1024 descriptors: seconds, descriptors, and what they cost idle.
+    """Paths to 256 peers within a soft limit of 1024 descriptors: seconds, descriptors, and the cost idle.
 
     Only the one engine's process is measured, not the peers', which share its cores.
     """
