@@ -302,10 +302,9 @@ impl Engine {
     /// Opens a counter for `imm`, or for a fresh one of this engine. When a
     /// source is lost, its waiters fail.
     ///
-    /// What comes late for a fresh one is counted for nobody. What comes for an
-    /// imm of the user's while no counter is open is kept for the next, also from
-    /// an operation that was meant for the one before: before it stands for
-    /// something else, every transfer with it should have quiesced.
+    /// What comes late for a fresh one is counted for nobody; for a user's, for
+    /// the next counter: let every transfer with it quiesce before it means
+    /// something else.
     ///
     /// # Errors
     /// `InvalidArgument` when a counter for it is open already.
