@@ -72,7 +72,7 @@ fn first_large_waits_for_a_stream(fabric: &Fabric) {
 /// No stream can be made any more: what is large goes over the control connection.
 fn large_without_streams(fabric: &Fabric) {
     let cabled = Cabled::new(fabric, 1 << 20, |_| {});
-    cabled.wait_for_streams(fabric);
+    wait_for_streams(&cabled.pair.engine, &cabled.proxy.address, fabric);
     cabled.proxy.refuse(true);
     (1..=fabric.streams.0).for_each(|stream| cabled.proxy.cut(stream));
     let manner = || cabled.pair.engine.path(&cabled.proxy.address).nics;
