@@ -358,7 +358,7 @@ impl Peer {
             None => return Some(submission),
             // The receiver checks the checksum of framed bytes, on every path.
             Some(_) if submission.verify => self.base.as_link(),
-            Some(link) if matches!(submission.content, Content::Message(_)) && !link.carries_messages() => {
+            Some(link) if matches!(&submission.content, Content::Message(bytes) if bytes.len() > link.max_message_bytes()) => {
                 self.base.as_link()
             }
             Some(link) => &**link,

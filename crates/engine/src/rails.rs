@@ -211,7 +211,11 @@ impl Inner {
             self.pin_worker();
             let Base::Tcp(control) = &peer.base else { return Err("simulated".into()) };
             let control = Arc::clone(control) as Arc<dyn ControlPath>;
-            let options = PathOptions { peer: peer.idx, regions: Arc::clone(&self.regions), control, is_caller };
+            let session = peer.state().session.clone();
+            // Half of what the two were given when they met.
+            let key = session.and_then(|session| session.token.first_chunk().copied()).map_or(0, u64::from_le_bytes);
+            let regions = Arc::clone(&self.regions);
+            let options = PathOptions { peer: peer.idx, regions, control, is_caller, key };
             peer.set_rails(library, Arc::clone(group).path(options));
             if is_caller {
                 peer.rails(library).into_iter().for_each(|path| path.begin());

@@ -60,6 +60,37 @@ fn a_nic_without_a_descriptor_is_looked_at_and_does_not_cost_a_core() {
         transfer.wait(Some(LONG)).unwrap();
     }
     assert_eq!(here.path(there.address()).transport, "libfabric");
+    messages_go_over_the_nic(&here, &there);
+}
+
+fn messages_go_over_the_nic(here: &Engine, there: &Engine) {
+    let sent = || here.stats().peers[&there.address().to_string()].bytes;
+    let send = |nbytes: usize, fill: u8| here.send(there.address(), vec![fill; nbytes], None).unwrap();
+    // 4096 bytes less what a rail puts before a message.
+    for (nbytes, over_the_nic) in [(0, true), (1, true), (4072, true), (4073, false), (1 << 16, false)] {
+        let before = sent();
+        send(nbytes, 7).wait(Some(LONG)).unwrap();
+        assert_eq!(there.receive(Some(LONG)).unwrap().data, vec![7; nbytes]);
+        assert_eq!(sent() - before, if over_the_nic { nbytes as u64 } else { 0 }, "{nbytes} bytes");
+    }
+    // Many more than a NIC has buffers: each is there once, and its sender knows.
+    let transfers: Vec<_> = (0..500).map(|idx| send(100, idx as u8)).collect();
+    transfers.iter().for_each(|transfer| transfer.wait(Some(LONG)).unwrap());
+    let mut found: Vec<u8> = (0..500).map(|_| there.receive(Some(LONG)).unwrap().data[99]).collect();
+    found.sort_unstable();
+    let mut expected: Vec<u8> = (0..500).map(|idx| idx as u8).collect();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    assert!(there.try_receive().unwrap().is_none(), "one too many");
+    // Unread ones are bounded, and who sends one more is told.
+    for _ in 0..4096 / 256 {
+        let transfers: Vec<_> = (0..256).map(|_| send(1, 1)).collect();
+        transfers.iter().for_each(|transfer| transfer.wait(Some(LONG)).unwrap());
+    }
+    let error = send(1, 2).wait(Some(LONG)).unwrap_err();
+    assert!(error.to_string().contains("keeps no more"), "{error}");
+    assert_eq!(there.receive(Some(LONG)).unwrap().data, [1]);
+    send(1, 3).wait(Some(LONG)).unwrap();
 }
 
 /// Compiles the fake libfabric; `None`, with the reason printed, without a compiler.

@@ -157,9 +157,10 @@ pub trait Link: Send + Sync {
         false
     }
 
-    /// Whether it carries messages; otherwise the control connection does.
-    fn carries_messages(&self) -> bool {
-        true
+    /// Longest message that it carries now; the control connection carries the
+    /// others.
+    fn max_message_bytes(&self) -> usize {
+        usize::MAX
     }
 
     /// Whether the peer may have ended it with no more than a control message:

@@ -9,13 +9,14 @@
 //! posted, or given up, and its last batch has ended. That is also what lets
 //! `release` promise that nothing touches a region any more.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use anyfabric_wire::{Imm, NicLibrary, Rails, WireImm};
 
 use super::cut::Cursor;
+use super::messages::Answer;
 use super::nic::{Completions, Fault, RailIdx};
 use super::slab::Slab;
 use super::visible::Visible;
@@ -35,6 +36,10 @@ pub(super) struct Book {
     pub(super) dirty: VecDeque<(u32, usize)>,
     /// Rails to be looked after: broken, and drained or not.
     pub(super) faulty: Vec<(u32, usize)>,
+    /// To messages of peers, until they are posted.
+    pub(super) answers: VecDeque<Answer>,
+    /// For a message in its form.
+    pub(super) frame: Vec<u8>,
 }
 
 /// The rails between us and one peer.
@@ -45,6 +50,10 @@ pub(super) struct Path {
     pub(super) waiting: VecDeque<Op>,
     /// Parts whose rail broke before they were on it, or between two of their batches, when no other stood.
     pub(super) stranded: VecDeque<u32>,
+    /// Parts that are messages and wait for their answers, by number.
+    pub(super) unanswered: HashMap<u64, u32>,
+    /// What messages over these rails carry.
+    pub(super) key: u64,
     pub(super) turn: usize,
     pub(super) stats: Arc<PeerStats>,
     pub(super) splits: Arc<Splits>,
@@ -74,6 +83,8 @@ pub(super) struct Rail {
     /// Parts that have something left to post.
     pub(super) small: VecDeque<u32>,
     pub(super) bulk: VecDeque<u32>,
+    /// Apart, for they need buffers that others do not.
+    pub(super) messages: VecDeque<u32>,
     /// Batches and bulk bytes that have not ended.
     pub(super) under_way: u32,
     pub(super) bulk_bytes: u64,
@@ -112,10 +123,13 @@ pub(super) struct Part {
     /// As it travels.
     pub(super) imm: Option<u32>,
     pub(super) is_bulk: bool,
+    pub(super) is_message: bool,
     /// Batches that have not ended.
     pub(super) under_way: u32,
     /// Left its queue to wait for its own batches.
     pub(super) is_parked: bool,
+    /// A message, which is over when the peer's engine has said so.
+    pub(super) awaits_answer: bool,
 }
 
 /// A batch that a NIC carries.
@@ -132,6 +146,17 @@ impl Path {
 
     pub(super) fn num_up(&self) -> usize {
         self.rails.iter().filter(|rail| rail.stage == Stage::Up).count()
+    }
+}
+
+impl Rail {
+    /// Where a part waits.
+    pub(super) fn queue(&mut self, is_bulk: bool, is_message: bool) -> &mut VecDeque<u32> {
+        match (is_bulk, is_message) {
+            (_, true) => &mut self.messages,
+            (true, _) => &mut self.bulk,
+            _ => &mut self.small,
+        }
     }
 }
 
@@ -176,7 +201,7 @@ impl Book {
             if wakes {
                 rail.small.push_front(part_idx);
             }
-            !(rail.small.is_empty() && rail.bulk.is_empty())
+            !(rail.small.is_empty() && rail.bulk.is_empty() && rail.messages.is_empty())
         });
         if has_more {
             self.set_dirty(path, rail_no);
@@ -199,15 +224,17 @@ impl Book {
         if flight.failure.is_some() {
             part.cursor.stop();
         }
-        if !part.cursor.is_over() {
+        if !part.cursor.is_over() || part.awaits_answer && flight.failure.is_none() {
             return;
         }
+        let number = part.awaits_answer.then_some(flight.op.id);
         flight.parts_left -= 1;
         let is_last = flight.parts_left == 0;
         let (path, rail) = (part.path, part.rail);
         let (failed, began_ns) = (flight.failure.is_some(), flight.began_ns);
         self.parts.remove(part_idx);
-        if let Some(path) = self.paths.get(path) {
+        if let Some(path) = self.paths.get_mut(path) {
+            number.map(|number| path.unanswered.remove(&number));
             let nic = path.stats.nic(rail);
             nic.latency.record(now_ns.saturating_sub(began_ns));
             if failed {
@@ -248,7 +275,7 @@ impl Book {
         let other = path.rails.iter().position(|rail| rail.stage == Stage::Up);
         let queued: Vec<u32> = {
             let rail = &mut path.rails[rail_no];
-            rail.small.drain(..).chain(rail.bulk.drain(..)).collect()
+            rail.small.drain(..).chain(rail.bulk.drain(..)).chain(rail.messages.drain(..)).collect()
         };
         for part_idx in queued {
             let Some(part) = self.parts.get_mut(part_idx) else { continue };
@@ -264,6 +291,7 @@ impl Book {
             }
         }
         // Parked parts wait for batches, which end with a fault.
+        self.lose_answers(path_idx, rail_no, why, now_ns);
     }
 
     /// A rail stands: what was stranded goes over it.
@@ -285,9 +313,9 @@ impl Book {
     fn queue_part(&mut self, part_idx: u32, rail_no: usize) {
         let Some(part) = self.parts.get_mut(part_idx) else { return };
         part.rail = rail_no;
-        let (path, is_bulk) = (part.path, part.is_bulk);
+        let (path, is_bulk, is_message) = (part.path, part.is_bulk, part.is_message);
         if let Some(rail) = self.rail(path, rail_no) {
-            if is_bulk { &mut rail.bulk } else { &mut rail.small }.push_back(part_idx);
+            rail.queue(is_bulk, is_message).push_back(part_idx);
         }
         self.set_dirty(path, rail_no);
     }
@@ -322,12 +350,13 @@ impl Book {
             if let Some(rail) = self.rail(path_idx, rail) {
                 rail.small.retain(|queued| *queued != part_idx);
                 rail.bulk.retain(|queued| *queued != part_idx);
+                rail.messages.retain(|queued| *queued != part_idx);
             }
             self.settle_part(part_idx, now_ns);
         }
     }
 
-    fn drop_part(&mut self, part_idx: u32, why: &str, now_ns: u64) {
+    pub(super) fn drop_part(&mut self, part_idx: u32, why: &str, now_ns: u64) {
         if let Some(part) = self.parts.get_mut(part_idx) {
             part.cursor.stop();
             let flight = part.flight;
@@ -401,7 +430,12 @@ impl Completions for Turn<'_> {
         }
     }
 
-    fn message(&mut self, _rail: RailIdx, _message: &[u8]) {}
+    fn message(&mut self, rail: RailIdx, message: &[u8]) {
+        let Some(owner) = self.owner(rail) else { return };
+        let Some(peer) = self.book.paths.get(owner.0).map(|path| path.peer) else { return };
+        self.book.came(owner, message, self.sink, self.now_ns);
+        self.sink.heard(peer);
+    }
 
     fn broken(&mut self, rail: RailIdx, why: Fault) {
         let Some((path, rail_no)) = self.owner(rail) else { return };

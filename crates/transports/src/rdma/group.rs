@@ -306,6 +306,9 @@ impl<N: Nic> NicGroup for RailGroup<N> {
         if !state.book.faulty.is_empty() {
             state.settle_faulty(now_ns);
         }
+        if !state.book.answers.is_empty() {
+            state.answer();
+        }
         if !state.book.dirty.is_empty() {
             state.pump(&self.registrations, now_ns);
         }

@@ -1,6 +1,6 @@
 //! One engine's way to another over the NICs of a group.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -8,6 +8,7 @@ use anyfabric_wire::{NicLibrary, Rails, Refusal};
 
 use super::book::{Path, Stage};
 use super::group::{NicGroup, RailGroup, MAX_NICS};
+use super::messages::HEADER;
 use super::nic::{Nic, NicError, RemoteMemory};
 use super::post::MAX_RAILS;
 use crate::sys::Ready;
@@ -26,6 +27,8 @@ pub struct PathOptions {
     pub control: Arc<dyn ControlPath>,
     /// Whether we called the peer: then we call the rails too.
     pub is_caller: bool,
+    /// What only the two of us know: messages over the rails carry it.
+    pub key: u64,
 }
 
 /// A link over rails: it is made and kept by messages.
@@ -79,13 +82,15 @@ pub(super) struct RailLink<N: Nic> {
 
 impl<N: Nic> RailLink<N> {
     pub(super) fn make(group: Arc<RailGroup<N>>, options: PathOptions) -> Arc<dyn RailPath> {
-        let PathOptions { peer, regions, control, is_caller } = options;
+        let PathOptions { peer, regions, control, is_caller, key } = options;
         let stats = Arc::new(PeerStats::new(MAX_RAILS));
         let path = Path {
             peer,
             rails: Vec::new(),
             waiting: VecDeque::new(),
             stranded: VecDeque::new(),
+            unanswered: HashMap::new(),
+            key,
             turn: 0,
             stats: Arc::clone(&stats),
             splits: Arc::new(Splits::default()),
@@ -266,8 +271,10 @@ impl<N: Nic> Link for RailLink<N> {
         up < all
     }
 
-    fn carries_messages(&self) -> bool {
-        false
+    fn max_message_bytes(&self) -> usize {
+        // While no rail stands the control connection is better than waiting.
+        let longest = self.group.abouts().iter().map(|about| about.max_message_bytes).min();
+        longest.filter(|_| self.up().0 > 0).map_or(0, |longest| longest.saturating_sub(HEADER))
     }
 
     fn follows_control(&self) -> bool {

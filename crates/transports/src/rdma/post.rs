@@ -7,6 +7,7 @@ use anyfabric_wire::WireImm;
 
 use super::book::{Batched, Book, Flight, Part, Stage};
 use super::cut::{Cursor, Limits, Next};
+use super::messages::frame;
 use super::nic::{Batch, Marks, Nic, RemoteMemory};
 use super::registrations::Registrations;
 use crate::mutant::Mutant;
@@ -52,6 +53,7 @@ impl Book {
             _ => (shard_bytes(0, speeds, u64::MAX, turn), false),
         };
         let is_bulk = nbytes > SMALL_BYTES;
+        let is_message = matches!(&op.payload, Payload::Message(_));
         let imm = op.imm.map(|(imm, _)| imm);
         let is_pages = matches!(&op.payload, Payload::Write { extents: Extents::Pages { .. }, .. });
         let unit = if is_pages { nbytes / shards.iter().map(|shard| shard.len).sum::<u64>().max(1) } else { 1 };
@@ -69,14 +71,15 @@ impl Book {
                 cursor: Cursor::new(start, len),
                 imm: imm.map(WireImm::encode),
                 is_bulk,
+                is_message,
                 under_way: 0,
                 is_parked: false,
+                awaits_answer: false,
             };
             let part = self.parts.insert(part);
             if let Some(path) = self.paths.get_mut(path_idx) {
-                path.stats.nic(rail_no).sent(len * unit);
-                let rail = &mut path.rails[rail_no];
-                if is_bulk { &mut rail.bulk } else { &mut rail.small }.push_back(part);
+                path.stats.nic(rail_no).sent(if is_message { nbytes } else { len * unit });
+                path.rails[rail_no].queue(is_bulk, is_message).push_back(part);
             }
             self.set_dirty(path_idx, rail_no);
         }
@@ -131,6 +134,15 @@ impl Book {
                 break;
             }
         }
+        while let Some(part_idx) = self.rail(path, rail_no).and_then(|rail| rail.messages.front().copied()) {
+            if self.post_part(nic, (&registrations[nic_no], theirs), part_idx, limits, writes).is_none() {
+                // All buffers are in use.
+                self.set_dirty(path, rail_no);
+                break;
+            }
+            self.rail(path, rail_no).map(|rail| rail.messages.pop_front());
+            self.settle_part(part_idx, now_ns);
+        }
         let _ = nic.flush(idx);
     }
 
@@ -142,8 +154,8 @@ impl Book {
         rail.small.front().or_else(bulk).copied()
     }
 
-    /// Posts one batch of a part; how many writes, or `None` when the rail is
-    /// broken.
+    /// Posts one batch of a part; how many writes, or `None` when the NIC did not
+    /// take all of it.
     fn post_part<N: Nic>(
         &mut self,
         nic: &mut N,
@@ -164,7 +176,7 @@ impl Book {
             return Some(0);
         }
         let rail = self.paths.get(part.path)?.rails.get(part.rail)?.idx?;
-        let (taken, nbytes) = match &flight.op.payload {
+        let (taken, nbytes, is_whole) = match &flight.op.payload {
             Payload::Write { source, binding, extents } => {
                 let (Ok(source), Some(Target::Nics(keys))) = (registrations.of(source), binding.target()) else {
                     part.cursor.stop();
@@ -198,16 +210,29 @@ impl Book {
                     batched.nbytes = nbytes;
                 }
                 debug_assert!(taken == writes.len() || !matches!(marks, Marks::Last(_)));
-                (taken, nbytes)
+                (taken, nbytes, taken == writes.len())
             }
-            Payload::Signal | Payload::Message(_) => {
+            Payload::Signal => {
                 let token = self.batches.insert(Batched { part: part_idx, nbytes: 0 });
                 let Ok(true) = nic.signal(rail, part.imm.unwrap_or(0), token) else {
                     self.batches.remove(token);
                     return None;
                 };
                 part.cursor.stop();
-                (1, 0)
+                (1, 0, true)
+            }
+            Payload::Message(message) => {
+                let path = self.paths.get_mut(part.path)?;
+                let token = self.batches.insert(Batched { part: part_idx, nbytes: 0 });
+                frame(&mut self.frame, flight.op.id, path.key, message);
+                let Ok(true) = nic.send(rail, &self.frame, token) else {
+                    self.batches.remove(token);
+                    return None;
+                };
+                path.unanswered.insert(flight.op.id, part_idx);
+                part.cursor.stop();
+                part.awaits_answer = true;
+                (1, 0, true)
             }
         };
         part.under_way += 1;
@@ -217,7 +242,8 @@ impl Book {
         if is_bulk {
             rail.bulk_bytes += nbytes;
         }
-        Some(taken)
+        // A provider may hold back what it was told more follows on: its completions cannot be waited for.
+        is_whole.then_some(taken)
     }
 }
 

@@ -266,6 +266,7 @@ impl Rail {
             speed: plan.speed,
             small: std::collections::VecDeque::new(),
             bulk: std::collections::VecDeque::new(),
+            messages: std::collections::VecDeque::new(),
             under_way: 0,
             bulk_bytes: 0,
             is_dirty: false,
