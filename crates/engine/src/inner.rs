@@ -363,8 +363,9 @@ impl Inner {
         if peer.links().all(Link::is_quiet) {
             self.gone(peer);
         }
-        self.counters.peer_lost(peer.address.engine, &peer.address.to_string(), &failure);
+        // Who waits for one of its counts finds it in the log already.
         self.log(level, format!("lost {}: {why}", peer.address));
+        self.counters.peer_lost(peer.address.engine, &peer.address.to_string(), &failure);
     }
 
     /// The peer's process has exited, or its links let nothing pass any more:
