@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,8 @@ def pytest_configure() -> None:
     """Settings of the developer's shell must not reach the engines of the tests."""
     for name in [name for name in os.environ if name.startswith("ANYFABRIC_")]:
         del os.environ[name]
+    # A shell starts what runs in the background with Ctrl-C ignored, and every child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
