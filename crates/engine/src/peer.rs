@@ -18,6 +18,7 @@ use anyfabric_wire::{Address, Imm, NicLibrary, Refusal};
 
 use crate::gpu::obstacle;
 use crate::heartbeat::Heartbeat;
+use crate::wait::FRESH_NS;
 
 /// One incarnation of another engine, and the way to it.
 pub(crate) struct Peer {
@@ -34,6 +35,8 @@ pub(crate) struct Peer {
     has_waiting: AtomicBool,
     lost: OnceLock<Failure>,
     heard_ns: AtomicU64,
+    /// When it was last seen to have said nothing that nobody has read.
+    silent_ns: AtomicU64,
     /// The peer keeps no more arrivals that nobody waits for.
     pub(crate) refuses_early: AtomicBool,
     /// We have told the peer so.
@@ -202,6 +205,7 @@ impl Peer {
             has_waiting: AtomicBool::new(false),
             lost: OnceLock::new(),
             heard_ns: AtomicU64::new(now_ns),
+            silent_ns: AtomicU64::new(0),
             refuses_early: AtomicBool::new(false),
             told_full: AtomicBool::new(false),
         }
@@ -299,6 +303,19 @@ impl Peer {
     /// True the first time.
     pub(crate) fn set_lost(&self, why: Failure) -> bool {
         self.lost.set(why).is_ok()
+    }
+
+    /// Whether that was so lately.
+    #[inline]
+    pub(crate) fn was_silent(&self, now_ns: u64) -> bool {
+        // ORDERING: as `Presence::has_listened`; partner: `set_silent`.
+        now_ns.saturating_sub(self.silent_ns.load(Ordering::Acquire)) < FRESH_NS
+    }
+
+    /// It has said nothing that nobody has read.
+    pub(crate) fn set_silent(&self, now_ns: u64) {
+        // ORDERING: after the look at the socket; partner: `was_silent`.
+        self.silent_ns.store(now_ns, Ordering::Release);
     }
 
     pub(crate) fn heard(&self, now_ns: u64) {

@@ -163,12 +163,20 @@ impl Inner {
     /// was stopped, an operation waits for what was said before it.
     #[inline]
     pub(crate) fn is_behind(&self, peer: &Peer, ticket: &Ticket) -> bool {
-        if self.presence.has_listened(ticket.submitted_ns()) || !peer.link().is_some_and(|link| link.follows_control())
-        {
+        let now_ns = ticket.submitted_ns();
+        if self.presence.has_listened(now_ns) || peer.was_silent(now_ns) {
+            return false;
+        }
+        if !peer.link().is_some_and(|link| link.follows_control()) {
             return false;
         }
         // In this order: what is not in the socket any more is being acted upon, or has been.
-        peer.base.has_news() || self.presence.is_hearing.load(Ordering::SeqCst)
+        let is_behind = peer.base.has_news() || self.presence.is_hearing.load(Ordering::SeqCst);
+        if !is_behind {
+            // As good as having listened: who submits without a pause asks the socket now and then only.
+            peer.set_silent(now_ns);
+        }
+        is_behind
     }
 
     /// The worker's life.
@@ -443,7 +451,7 @@ enum Driven {
 /// an 8-byte write took 59 µs in the median, with 150 µs it takes 0.33 µs, and 5.9 µs on one shared core.
 const SPIN_NS: u64 = 150_000;
 /// For so long nothing that was said is missed: less than anybody waits for an answer.
-const FRESH_NS: u64 = 1_000_000;
+pub(crate) const FRESH_NS: u64 = 1_000_000;
 /// From when on it lets others have the core between looks.
 const YIELD_NS: u64 = 4_000;
 /// Turns between looks at the clock and at descriptors.
