@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::mutant::Mutant;
 use crate::sys::Ready;
-use crate::{lock, Binding, Failure, PeerIdx, PeerStats, Region, Ticket};
+use crate::{lock, Binding, BindingState, Failure, PeerIdx, PeerStats, Region, Ticket};
 
 /// One operation to one peer, checked and ready to be carried out.
 #[derive(Debug)]
@@ -58,6 +58,18 @@ impl Op {
             Payload::Signal => 0,
             Payload::Message(bytes) => bytes.len() as u64,
         }
+    }
+
+    /// Why no more of it should be carried, if so: it has ended, was cancelled, or
+    /// the owner of its destination refuses it.
+    pub fn given_up(&self) -> Option<Failure> {
+        self.ticket.given_up().or_else(|| match &self.payload {
+            Payload::Write { binding, .. } => match binding.state() {
+                BindingState::Refused(refusal) => Some(Failure::Refused(refusal)),
+                _ => None,
+            },
+            _ => None,
+        })
     }
 
     /// Has the receiver told that its count will never come, if it has one. Once:

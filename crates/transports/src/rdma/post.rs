@@ -167,8 +167,7 @@ impl Book {
         let part = self.parts.get_mut(part_idx)?;
         let flight = self.flights.get_mut(part.flight)?;
         // Given up, taken back by its owner, or failed on another rail: what has not been posted is not.
-        let given_up = flight.failure.clone().or_else(|| flight.op.ticket.given_up());
-        let given_up = given_up.or_else(|| refused(&flight.op));
+        let given_up = flight.failure.clone().or_else(|| flight.op.given_up());
         if let Some(why) = given_up {
             part.cursor.stop();
             let flight = part.flight;
@@ -244,14 +243,6 @@ impl Book {
         }
         // A provider may hold back what it was told more follows on: its completions cannot be waited for.
         is_whole.then_some(taken)
-    }
-}
-
-fn refused(op: &Op) -> Option<Failure> {
-    let Payload::Write { binding, .. } = &op.payload else { return None };
-    match binding.state() {
-        crate::BindingState::Refused(refusal) => Some(Failure::Refused(refusal)),
-        _ => None,
     }
 }
 

@@ -403,7 +403,7 @@ impl Link for ShmLink {
         {
             let mut queue = lock(&self.queue);
             for job in std::mem::take(&mut *queue) {
-                match self.given_up(&job.op) {
+                match job.op.given_up() {
                     // Bounced pieces may be under way: only the peer's answer ends those.
                     Some(why) if job.extent_idx == 0 && job.done == 0 => given_up.push((job.op, why)),
                     _ => queue.push_back(job),

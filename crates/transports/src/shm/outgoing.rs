@@ -14,7 +14,7 @@ use super::ring::{Entry, Producer, AREA};
 use super::walk::{Ahead, Chunk, Range};
 use crate::copy::prefetch;
 use crate::sys::{self, Foreign, ForeignWrite};
-use crate::{copy, lock, BindingState, Failure, Inline, Op, Payload, Region, Target};
+use crate::{copy, lock, Failure, Inline, Op, Payload, Region, Target};
 
 pub(super) struct Outgoing {
     pub(super) producer: Producer,
@@ -157,7 +157,7 @@ impl ShmLink {
     /// One chunk of the oldest large operation.
     pub(super) fn advance_queue(&self) -> bool {
         let Some(mut job) = lock(&self.queue).pop_front() else { return false };
-        if let Some(why) = self.given_up(&job.op) {
+        if let Some(why) = job.op.given_up() {
             self.end(job.op, Err(why));
             return true;
         }
@@ -193,19 +193,6 @@ impl ShmLink {
         let pushed = outgoing.producer.push(&Entry::BounceEnd { op: id, imm });
         self.notify();
         pushed
-    }
-
-    pub(super) fn given_up(&self, op: &Op) -> Option<Failure> {
-        if let Some(why) = op.ticket.given_up() {
-            return Some(why);
-        }
-        match &op.payload {
-            Payload::Write { binding, .. } => match binding.state() {
-                BindingState::Refused(refusal) => Some(Failure::Refused(refusal)),
-                _ => None,
-            },
-            _ => None,
-        }
     }
 
     fn advance(&self, job: &mut Job) -> std::io::Result<Step> {

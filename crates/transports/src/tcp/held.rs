@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
 
 use super::link::TcpLink;
-use super::send::given_up;
 use crate::{lock, Failure, Op};
 
 impl TcpLink {
@@ -65,9 +64,9 @@ impl TcpLink {
 
     /// Ends what was kept and then given up.
     pub(super) fn reap_held(&self) {
-        let gone: Vec<_> = lock(&self.held).extract_if(.., |op| given_up(op).is_some()).collect();
+        let gone: Vec<_> = lock(&self.held).extract_if(.., |op| op.given_up().is_some()).collect();
         for op in gone {
-            let why = given_up(&op).unwrap_or(Failure::Cancelled);
+            let why = op.given_up().unwrap_or(Failure::Cancelled);
             op.end(Err(why));
         }
     }

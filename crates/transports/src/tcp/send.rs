@@ -11,7 +11,7 @@ use anyfabric_wire::{Imm, Refusal};
 
 use super::batch::Batch;
 use super::lane::Lane;
-use crate::{lock, BindingState, Failure, Op, Payload, Region};
+use crate::{lock, Failure, Op, Region};
 
 /// An operation, shared by the lanes that carry parts of it.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl Shared {
         if let Some(failure) = lock(&self.failure).clone() {
             return Some(failure);
         }
-        lock(&self.op).as_ref().and_then(given_up)
+        lock(&self.op).as_ref().and_then(Op::given_up)
     }
 
     /// Notes the lost count of an operation that was given up but may yet arrive.
@@ -60,17 +60,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// Why an operation should not go on, if so.
-pub(super) fn given_up(op: &Op) -> Option<Failure> {
-    op.ticket.given_up().or_else(|| match &op.payload {
-        Payload::Write { binding, .. } => match binding.state() {
-            BindingState::Refused(refusal) => Some(Failure::Refused(refusal)),
-            _ => None,
-        },
-        _ => None,
-    })
 }
 
 /// What one lane carries of an operation.
