@@ -87,7 +87,7 @@ class Endpoint(ABC):
     def flagger(self) -> Callable[[], None]:
         """Return a call that writes the outgoing word to the peer's mail and notifies nobody."""
         msg = "this contender measures no write without notification"
-        raise NotImplementedError(msg)
+        raise ValueError(msg)
 
     def prepare(self, load: Load) -> None:  # noqa: B027  most libraries prepare nothing
         """Do what a user would do once, long before the first transfer of this shape."""
