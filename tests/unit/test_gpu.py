@@ -56,7 +56,7 @@ class Array:
 
 
 class Tensor(ctypes.Structure):
-    """`DLManagedTensor` of dlpack.h."""
+    """`DLManagedTensor` of dlpack.h; written down apart from ours, so that a wrong field there shows."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
