@@ -362,6 +362,6 @@ impl<N: Nic> std::fmt::Debug for RailGroup<N> {
 pub(super) const MAX_NICS: usize = 4;
 /// Libraries that drive NICs.
 const NUM_LIBRARIES: usize = 2;
-/// Regions up to this length are registered by whoever needs them: 64 MiB take some 20 ms.
+/// Regions up to this length are registered by whoever needs them: that takes less than anybody waits for a heartbeat.
 const QUICK_BYTES: u64 = 64 << 20;
 const LOOK_NS: u64 = 100_000_000;
