@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +103,6 @@ class Child:
             events: Gets `(self, event)` for each event, and `(self, None)` when there are no more.
         """
         self.role = role
-        self.stopping = False
         self.failure: str | None = None
         environment = {
             **os.environ,
@@ -154,6 +153,10 @@ class Child:
         text = f"{name} ended with code {code}"
         return text + "".join(f"\n    {line}" for line in self._errors) if code else text
 
+    def ended_well(self) -> bool:
+        """Say whether it has ended, and cleanly."""
+        return self._process.poll() == 0
+
     def _is_stopped(self) -> bool:
         """Say whether a signal holds it (SIGSTOP, or a debugger)."""
         try:
@@ -176,13 +179,11 @@ class Child:
         Raises:
             ChildLostError: It did not come, or it was not a clean one.
         """
-        self.stopping = True
         if not self.wait(timeout_s=timeout_s) or self._process.returncode:
             raise ChildLostError(self.obituary())
 
     def ask_to_stop(self) -> None:
         """Close its standard input: it has lost the command then, and exits."""
-        self.stopping = True
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -196,17 +197,18 @@ class Child:
             thread.join(timeout=STOP_S)
 
     def _read(self, events: queue.Queue[tuple[Child, Event | None]]) -> None:
-        for line in self._process.stdout or ():
-            event = cast("Event", json.loads(line))
-            if event["event"] == "failed":
-                self.failure = str(event["message"])
-            events.put((self, event))
+        with cast("IO[bytes]", self._process.stdout) as lines:
+            for line in lines:
+                event = cast("Event", json.loads(line))
+                if event["event"] == "failed":
+                    self.failure = str(event["message"])
+                events.put((self, event))
         self.wait(timeout_s=STOP_S)
         events.put((self, None))
 
     def _read_errors(self) -> None:
-        for line in self._process.stderr or ():
-            self._errors.append(line.decode(errors="replace").rstrip())
+        with cast("IO[bytes]", self._process.stderr) as lines:
+            self._errors.extend(line.decode(errors="replace").rstrip() for line in lines)
 
 
 class Pair:
@@ -215,18 +217,21 @@ class Pair:
     def __init__(self) -> None:
         self._events: queue.Queue[tuple[Child, Event | None]] = queue.Queue()
         self.children: list[Child] = []
+        # Those whose last event was not taken yet.
+        self._running: set[Child] = set()
 
     def start(self, role: str) -> Child:
         """Start a child."""
         child = Child(role, self._events)
         self.children.append(child)
+        self._running.add(child)
         return child
 
     def next_event(self, *, timeout_s: float) -> tuple[Child, Event]:
         """Wait for an event of either child.
 
         Raises:
-            ChildLostError: One failed, ended early, or both were silent for too long.
+            ChildLostError: One failed or was killed, both ended, or were silent for too long.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -235,11 +240,12 @@ class Pair:
             except queue.Empty:
                 msg = f"neither process said anything for {timeout_s:g} s"
                 raise ChildLostError(msg) from None
-            if event is None and child.stopping:
-                continue
-            if event is None or event["event"] == "failed":
+            if event is not None and event["event"] != "failed":
+                return child, event
+            # Both end by themselves, in either order: the last event of one may follow the other's end.
+            self._running.discard(child)
+            if event is not None or not child.ended_well() or not self._running:
                 raise ChildLostError(self._obituaries(child))
-            return child, event
 
     def _obituaries(self, first: Child) -> str:
         """Give the survivor time to notice for itself, then say what became of both."""
