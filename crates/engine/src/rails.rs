@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use anyfabric_plan::MAX_SHARDS;
 use anyfabric_transports::rdma::{NicChoice, NicError, NicGroup, PathOptions, RailGroup, Standing};
 use anyfabric_transports::sys::{Interest, Poller};
-use anyfabric_transports::{libfabric, verbs, Clock, ControlPath, Failure};
+use anyfabric_transports::{libfabric, verbs, Clock, ControlPath, Failure, Sink};
 use anyfabric_wire::{NicLibrary, Rails};
 
 use crate::driver::{HANDSHAKE, NICS};
@@ -121,10 +121,12 @@ impl Groups {
         self.must_be_polled.load(Ordering::Relaxed)
     }
 
-    /// Asks every NIC for an event, before somebody blocks.
+    /// Asks every NIC for an event, before somebody blocks: false when that may not
+    /// be for long, as [`NicGroup::arm`] says.
     #[inline]
-    pub(crate) fn arm(&self) {
-        self.opened().for_each(|group| group.arm());
+    pub(crate) fn arm(&self, sink: &dyn Sink) -> bool {
+        // If one is not, nobody blocks, and the others need not be asked.
+        self.opened().all(|group| group.arm(sink))
     }
 
     /// Why a library certainly drives no NIC here; nothing is opened for that.

@@ -250,7 +250,7 @@ impl Inner {
         self.doorbell.set_patience(0, 0);
         self.presence.worker_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_worker_blocked(true);
-        self.groups.arm();
+        let is_armed = self.groups.arm(self);
         let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() {
             Duration::ZERO
         } else {
@@ -258,7 +258,7 @@ impl Inner {
             let patience = if self.counters.has_waiters() { 0 } else { u32::MAX };
             self.doorbell.set_patience(patience, 0);
             let until_tick = driver.until_tick(self.clock.now_ns());
-            if self.groups.must_be_polled() {
+            if self.groups.must_be_polled() || !is_armed {
                 until_tick.min(pause(idle_ns))
             } else {
                 until_tick
@@ -367,8 +367,9 @@ impl Inner {
         self.doorbell.reset_patience();
         presence.user_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_worker_blocked(true);
-        self.groups.arm();
-        if !self.poll_links(&mut driver) && !done() {
+        let is_armed = self.groups.arm(self);
+        // NICs that promise no event are the worker's, which looks at them again and again.
+        if !self.poll_links(&mut driver) && is_armed && !done() {
             self.doorbell.set_patience(patience(), 0);
             let timeout = driver.until_tick(now_ns).min(Duration::from_nanos(until_ns - now_ns));
             self.poll_descriptors(&mut driver, timeout);

@@ -247,7 +247,7 @@ fn who_sleeps_is_woken() {
     for pair in pairs() {
         let mut pair = Pair::new(&pair, 64);
         let fd = pair.b.nic.event_fd().unwrap();
-        pair.b.nic.arm();
+        assert!(pair.b.nic.arm());
         pair.b.poll();
         assert!(!is_readable(fd));
         pair.a.nic.signal(pair.rails.0, 5, 5).unwrap();
@@ -256,7 +256,7 @@ fn who_sleeps_is_woken() {
         while !is_readable(fd) {
             assert!(Instant::now() < until, "no event");
         }
-        pair.b.nic.arm();
+        assert!(pair.b.nic.arm());
         pair.until("the arrival", |_, b| !b.arrived.is_empty());
         assert!(!is_readable(fd), "the event was taken");
     }

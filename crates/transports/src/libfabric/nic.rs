@@ -430,8 +430,8 @@ impl Nic for FabricNic {
     }
 
     fn arm(&mut self) -> bool {
-        let is_waiting = !self.reports.is_empty() || !self.announcements.is_empty() || !self.reposts.is_empty();
-        is_waiting || !self.queue.may_wait()
+        let is_idle = self.reports.is_empty() && self.announcements.is_empty() && self.reposts.is_empty();
+        is_idle && self.queue.may_wait()
     }
 }
 

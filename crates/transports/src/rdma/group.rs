@@ -35,8 +35,11 @@ pub trait NicGroup: Send + Sync {
     /// What to wait on; a NIC without such a descriptor must be polled.
     fn event_fds(&self) -> Vec<Option<RawFd>>;
 
-    /// Asks every NIC for an event; poll once more before you wait.
-    fn arm(&self);
+    /// Asks every NIC for an event, and polls once more. True when an event will
+    /// come for whatever is next. False when something moved, when a NIC promises
+    /// nothing now, or when another thread has the NICs: then nobody may wait for
+    /// longer than a NIC without a descriptor is left alone.
+    fn arm(&self, sink: &dyn Sink) -> bool;
 
     /// Whether all of them may be given GPU memory.
     fn reaches_gpus(&self) -> bool {
@@ -241,6 +244,30 @@ impl<N: Nic> RailGroup<N> {
 }
 
 impl<N: Nic> RailGroup<N> {
+    /// Moves everything on, with the NICs in hand.
+    fn turn(&self, state: &mut State<N>, sink: &dyn Sink) -> bool {
+        let now_ns = self.clock.now_ns();
+        self.take_left(state, now_ns);
+        let State { nics, book, held, .. } = state;
+        let mut moved = false;
+        for (nic_no, nic) in nics.iter_mut().enumerate() {
+            moved |= nic.poll(&mut Turn { book, nic: nic_no, sink, now_ns, heard: None, visible: &self.visible, held });
+        }
+        if !held.is_empty() {
+            self.count_held(held, sink);
+        }
+        if !state.book.faulty.is_empty() {
+            state.settle_faulty(now_ns);
+        }
+        if !state.book.answers.is_empty() {
+            state.answer();
+        }
+        if !state.book.dirty.is_empty() {
+            state.pump(&self.registrations, now_ns);
+        }
+        moved
+    }
+
     #[cold]
     fn count_held(&self, held: &mut Vec<Arrival>, sink: &dyn Sink) {
         let flushed = self.visible.flush();
@@ -292,39 +319,19 @@ impl<N: Nic> NicGroup for RailGroup<N> {
     }
 
     fn poll(&self, sink: &dyn Sink) -> bool {
-        let Some(mut state) = self.try_state() else { return false };
-        let now_ns = self.clock.now_ns();
-        self.take_left(&mut state, now_ns);
-        let State { nics, book, held, .. } = &mut *state;
-        let mut moved = false;
-        for (nic_no, nic) in nics.iter_mut().enumerate() {
-            moved |= nic.poll(&mut Turn { book, nic: nic_no, sink, now_ns, heard: None, visible: &self.visible, held });
-        }
-        if !held.is_empty() {
-            self.count_held(held, sink);
-        }
-        if !state.book.faulty.is_empty() {
-            state.settle_faulty(now_ns);
-        }
-        if !state.book.answers.is_empty() {
-            state.answer();
-        }
-        if !state.book.dirty.is_empty() {
-            state.pump(&self.registrations, now_ns);
-        }
-        moved
+        self.try_state().is_some_and(|mut state| self.turn(&mut state, sink))
     }
 
     fn event_fds(&self) -> Vec<Option<RawFd>> {
         self.state().nics.iter().map(Nic::event_fd).collect()
     }
 
-    fn arm(&self) {
-        if let Some(mut state) = self.try_state() {
-            state.nics.iter_mut().for_each(|nic| {
-                nic.arm();
-            });
-        }
+    fn arm(&self, sink: &dyn Sink) -> bool {
+        let Some(mut state) = self.try_state() else { return false };
+        // Each is asked, although another refuses; those without a descriptor are looked at anyway.
+        let ask = |armed, nic: &mut N| (nic.event_fd().is_none() || nic.arm()) && armed;
+        let is_armed = state.nics.iter_mut().fold(true, ask);
+        !self.turn(&mut state, sink) && is_armed
     }
 
     fn path(self: Arc<Self>, options: PathOptions) -> Arc<dyn RailPath> {

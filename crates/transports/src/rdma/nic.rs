@@ -116,8 +116,9 @@ pub trait Nic: Send + 'static {
     /// the library has no such descriptor, and the NIC must be polled.
     fn event_fd(&self) -> Option<RawFd>;
 
-    /// Asks for an event at the next completion, and takes events that came. True
-    /// when completions may have come before that: poll once more.
+    /// Asks for an event at the next completion, and takes events that came; what
+    /// came before that is found by one more poll. False when no event is promised
+    /// now: poll, and ask again before you wait.
     fn arm(&mut self) -> bool;
 }
 

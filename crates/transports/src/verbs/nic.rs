@@ -377,8 +377,7 @@ impl Nic for VerbsNic {
     }
 
     fn arm(&mut self) -> bool {
-        self.queue.arm();
-        true
+        self.queue.arm()
     }
 }
 

@@ -181,15 +181,15 @@ impl CompletionQueue {
         unsafe { (*self.channel).fd }
     }
 
-    /// Takes events that came, and asks for the next.
-    pub(super) fn arm(&self) {
+    /// Takes events that came, and asks for the next; false when the device refuses.
+    pub(super) fn arm(&self) -> bool {
         let (mut cq, mut context) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: channel and queue live; the descriptor does not block. Every event is acknowledged.
         unsafe {
             while (self.domain.library.get_cq_event)(self.channel, &raw mut cq, &raw mut context) == 0 {
                 (self.domain.library.ack_cq_events)(cq, 1);
             }
-            ((*self.domain.context).ops.req_notify_cq)(self.cq, 0);
+            ((*self.domain.context).ops.req_notify_cq)(self.cq, 0) == 0
         }
     }
 }

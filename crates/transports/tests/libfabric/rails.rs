@@ -186,7 +186,7 @@ fn an_event_comes_with_the_next_arrival(library: &'static Library) {
         pair.poll();
     }
     pair.until("the first", |pair| pair.seen.result(1).is_some() && pair.seen_there.arrived.len() == 1);
-    while pair.there.arm() {
+    while !pair.there.arm() {
         pair.poll();
     }
     while !pair.here.signal(pair.rail, 2, 2).unwrap() {
