@@ -51,14 +51,19 @@ impl FabricNic {
         if self.endpoints.get(usize::from(idx)).is_none_or(Option::is_none) {
             return;
         }
-        // Peers were told of what has arrived that it has, and providers forget it with the endpoint.
-        let broken_too = self.set_aside(idx);
-        let Some(open) = self.endpoints[usize::from(idx)].take() else { return };
+        // Peers were told of what has arrived that it has, and some providers forget it with the endpoint.
+        let mut broken_too = self.set_aside(idx, false);
         if self.domain.binds_memory() {
             self.domain.unbind();
         }
-        self.under_way -= open.outstanding;
-        drop(open);
+        if let Some(open) = self.endpoints[usize::from(idx)].as_mut() {
+            open.endpoint.close();
+        }
+        // More came meanwhile; from now on nothing does.
+        broken_too.extend(self.set_aside(idx, true));
+        if let Some(open) = self.endpoints[usize::from(idx)].take() {
+            self.under_way -= open.outstanding;
+        }
         self.queue.closed_endpoint();
         self.resting.push(idx);
         let reports = &mut self.reports;
@@ -92,18 +97,25 @@ impl FabricNic {
     /// Empties the queue into what is told at the next poll; but no longer than what
     /// fits into it, for peers go on. Returns other endpoints that have failed
     /// meanwhile, with the fault and its batch.
-    fn set_aside(&mut self, closing: u16) -> Vec<(u16, Fault, Option<u32>)> {
+    fn set_aside(&mut self, closing: u16, is_closed: bool) -> Vec<(u16, Fault, Option<u32>)> {
         let (mut aside, mut failed) = (Aside(std::mem::take(&mut self.reports)), Vec::new());
         for _ in 0..QUEUE_DEPTH / READ_BATCH {
             match self.queue.read(&mut self.entries, &mut self.sources) {
                 Read::Some(count) => {
                     let now_ns = now_ns();
                     for idx in 0..count {
-                        self.take(self.entries[idx], self.sources[idx], now_ns, &mut aside);
+                        let (entry, source) = (self.entries[idx], self.sources[idx]);
+                        // What closing did to operations of its own they end with below.
+                        let is_own = |what| matches!(what, Some((of, Some(_))) if of == closing);
+                        if !(is_closed && is_own(self.operation(entry.op_context))) {
+                            self.take(entry, source, now_ns, &mut aside);
+                        }
                     }
                 }
                 Read::Failed(context, error, _) => {
-                    if let Some((endpoint, batch)) = self.failed(context).filter(|(endpoint, _)| *endpoint != closing) {
+                    if let Some((endpoint, batch)) =
+                        self.operation(context).filter(|(endpoint, _)| *endpoint != closing)
+                    {
                         failed.push((endpoint, fault_of(error), batch));
                     }
                 }
@@ -228,14 +240,14 @@ impl FabricNic {
 
     #[cold]
     fn on_failed(&mut self, context: *mut std::ffi::c_void, error: i32, prov_error: i32) {
-        match self.failed(context) {
+        match self.operation(context) {
             Some((endpoint, batch)) => self.close_endpoint(endpoint, fault_of(error), batch, None),
             None => log::debug!("an error of no operation: {error} ({prov_error})"),
         }
     }
 
-    /// The endpoint of an operation that failed, and its batch, if it has one.
-    fn failed(&self, context: *mut std::ffi::c_void) -> Option<(u16, Option<u32>)> {
+    /// The endpoint of an operation, and its batch, if it has one.
+    fn operation(&self, context: *mut std::ffi::c_void) -> Option<(u16, Option<u32>)> {
         let slot = self.slots.slot(self.slots.of(context)?);
         match slot.what {
             Use::Free | Use::Orphan => None,

@@ -185,10 +185,19 @@ unsafe impl Send for Queue {}
 /// An endpoint. Once it is closed the library uses no buffer that was posted to it.
 pub(super) struct Endpoint {
     ep: *mut fid_ep,
-    is_open: bool,
+    life: Life,
     name: Vec<u8>,
     max_write_bytes: u64,
     generation: u32,
+}
+
+/// How far an endpoint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Open,
+    Closed,
+    /// The library refused to close it.
+    Stuck,
 }
 
 // SAFETY: as for `Queue`.
@@ -202,7 +211,8 @@ impl Endpoint {
         // SAFETY: the domain was opened from this entry; `ep` receives the object.
         let code = unsafe { ((*(*domain.as_ptr()).ops).endpoint)(domain.as_ptr(), info, &raw mut ep, ptr::null_mut()) };
         library.check("fi_endpoint", code)?;
-        let mut this = Self { ep, is_open: true, name: Vec::new(), max_write_bytes: 0, generation: fork_generation() };
+        let mut this =
+            Self { ep, life: Life::Open, name: Vec::new(), max_write_bytes: 0, generation: fork_generation() };
         for (option, value) in domain.provider().quirks().options {
             this.set_option(*option, *value);
         }
@@ -219,10 +229,18 @@ impl Endpoint {
         Ok(this)
     }
 
-    /// Closes it, at its drop at the latest; false when the library refuses, and may
-    /// still use what was posted.
+    /// Closes it, once, at its drop at the latest; false when the library refused, and
+    /// may still use what was posted. Nothing may be posted any more.
     pub(super) fn close(&mut self) -> bool {
-        !std::mem::take(&mut self.is_open) || close(self.ep.cast(), self.generation)
+        if self.life == Life::Open {
+            self.life = if close(self.ep.cast(), self.generation) { Life::Closed } else { Life::Stuck };
+        }
+        self.life == Life::Closed
+    }
+
+    /// Whether something may be posted.
+    pub(super) fn is_open(&self) -> bool {
+        self.life == Life::Open
     }
 
     /// What a peer's table of addresses takes.

@@ -237,7 +237,8 @@ impl FabricNic {
 
     /// Posts the receive of a slot, now or at a later poll.
     pub(super) fn post_receive(&mut self, slot: u32, endpoint: u16) {
-        let Some(open) = self.endpoints.get(usize::from(endpoint)).and_then(Option::as_ref) else { return };
+        let open = self.endpoints.get(usize::from(endpoint)).and_then(Option::as_ref);
+        let Some(open) = open.filter(|open| open.endpoint.is_open()) else { return };
         self.slots.set_receive(slot, endpoint);
         let iov = open.receives.iovec((slot - OPERATIONS) % self.num_receives, usize::MAX);
         let mut desc = open.receives.memory().desc();

@@ -37,6 +37,8 @@ struct fake {
     uint64_t writes, immediates, sends, endpoints, memories, dmabufs, options, flags, posts;
     uint64_t has_hmem, no_dmabuf, no_address;  // GPU memory: whether at all, errors of the two ways
     uint64_t gpu_memories, dmabuf_offset, dmabuf_word, device;  // by address; and what the last one was
+    uint64_t late;  // arrivals come when their endpoint is being closed (1), or are lost with it (2)
+    uint64_t has_trywait, not_now;  // fi_trywait: whether the table has it, and that nobody may wait now
     char provider[32], fabric[32];
 };
 struct fake fake = {.cq_data_size = 8, .ep_cnt = 64, .version = 1 << 16 | 22, .has_source = 1,
@@ -79,7 +81,8 @@ struct av { struct fid fid; const void *ops; uint64_t ids[kMaxEndpoints]; size_t
 struct endpoint { struct fid fid; const void *ops, *cm, *msg, *rma; struct cq *cq; struct av *av; uint64_t id;
     int enabled;
     struct msg receives[kMaxReceives]; struct iovec buffers[kMaxReceives]; size_t num_receives;
-    void *held[kMaxReceives]; size_t num_held; };
+    void *held[kMaxReceives]; size_t num_held;
+    struct waiting late[kMaxReceives]; size_t num_late; };
 struct plain { struct fid fid; const void *ops, *mr; };
 
 static struct memory *memories[kMaxMemory];
@@ -109,6 +112,11 @@ static const struct fi_ops plain_ops = {sizeof(struct fi_ops), close_plain, bind
 
 static void complete(struct cq *cq, struct cq_entry entry, uint64_t source, int error) {
     if (cq->num < kMaxEntries) cq->entries[cq->num++] = (struct waiting){entry, source, error};
+}
+
+static void arrive(struct endpoint *to, struct cq_entry entry, uint64_t source) {
+    if (fake.late && to->num_late < kMaxReceives) to->late[to->num_late++] = (struct waiting){entry, source, 0};
+    else complete(to->cq, entry, source, 0);
 }
 
 static void scribble(void *context) {
@@ -300,7 +308,7 @@ static ssize_t ep_sendmsg(struct endpoint *ep, const struct msg *msg, uint64_t f
     scribble(msg->context);
     fake.sends++;
     struct cq_entry arrival = {receive.context, FLAG(1) | FLAG(10), len, buffer.iov_base, 0};
-    complete(to->cq, arrival, source_of(ep, to), 0);
+    arrive(to, arrival, source_of(ep, to));
     complete(ep->cq, (struct cq_entry){msg->context, FLAG(1) | FLAG(11), 0, NULL, 0}, 0, 0);
     return 0;
 }
@@ -335,7 +343,7 @@ static ssize_t ep_writemsg(struct endpoint *ep, const struct msg_rma *msg, uint6
             arrival.context = receive.context;
         }
         fake.immediates++;
-        complete(to->cq, arrival, source_of(ep, to), 0);
+        arrive(to, arrival, source_of(ep, to));
     }
     complete(ep->cq, done, 0, 0);
     return 0;
@@ -368,6 +376,8 @@ static int ep_close(struct fid *fid) {
         struct cq_entry stale = {ep->held[idx], FLAG(2) | FLAG(9), 0, NULL, 0};
         complete(ep->cq, stale, 0, fake.stale_on_close == 2 ? ECANCELED : 0);
     }
+    for (size_t idx = 0; fake.late == 1 && idx < ep->num_late; idx++)
+        complete(ep->cq, ep->late[idx].entry, ep->late[idx].source, 0);
     endpoints[ep->id - 1] = NULL;
     fake.endpoints--;
     free(ep);
@@ -410,8 +420,12 @@ static int domain_open(void *fabric, void *info, struct fid **out, void *context
     *out = &domain->fid;
     return 0;
 }
-// As an old table is: it ends before `trywait`.
-static const struct { size_t size; void *domain, *rest[4]; } fabric_ops = {40, domain_open, {0}};
+static int trywait(void *fabric, struct fid **fids, int count) {
+    (void)fabric; (void)fids; (void)count;
+    return fake.not_now ? -EAGAIN : 0;
+}
+// An old table ends before `trywait`.
+static struct { size_t size; void *domain, *rest[3], *trywait; } fabric_ops = {40, domain_open, {0}, trywait};
 
 static char *copy_text(const char *text) { return text ? strdup(text) : NULL; }
 static void *copy_of(const void *from, size_t len) {
@@ -463,6 +477,7 @@ int getinfo(uint32_t version, const char *node, const char *service, uint64_t fl
 int fabric_open(void *attr, struct fid **out, void *context) {
     (void)attr; (void)context;
     struct plain *fabric = calloc(1, sizeof *fabric);
+    fabric_ops.size = fake.has_trywait ? 48 : 40;
     fabric->fid.ops = &plain_ops; fabric->ops = &fabric_ops;
     *out = &fabric->fid;
     return 0;

@@ -48,6 +48,9 @@ pub(crate) struct Fake {
     pub(crate) dmabuf_offset: u64,
     pub(crate) dmabuf_word: u64,
     pub(crate) device: u64,
+    pub(crate) late: u64,
+    pub(crate) has_trywait: u64,
+    pub(crate) not_now: u64,
     provider: [u8; 32],
     fabric: [u8; 32],
 }

@@ -11,15 +11,15 @@ use crate::allocations::allocations;
 use crate::fake::{Copy, Fake};
 use crate::support::{Ended, Pair, Region, LONG};
 
-const PAGE: u64 = 256;
+pub(crate) const PAGE: u64 = 256;
 
 /// Pages `0..num` of a region into the same ones of another.
-fn pages(num: u64) -> Vec<Extent> {
+pub(crate) fn pages(num: u64) -> Vec<Extent> {
     (0..num).map(|page| Extent { src: page * PAGE, dst: (num - 1 - page) * PAGE, nbytes: PAGE }).collect()
 }
 
 /// Sends many batches and checks every byte, every count and every end.
-fn check_all_arrives(pair: &mut Pair, num_batches: u32) {
+pub(crate) fn check_all_arrives(pair: &mut Pair, num_batches: u32) {
     const NUM: u64 = 12;
     let (from, to) = (Region::new(&pair.here, 1 << 14, 7), Region::new(&pair.there, 1 << 14, 0));
     let (done, arrived) = (pair.seen.completed.len(), pair.seen_there.arrived.len());
@@ -48,7 +48,7 @@ fn check_all_arrives(pair: &mut Pair, num_batches: u32) {
     pair.seen.completed.clear();
 }
 
-fn with(change: impl FnOnce(&mut Fake), case: impl FnOnce(&mut Copy, Pair)) {
+pub(crate) fn with(change: impl FnOnce(&mut Fake), case: impl FnOnce(&mut Copy, Pair)) {
     if let Some(mut copy) = Copy::new(change) {
         let pair = copy.pair();
         case(&mut copy, pair);

@@ -11,6 +11,7 @@
 mod allocations;
 #[path = "../../../cuda/tests/fake/mod.rs"]
 mod cuda;
+mod endings;
 mod fake;
 mod faked;
 mod gpu;

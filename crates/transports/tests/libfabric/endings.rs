@@ -1,0 +1,65 @@
+//! How waiting, rails and endpoints end, where providers leave room: the fake library.
+
+use anyfabric_transports::libfabric::{Arrivals, FabricDomain};
+use anyfabric_transports::rdma::{Batch, Domain, Marks, Nic};
+
+use crate::fake::Fake;
+use crate::faked::{check_all_arrives, pages, with};
+use crate::support::{Pair, Region};
+
+#[test]
+fn a_provider_that_lets_nobody_wait_is_asked_again() {
+    with(
+        |fake| fake.has_trywait = 1,
+        |copy, mut pair| {
+            assert!(pair.here.arm());
+            copy.get().not_now = 1;
+            assert!(!pair.here.arm());
+            copy.get().not_now = 0;
+            assert!(pair.here.arm());
+        },
+    );
+}
+
+/// Peers are told that it has arrived until the very moment at which the endpoint is no more.
+#[test]
+fn what_came_while_an_endpoint_was_closed_counts() {
+    type Change = fn(&mut Fake);
+    let ways: [(Arrivals, Change); 4] = [
+        (Arrivals::Tagged, |fake| fake.order = 2),
+        (Arrivals::Tagged, |fake| fake.mode = RX_CQ_DATA),
+        (Arrivals::Sourced, |fake| fake.cq_data_size = 4),
+        (Arrivals::Messages, |fake| (fake.cq_data_size, fake.has_write_data) = (0, 0)),
+    ];
+    type End = fn(&mut Pair);
+    let ends: [End; 2] = [|pair| pair.there.fence(pair.back), |pair| pair.there.close(pair.back)];
+    for ((arrivals, change), end) in ways.into_iter().flat_map(|way| ends.map(|end| (way, end))) {
+        with(change, |copy, mut pair| {
+            assert_eq!(pair.here.domain().provider().arrivals, arrivals);
+            let (from, to) = (Region::new(&pair.here, 1 << 14, 7), Region::new(&pair.there, 1 << 14, 0));
+            let (target, back) = (FabricDomain::remote(&to.memory), pair.back);
+            copy.get().late = 1;
+            for token in 0..4 {
+                let batch = Batch { source: &from.memory, target, writes: &pages(6), marks: Marks::Each(1), token };
+                assert_eq!(pair.here.post(pair.rail, &batch), Ok(6));
+            }
+            assert_eq!(pair.here.send(pair.rail, b"hello", 4), Ok(true));
+            pair.until("all of it was acknowledged", |pair| {
+                (0..5).all(|token| pair.seen.result(token) == Some(Ok(())))
+            });
+            assert!(pair.seen_there.arrived.is_empty() && pair.seen_there.messages.is_empty());
+            end(&mut pair);
+            (0..20).for_each(|_| pair.poll());
+            assert_eq!(pair.seen_there.arrived, [(back, 1); 24], "{arrivals:?}");
+            assert_eq!(pair.seen_there.messages, [(back, b"hello".to_vec())], "{arrivals:?}");
+            copy.get().late = 0;
+            pair.there.close(back);
+            pair.here.close(pair.rail);
+            pair.connect();
+            pair.seen.completed.clear();
+            check_all_arrives(&mut pair, 5);
+        });
+    }
+}
+
+const RX_CQ_DATA: u64 = 1 << 56;
