@@ -53,7 +53,9 @@ def test_info_as_json(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    for place in (tmp_path, Path("/dev/full"), Path("/proc/none/info.json")):
+    done = run("info", "--json", str(tmp_path), code=2)
+    assert f"'{tmp_path}' is a directory" in done.stderr
+    for place in (Path("/dev/full"), Path("/proc/none/info.json")):
         done = run("info", "--json", str(place), code=1)
         assert f"cannot write {place}" in done.stderr
         assert "Traceback" not in done.stderr

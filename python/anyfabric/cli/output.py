@@ -37,6 +37,8 @@ def json_option(function: Function) -> Function:
     option = click.option(
         "--json",
         "json_to",
+        # Said before minutes are spent on what could not be kept.
+        type=click.Path(dir_okay=False, writable=True, allow_dash=True),
         metavar="[FILE]",
         is_flag=False,
         flag_value=STDOUT,

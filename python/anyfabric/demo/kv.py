@@ -206,6 +206,8 @@ def _page_number(_context: click.Context, _option: click.Parameter, text: str | 
 @click.option(
     "--json",
     "json_to",
+    # Said before minutes are spent on what could not be kept.
+    type=click.Path(dir_okay=False, writable=True, allow_dash=True),
     metavar="[FILE]",
     is_flag=False,
     flag_value=STDOUT,
