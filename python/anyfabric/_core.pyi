@@ -380,7 +380,8 @@ class Region:
 
         Args:
             dtype: Any fixed-size numpy dtype without objects.
-            shape: Default: one dimension over all whole elements. Must not exceed the region.
+            shape: Default: one dimension over all whole elements. Must not exceed the region; one length
+                may be -1, as in numpy: then the array covers the region.
 
         Raises:
             InvalidArgument: Dtype or shape do not fit the region.

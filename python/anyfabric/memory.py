@@ -249,11 +249,27 @@ def _raise_read_only(kind: str) -> None:
 def _dimensions(region: Region, shape: int | Sequence[int] | None, itemsize: int) -> tuple[int, ...]:
     if shape is None:
         return (region.nbytes // itemsize,)
-    dimensions = (shape,) if isinstance(shape, int) else tuple(operator.index(n) for n in shape)
-    if any(n < 0 for n in dimensions) or math.prod(dimensions) * itemsize > region.nbytes:
+    given = (shape,) if isinstance(shape, int) else tuple(operator.index(n) for n in shape)
+    dimensions = _infer(given, region.nbytes // itemsize) if region.nbytes % itemsize == 0 else given
+    nbytes = math.prod(dimensions) * itemsize
+    if any(n < 0 for n in dimensions):
         msg = (
-            f"shape {dimensions} of {itemsize}-byte elements needs {math.prod(dimensions) * itemsize} "
-            f"bytes; region {region.id} has {region.nbytes}"
+            f"shape {given} of {itemsize}-byte elements: expected lengths, and -1 at most once, where the "
+            f"others divide the {region.nbytes} bytes of region {region.id}"
         )
-        raise InvalidArgument(msg, operation="view", region=region.id, nbytes=region.nbytes)
-    return dimensions
+    elif nbytes > region.nbytes:
+        msg = (
+            f"shape {given} of {itemsize}-byte elements needs {nbytes} bytes; "
+            f"region {region.id} has {region.nbytes}"
+        )
+    else:
+        return dimensions
+    raise InvalidArgument(msg, operation="view", region=region.id, nbytes=region.nbytes)
+
+
+def _infer(shape: tuple[int, ...], num_elements: int) -> tuple[int, ...]:
+    """The shape with the length that -1 stands for, if there is one."""
+    known = math.prod(n for n in shape if n != -1)
+    if shape.count(-1) != 1 or known <= 0 or num_elements % known:
+        return shape
+    return tuple(num_elements // known if n == -1 else n for n in shape)

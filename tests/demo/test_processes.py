@@ -61,3 +61,30 @@ def test_a_failure_is_told_with_its_message(pair):
     pair.start("""print('{"event": "failed", "message": "no memory"}'); input()""")
     with pytest.raises(processes.ChildLostError, match="failed: no memory"):
         pair.next_event(timeout_s=20)
+
+
+LOSER = """print('{"event": "failed", "message": "lost the other", "lost_the_other": true}')"""
+CULPRIT = """print('{"event": "failed", "message": "no memory"}')"""
+
+
+@pytest.mark.parametrize("loser_first", [True, False])
+def test_a_cause_is_told_without_its_consequence(pair, loser_first):
+    programs = {"loser": LOSER, "culprit": CULPRIT}
+    children = {}
+    for name in sorted(programs, reverse=loser_first):
+        children[name] = pair.start(programs[name])
+        assert children[name].wait(timeout_s=20)
+    with pytest.raises(processes.ChildLostError) as lost:
+        pair.next_event(timeout_s=20)
+    assert str(lost.value) == f"the {CULPRIT} process (pid {children['culprit'].pid}) failed: no memory"
+
+
+def test_a_consequence_is_told_where_the_cause_cannot_speak(pair):
+    killed = pair.start("input()")
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait(timeout_s=20)
+    loser = pair.start(LOSER)
+    with pytest.raises(processes.ChildLostError) as lost:
+        pair.next_event(timeout_s=20)
+    assert f"{killed.pid}) was killed by SIGKILL" in str(lost.value)
+    assert f"{loser.pid}) failed: lost the other" in str(lost.value)

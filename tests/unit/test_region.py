@@ -24,14 +24,33 @@ def test_allocated_memory_is_zeroed_and_viewed(engine):
     assert region.numpy("V3").shape == (1365,)
 
 
+def test_one_length_of_a_view_may_be_left_open(engine):
+    region = engine.allocate(48)
+    whole = np.zeros(48, "u1")
+    for dtype, shape in (("u1", -1), ("u1", (-1,)), ("u4", (-1, 4)), ("f8", (2, -1, 3)), ("u4", (12, -1))):
+        assert region.numpy(dtype, shape).shape == whole.view(dtype).reshape(shape).shape
+    for dtype, shape in (
+        ("u1", (-1, -1)),
+        ("u1", (-1, 5)),
+        ("u1", (-1, 0)),
+        ("u1", -2),
+        ("V5", -1),
+        ("u4", (-1, -3)),
+    ):
+        with pytest.raises(
+            af.InvalidArgument, match=r"-1 at most once, where the others divide the 48 bytes"
+        ):
+            region.numpy(dtype, shape)
+
+
 def test_views_that_do_not_fit(engine):
     region = engine.allocate(10)
     for dtype, shape in (
         ("u8", 2),
         ("u1", 11),
         ("u1", (3, 4)),
-        ("u1", (-1,)),
-        ("u1", -1),
+        ("u1", (-2,)),
+        ("u8", -1),
         ("O", 1),
         ("?!", 1),
     ):

@@ -21,6 +21,8 @@ import traceback
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
+import anyfabric as af
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -82,7 +84,8 @@ def run_child(main: Callable[[Console, Event], None]) -> NoReturn:
         main(console, console.read(timeout_s=30.0))
     except Exception as error:  # noqa: BLE001 - whatever it is, the command must hear of it
         traceback.print_exc()
-        console.write("failed", message=f"{type(error).__name__}: {error}")
+        lost_the_other = isinstance(error, (af.ConnectionBroken, ConnectionError))
+        console.write("failed", message=f"{type(error).__name__}: {error}", lost_the_other=lost_the_other)
         code = 1
     else:
         code = 0
@@ -104,6 +107,7 @@ class Child:
         """
         self.role = role
         self.failure: str | None = None
+        self.lost_the_other = False
         environment = {
             **os.environ,
             # Equal results need equal numbers of threads; two processes share the cores anyway.
@@ -173,6 +177,12 @@ class Child:
             return False
         return True
 
+    def hear_out(self, *, timeout_s: float) -> None:
+        """Wait for its end, and for all that it said before."""
+        if self.wait(timeout_s=timeout_s):
+            for thread in self._threads:
+                thread.join(timeout=STOP_S)
+
     def finish(self, *, timeout_s: float) -> None:
         """Wait for an end that is expected.
 
@@ -193,14 +203,14 @@ class Child:
         if not self.wait(timeout_s=timeout_s):
             self._process.kill()
             self._process.wait()
-        for thread in self._threads:
-            thread.join(timeout=STOP_S)
+        self.hear_out(timeout_s=0)
 
     def _read(self, events: queue.Queue[tuple[Child, Event | None]]) -> None:
         with cast("IO[bytes]", self._process.stdout) as lines:
             for line in lines:
                 event = cast("Event", json.loads(line))
                 if event["event"] == "failed":
+                    self.lost_the_other = bool(event.get("lost_the_other"))
                     self.failure = str(event["message"])
                 events.put((self, event))
         self.wait(timeout_s=STOP_S)
@@ -248,11 +258,16 @@ class Pair:
                 raise ChildLostError(self._obituaries(child))
 
     def _obituaries(self, first: Child) -> str:
-        """Give the survivor time to notice for itself, then say what became of both."""
-        others = [child for child in self.children if child is not first]
-        for child in [first, *others]:
-            child.wait(timeout_s=STOP_S)
-        return "\n".join(child.obituary() for child in [first, *others])
+        """Give the survivor time to notice for itself, then say what became of both.
+
+        Of two failures one may be no more than the other's consequence; that is left out.
+        """
+        ends = [first, *(child for child in self.children if child is not first)]
+        for child in ends:
+            child.hear_out(timeout_s=STOP_S)
+        causes = [child for child in ends if not child.lost_the_other]
+        told = causes if any(child.failure is not None for child in causes) else ends
+        return "\n".join(child.obituary() for child in told)
 
     def stop(self) -> None:
         """End both, however they are."""
