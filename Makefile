@@ -63,9 +63,14 @@ bench: $(STAMPS)/native ## Measure every transport and operation beside its base
 bench-peers: $(STAMPS)/native ## Measure NIXL, Mooncake and UCX beside us, in a venv of their own
 	@$(MAKE) --no-print-directory -C benchmarks/peers run
 
+.PHONY: bench-posting
+bench-posting: $(STAMPS)/build tools-present ## Measure our own cost of a work request, in time and (valgrind) instructions
+	@$(BIN)/python -m benchmarks.posting $(ARGS)
+
 .PHONY: bench-table
-bench-table: $(STAMPS)/build ## Render the newest record of bench-peers into README.md and docs/benchmarks.md
+bench-table: $(STAMPS)/build ## Render the newest records into README.md and docs/benchmarks.md
 	@$(MAKE) --no-print-directory -C benchmarks/peers table
+	@$(BIN)/python -m benchmarks.posting --table
 
 .PHONY: docs
 docs: $(STAMPS)/check ## Build the API reference from the docstrings into docs/_build

@@ -1,33 +1,28 @@
 //! The end of an engine: what is under way is waited for, the rest fails.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyfabric_transports::{Failure, Link, Ticket};
+use anyfabric_transports::{Failure, Link};
 use anyfabric_wire::Control;
 
-use crate::inner::{lock, Inner};
+use crate::driver::Driver;
+use crate::events::Event;
+use crate::inner::Inner;
 use crate::peer::Peer;
 
 impl Inner {
     /// The end of an engine, once nothing new is taken.
     pub(crate) fn finish(&self, timeout: Duration) {
         self.watching.stop();
-        let is_idle = || {
-            self.sweep();
-            lock(&self.under_way).iter().all(|entry| entry.ticket.has_ended())
-        };
-        self.wait(Some(timeout), is_idle);
-        let left: Vec<Arc<Ticket>> = lock(&self.under_way).iter().map(|entry| Arc::clone(&entry.ticket)).collect();
-        for ticket in left {
-            ticket.fail(Failure::Closed);
-        }
-        // Before the goodbye, or peers would take what they are owed for lost.
-        self.send_last();
+        self.wait(Some(timeout), || self.office.num_pending() == 0);
+        // Whoever drives has the list, and may go on driving until something on it ends.
+        self.push_event(Event::Closing);
+        self.wake();
+        self.wait(Some(LAST_TURN), || self.presence.has_turned_last());
         for peer in self.live_peers() {
             let has_let_go = self.let_go_of(&peer);
             if peer.base.has_control() {
-                for imm in peer.losses.take() {
+                for imm in self.office.losses.take(peer.idx) {
                     peer.base.send_control(Control::CountFailed { imm }.encode());
                 }
                 let speaks = peer.state().session.as_ref().is_some_and(|session| session.version >= 2);
@@ -61,6 +56,21 @@ impl Inner {
         }
     }
 
+    /// Ends what is under way, for there was time enough. Acknowledgements that were
+    /// to ride along with something go out alone, before the goodbye: peers would
+    /// take what they are owed for lost.
+    pub(crate) fn turn_last(&self, driver: &mut Driver) {
+        driver.under_way.sweep(&self.rings);
+        driver.under_way.iter().for_each(|(ticket, _)| ticket.fail(Failure::Closed));
+        for peer in self.peers() {
+            for link in peer.links() {
+                link.poll(self);
+            }
+        }
+        self.presence.set_turned_last();
+        self.doorbell.notify();
+    }
+
     /// Stops writing into the memory of a process of this host, for good; true
     /// when nothing of ours can touch it any more.
     fn let_go_of(&self, peer: &Peer) -> bool {
@@ -69,18 +79,9 @@ impl Inner {
             self.wait(Some(LAST_COPY), || shm.has_let_go())
         })
     }
-
-    /// Ends the turn of whoever drives; acknowledgements that were to ride along
-    /// with something go out alone.
-    fn send_last(&self) {
-        let _driver = lock(&self.driver);
-        for peer in self.peers() {
-            for link in peer.links() {
-                link.poll(self);
-            }
-        }
-    }
 }
 
+/// Longest time that whoever drives is waited for.
+const LAST_TURN: Duration = Duration::from_secs(1);
 /// Longest time that a thread which copies into a peer's memory is waited for.
 const LAST_COPY: Duration = Duration::from_secs(1);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyfabric_wire::Address;
 
 use crate::peer::Content;
+use crate::submit::Order;
 use crate::transfer::{About, Transfer};
 use crate::{Engine, Error, Result};
 
@@ -52,8 +53,7 @@ impl Engine {
         let mut about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
         let peer = self.peer(address, None, &about)?;
         about.peer = Some(Arc::clone(&peer));
-        let ticket = self.inner.ticket(1, 0, timeout)?;
-        self.inner.track(&ticket, None, vec![Arc::clone(&peer)]);
+        let ticket = self.inner.begin_one(&peer, Order { timeout, ..Order::default() })?;
         self.inner.submit(&peer, Content::Probe, None, false, &ticket);
         Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
     }

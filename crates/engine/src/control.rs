@@ -19,15 +19,16 @@ use anyfabric_transports::sys::Ready;
 use anyfabric_transports::tcp::Lane;
 use anyfabric_transports::Failure;
 use anyfabric_wire::handshake::{Hello, Welcome};
-use anyfabric_wire::{Control, Imm};
+use anyfabric_wire::Control;
 
 use crate::driver::{link_token, Driver, Release, HANDSHAKE, LOCAL_CHANNELS};
 use crate::events::Event;
 use crate::heartbeat::Heartbeat;
-use crate::inner::{lock, nanos, Inner};
+use crate::inner::{nanos, Inner};
 use crate::meet::{Meet, MeetError};
 use crate::peer::{Base, Peer, Phase, Session};
 use crate::rails::{name_of, LIBRARIES};
+use crate::under_way::Entry;
 
 /// What a handshake is held over, and what the control connection becomes.
 pub(crate) enum Way {
@@ -309,7 +310,7 @@ impl Inner {
         if !peer.base.has_control() {
             return;
         }
-        for imm in peer.losses.take() {
+        for imm in self.office.losses.take(peer.idx) {
             peer.base.send_control(Control::CountFailed { imm }.encode());
         }
         // ORDERING: only the driver looks at it.
@@ -385,22 +386,18 @@ impl Inner {
 
     /// Says which immediates we have nothing under way with any more.
     pub(crate) fn answer_retires(&self, driver: &mut Driver) {
-        driver.retires.retain(|(peer, imm)| {
-            let uses = peer.lost().is_none() && self.uses_imm(peer, *imm);
+        let Driver { retires, under_way, .. } = driver;
+        // What was submitted before we were asked is under way too.
+        under_way.take(&self.rings);
+        retires.retain(|(peer, imm)| {
+            let is_used = |entry: &Entry| entry.imm == Some(*imm) && entry.peers.contains(&peer.idx);
+            let uses =
+                peer.lost().is_none() && (peer.waits_with(*imm) || under_way.iter().any(|(_, entry)| is_used(entry)));
             if !uses {
                 peer.base.send_control(Control::ImmRetired { imm: *imm }.encode());
             }
             uses
         });
-    }
-
-    fn uses_imm(&self, peer: &Peer, imm: Imm) -> bool {
-        peer.waits_with(imm)
-            || lock(&self.under_way).iter().any(|entry| {
-                entry.imm == Some(imm)
-                    && !entry.ticket.has_quiesced()
-                    && entry.peers.iter().any(|other| other.idx == peer.idx)
-            })
     }
 }
 

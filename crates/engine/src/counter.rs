@@ -10,15 +10,17 @@
 //! with it is under way.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyfabric_transports::{Doorbell, Failure, PeerIdx};
 use anyfabric_wire::{EngineId, Imm, Refusal};
+use arc_swap::ArcSwapOption;
 
 use crate::early::{Early, Missing};
+use crate::fractions::{Fractions, ImmHasher};
 use crate::inner::{lock, Inner};
 use crate::{Code, Error, Result};
 
@@ -121,9 +123,19 @@ struct Rest {
 
 impl State {
     fn value(&self) -> u64 {
-        // ORDERING: acquire the bytes; partner: `Counters::add`. Sequentially consistent because a sleeper looks here
+        // ORDERING: acquire the bytes; partner: `add`. Sequentially consistent because a sleeper looks here
         // after it has announced itself at the doorbell.
         self.quarters.load(Ordering::SeqCst) / 4
+    }
+
+    fn add(&self, quarters: u64, doorbell: &Doorbell) {
+        // ORDERING: release the bytes, which the transport has made visible to this thread; and the fence before the
+        // looks for waiters and sleepers.
+        self.quarters.fetch_add(quarters, Ordering::SeqCst);
+        if self.has_waiters.load(Ordering::SeqCst) {
+            self.run_waiters();
+        }
+        doorbell.notify_after_swap();
     }
 
     fn is_settled(&self, n: u64) -> bool {
@@ -142,7 +154,7 @@ impl State {
     fn on_settled(&self, n: u64, on_settled: Box<dyn FnOnce() + Send>) {
         let mut rest = self.lock();
         rest.waiters.push((n, on_settled));
-        // ORDERING: announced before the look below; partner: `Counters::add`.
+        // ORDERING: announced before the look below; partner: `add`.
         self.has_waiters.store(true, Ordering::SeqCst);
         if self.is_settled(n) {
             let own = rest.waiters.pop();
@@ -190,6 +202,9 @@ impl State {
 /// Every counter of an engine.
 pub(crate) struct Counters {
     table: Mutex<Table>,
+    /// Counters that are open, each at the place of its imm; of several the last
+    /// that counted something. Found here, an arrival takes no lock.
+    recent: Box<[ArcSwapOption<State>; NUM_RECENT]>,
     doorbell: Arc<Doorbell>,
     num_waiters: AtomicUsize,
 }
@@ -200,7 +215,7 @@ struct Table {
     early: Early,
     /// Quarters that do not make a whole yet, by imm and peer. Only of imms that
     /// have an entry.
-    fractions: HashMap<u32, Vec<(PeerIdx, u8)>, BuildHasherDefault<ImmHasher>>,
+    fractions: Fractions,
     /// Imms of ours that may still be under way somewhere.
     retiring: HashMap<u32, HashSet<EngineId>>,
     next: u32,
@@ -214,7 +229,8 @@ enum Entry {
 impl Counters {
     pub(crate) fn new(doorbell: Arc<Doorbell>) -> Self {
         let table = Table { next: Imm::FIRST_OF_ENGINE, ..Table::default() };
-        Self { table: Mutex::new(table), doorbell, num_waiters: AtomicUsize::new(0) }
+        let recent = Box::new([const { ArcSwapOption::const_empty() }; NUM_RECENT]);
+        Self { table: Mutex::new(table), recent, doorbell, num_waiters: AtomicUsize::new(0) }
     }
 
     /// Whether somebody wants to hear of a count without blocking for it.
@@ -278,31 +294,39 @@ impl Counters {
     /// [`Refusal::Full`]: there is no counter, and no room to keep it for one.
     #[inline]
     pub(crate) fn add(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> std::result::Result<(), Refusal> {
+        if quarters.is_multiple_of(4) {
+            let recent = self.recent(imm).load();
+            // ORDERING: an arrival that overtakes the end of its counter came before it.
+            if let Some(state) = recent.as_ref().filter(|it| it.imm == imm && !it.closed.load(Ordering::Acquire)) {
+                state.add(quarters, &self.doorbell);
+                return Ok(());
+            }
+        }
+        self.add_slowly(peer, imm, quarters)
+    }
+
+    fn add_slowly(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> std::result::Result<(), Refusal> {
         let mut guard = self.lock();
         let table = &mut *guard;
         match table.by_imm.get_mut(&imm.value()) {
             Some(Entry::Open(state)) => {
-                let quarters = whole(&mut table.fractions, peer, imm, quarters);
-                // ORDERING: release the bytes, which the transport has made visible to this thread; and the fence
-                // before the looks for waiters and sleepers.
-                state.quarters.fetch_add(quarters, Ordering::SeqCst);
-                if state.has_waiters.load(Ordering::SeqCst) {
-                    let state = Arc::clone(state);
-                    drop(guard);
-                    state.run_waiters();
-                }
-                self.doorbell.notify_after_swap();
+                let quarters = table.fractions.whole(peer, imm, quarters);
+                let state = Arc::clone(state);
+                // Under the lock, like `close`, which takes it out again.
+                self.recent(imm).store(Some(Arc::clone(&state)));
+                drop(guard);
+                state.add(quarters, &self.doorbell);
                 Ok(())
             }
             Some(Entry::Early { quarters: early, .. }) => {
-                *early += whole(&mut table.fractions, peer, imm, quarters);
+                *early += table.fractions.whole(peer, imm, quarters);
                 Ok(())
             }
             // Nobody opens an imm of ours but by asking for a fresh one: this is a late arrival.
             None if imm.is_of_engine() => Ok(()),
             None => {
                 let missing = table.early.keep(peer, imm)?;
-                let quarters = whole(&mut table.fractions, peer, imm, quarters);
+                let quarters = table.fractions.whole(peer, imm, quarters);
                 table.by_imm.insert(imm.value(), Entry::Early { quarters, peer, missing });
                 Ok(())
             }
@@ -388,7 +412,11 @@ impl Counters {
         {
             let mut table = self.lock();
             table.by_imm.remove(&state.imm.value());
-            table.fractions.remove(&state.imm.value());
+            table.fractions.forget(state.imm);
+            let recent = self.recent(state.imm);
+            if recent.load().as_ref().is_some_and(|recent| recent.imm == state.imm) {
+                recent.store(None);
+            }
             if state.imm.is_of_engine() && !sources.is_empty() {
                 table.retiring.insert(state.imm.value(), sources.iter().copied().collect());
             }
@@ -417,6 +445,11 @@ impl Counters {
     /// See [`Early::is_flooded_by`].
     pub(crate) fn is_flooded_by(&self, peer: PeerIdx) -> bool {
         self.lock().early.is_flooded_by(peer)
+    }
+
+    #[inline]
+    fn recent(&self, imm: Imm) -> &ArcSwapOption<State> {
+        &self.recent[imm.value() as usize % NUM_RECENT]
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -449,43 +482,6 @@ impl Table {
     }
 }
 
-/// What of `quarters` and those kept makes whole counts; keeps the rest.
-#[inline]
-fn whole(
-    fractions: &mut HashMap<u32, Vec<(PeerIdx, u8)>, BuildHasherDefault<ImmHasher>>,
-    peer: PeerIdx,
-    imm: Imm,
-    quarters: u64,
-) -> u64 {
-    if quarters.is_multiple_of(4) {
-        return quarters;
-    }
-    let kept = fractions.entry(imm.value()).or_default();
-    let idx = kept.iter().position(|(other, _)| *other == peer).unwrap_or_else(|| {
-        kept.push((peer, 0));
-        kept.len() - 1
-    });
-    let total = u64::from(kept[idx].1) + quarters;
-    kept[idx].1 = (total % 4) as u8;
-    total - total % 4
-}
-
-/// Immediates are small numbers that users choose; multiplying spreads them.
-#[derive(Default)]
-pub(crate) struct ImmHasher(u64);
-
-impl Hasher for ImmHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u32(byte.into());
-        }
-    }
-
-    fn write_u32(&mut self, value: u32) {
-        self.0 = (self.0 ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
-    }
-}
+/// Places for counters that arrivals find without a lock. Engines hand out imms in
+/// sequence, so as many that are open at a time do not collide.
+const NUM_RECENT: usize = 256;

@@ -13,10 +13,11 @@ use anyfabric_wire::handshake::Purpose;
 use anyfabric_wire::{Control, Imm};
 
 use crate::events::Event;
-use crate::inner::{lock, nanos, Inner};
+use crate::inner::{nanos, Inner};
 use crate::join::Join;
 use crate::meet::{Calling, Meet};
 use crate::peer::{Peer, Phase};
+use crate::under_way::UnderWay;
 
 /// What only one thread at a time may touch.
 pub(crate) struct Driver {
@@ -30,6 +31,7 @@ pub(crate) struct Driver {
     pub(crate) releases: Vec<Release>,
     /// Immediates that peers want back, to be answered once none is under way.
     pub(crate) retires: Vec<(Arc<Peer>, Imm)>,
+    pub(crate) under_way: UnderWay,
     /// That ever came.
     pub(crate) num_heartbeats: usize,
     /// The listener is not watched: descriptors had run out.
@@ -65,6 +67,7 @@ impl Driver {
             joins: HashMap::new(),
             releases: Vec::new(),
             retires: Vec::new(),
+            under_way: UnderWay::default(),
             num_heartbeats: 0,
             listener_rests: false,
             next_id: 0,
@@ -124,6 +127,7 @@ impl Inner {
             driver.peers_version = peers_version;
             driver.peers = self.live_peers();
         }
+        driver.under_way.take(&self.rings);
         let mut moved = false;
         for idx in 0..driver.peers.len() {
             let peer = &driver.peers[idx];
@@ -235,6 +239,7 @@ impl Inner {
                     self.on_early_full(&peer);
                 }
             }
+            Event::Closing => self.turn_last(driver),
         }
     }
 
@@ -332,9 +337,9 @@ impl Inner {
             }
         }
         self.tick_meets(driver, now_ns);
-        let peers = self.live_peers();
-        let is_beat = self.is_beat(&peers, now_ns);
-        for peer in &peers {
+        let known = self.peers.known();
+        let is_beat = self.is_beat(&known, now_ns);
+        for peer in known.live() {
             if was_stopped {
                 peer.heard(now_ns);
                 peer.state().heartbeat.heard_ns = now_ns;
@@ -344,13 +349,13 @@ impl Inner {
         for group in self.groups.opened() {
             group.look_at_ports(now_ns);
         }
-        let is_busy = self.expire(now_ns);
+        let is_busy = self.expire(driver, now_ns);
         self.revokes.settle(self);
         if !driver.retires.is_empty() {
             self.answer_retires(driver);
         }
         let is_busy = is_busy || !driver.releases.is_empty() || !driver.retires.is_empty();
-        let is_calm = driver.meets.is_empty() && driver.joins.is_empty() && peers.iter().all(|peer| peer.is_settled());
+        let is_calm = driver.meets.is_empty() && driver.joins.is_empty() && known.live().all(|peer| peer.is_settled());
         let interval = match (is_busy, is_calm) {
             (true, _) => BUSY_TICK,
             (_, true) => (self.config.heartbeat / 4).clamp(MEETING_TICK, CALM_TICK),
@@ -373,29 +378,23 @@ impl Inner {
     }
 
     /// Fails what is over its deadline; true when operations are under way.
-    fn expire(&self, now_ns: u64) -> bool {
+    fn expire(&self, driver: &mut Driver, now_ns: u64) -> bool {
         let mut expired = Vec::new();
-        let is_busy = {
-            let mut under_way = lock(&self.under_way);
-            under_way.retain(|entry| !entry.ticket.has_quiesced());
-            for entry in under_way.iter() {
-                let given_up = entry.ticket.given_up().is_some();
-                if entry.ticket.deadline_ns() <= now_ns && !entry.ticket.has_ended() {
-                    let took_ms = (now_ns - entry.ticket.submitted_ns()) / 1_000_000;
-                    entry.ticket.fail(Failure::Timeout(took_ms));
-                    expired.extend(entry.peers.iter().cloned());
-                } else if given_up {
-                    entry.ticket.fail(Failure::Cancelled);
-                    expired.extend(entry.peers.iter().cloned());
-                }
+        let is_busy = driver.under_way.sweep(&self.rings);
+        for (ticket, entry) in driver.under_way.iter() {
+            let given_up = ticket.given_up().is_some();
+            if ticket.deadline_ns() <= now_ns && !ticket.has_ended() {
+                let took_ms = now_ns.saturating_sub(ticket.submitted_ns()) / 1_000_000;
+                ticket.fail(Failure::Timeout(took_ms));
+                expired.extend(&entry.peers);
+            } else if given_up {
+                ticket.fail(Failure::Cancelled);
+                expired.extend(&entry.peers);
             }
-            // ORDERING: under the lock.
-            self.num_under_way.store(under_way.len(), std::sync::atomic::Ordering::Relaxed);
-            !under_way.is_empty()
-        };
-        expired.sort_by_key(|peer| peer.idx);
-        expired.dedup_by_key(|peer| peer.idx);
-        for peer in expired {
+        }
+        expired.sort_unstable();
+        expired.dedup();
+        for peer in expired.into_iter().filter_map(|idx| self.peer(idx)) {
             peer.reap_waiting();
             peer.links().for_each(Link::reap);
         }

@@ -11,7 +11,7 @@ use std::hash::BuildHasherDefault;
 use anyfabric_transports::PeerIdx;
 use anyfabric_wire::{Imm, Refusal};
 
-use crate::counter::ImmHasher;
+use crate::fractions::ImmHasher;
 use crate::{Code, Error};
 
 /// Who keeps how many, and what could not be kept.

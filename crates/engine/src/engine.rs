@@ -15,9 +15,11 @@ use crate::inner::{lock, nanos, Inner};
 use crate::peer::{Content, Peer};
 use crate::region::Slice;
 use crate::remote::{Remote, RemoteSlice};
+use crate::submit::{Order, Part, What};
 use crate::transfer::{About, Transfer, TIMED_BYTES};
+use crate::under_way::Entry;
 use crate::watcher::Watcher;
-use crate::{Code, Config, Error, Message, PeerGroup, Region, Result};
+use crate::{Code, Config, Error, Message, Region, Result};
 
 /// One endpoint: reaches every peer by the fastest transport that both have.
 /// Closed on drop.
@@ -42,19 +44,6 @@ impl WriteOptions {
     pub fn counted(imm: u32) -> Self {
         Self { imm: Some(imm), ..Self::default() }
     }
-}
-
-/// One destination of a scatter.
-#[derive(Debug, Clone)]
-pub struct ScatterTarget {
-    /// A peer's region.
-    pub remote: Remote,
-    /// First byte in the source region.
-    pub src_offset: u64,
-    /// First byte in the peer's region.
-    pub dst_offset: u64,
-    /// Length in bytes.
-    pub nbytes: u64,
 }
 
 impl Engine {
@@ -140,7 +129,7 @@ impl Engine {
                 .during("write"));
         }
         let extents = Extents::One(Extent { src: src.offset, dst: dst.offset, nbytes: src.nbytes });
-        self.write_extents("write", src, dst, extents, 1, options)
+        self.write_extents((src, dst, extents), 1, options, None)
     }
 
     /// Writes page `i` of `src` into page `i` of `dst`; counts once a page.
@@ -155,89 +144,12 @@ impl Engine {
     ) -> Result<Transfer> {
         let (source, remote) = (Slice::from(src.0), RemoteSlice::from(dst.0));
         self.check_source(&source, "write_pages")?;
-        let extents = check_pages(&source, src.1, &remote, dst.1)?;
-        let num_pages = u32::try_from(extents.num_extents())
+        check_pages(&source, &src.1, &remote, &dst.1)?;
+        let num_pages = u32::try_from(src.1.num_pages())
             .map_err(|_| Error::invalid("more than 2^32 pages in one call").during("write_pages"))?;
-        self.write_extents("write_pages", &source, &remote, extents, num_pages, options)
-    }
-
-    /// Writes one range of `src` to each target; counts once a target, at its
-    /// owner.
-    ///
-    /// # Errors
-    /// As [`Engine::write`].
-    pub fn scatter(
-        &self,
-        src: &Region,
-        targets: &[ScatterTarget],
-        group: Option<&PeerGroup>,
-        options: WriteOptions,
-    ) -> Result<Transfer> {
-        const OPERATION: &str = "scatter";
-        let source = Slice::from(src);
-        self.check_source(&source, OPERATION)?;
-        let imm = check_imm(options.imm, OPERATION)?;
-        let nbytes = targets.iter().fold(0_u64, |sum, target| sum.saturating_add(target.nbytes));
-        let mut about = About { operation: OPERATION, peer: None, region: Some(src.id()), nbytes };
-        let mut peers = Vec::with_capacity(targets.len());
-        for (idx, target) in targets.iter().enumerate() {
-            let fits = |offset: u64, nbytes: u64| offset.checked_add(target.nbytes).is_some_and(|end| end <= nbytes);
-            if !fits(target.src_offset, src.nbytes()) || !fits(target.dst_offset, target.remote.nbytes()) {
-                let message = format!(
-                    "target {idx}: {} bytes from {} of {} to {} of {} do not fit",
-                    target.nbytes,
-                    target.src_offset,
-                    src.nbytes(),
-                    target.dst_offset,
-                    target.remote.nbytes()
-                );
-                return Err(Error::invalid(message).during(OPERATION));
-            }
-            if group.is_some_and(|group| !group.addresses.contains(target.remote.address())) {
-                let message = format!("target {idx} is at {}, which is not in the group", target.remote.address());
-                return Err(Error::invalid(message).during(OPERATION));
-            }
-            peers.push(self.peer(target.remote.address(), imm, &about)?);
-        }
-        about.peer = only(&peers);
-        if targets.is_empty() {
-            return Ok(Transfer::done(0, None));
-        }
-        let ticket = self.inner.ticket(targets.len() as u32, nbytes, options.timeout)?;
-        ticket.hold(Arc::clone(&src.memory));
-        ticket.await_parts_of(peers.iter().map(|peer| peer.idx));
-        self.inner.track(&ticket, imm, peers.clone());
-        for (target, peer) in targets.iter().zip(&peers) {
-            let extent = Extent { src: target.src_offset, dst: target.dst_offset, nbytes: target.nbytes };
-            let content = RemoteSlice::from(&target.remote).content(&source, Extents::One(extent));
-            self.inner.submit(peer, content, imm.map(|imm| (imm, 1)), options.verify, &ticket);
-        }
-        Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
-    }
-
-    /// Sends one immediate to each peer, this engine excluded. It orders
-    /// nothing: wait first for the writes that it announces.
-    ///
-    /// # Errors
-    /// As [`Engine::write`].
-    pub fn barrier(&self, peers: &[Address], imm: u32, timeout: Option<Duration>) -> Result<Transfer> {
-        const OPERATION: &str = "barrier";
-        self.inner.check_open()?;
-        let imm = check_imm(Some(imm), OPERATION)?;
-        let others = peers.iter().filter(|address| **address != self.inner.address);
-        let mut about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
-        let peers: Vec<_> = others.map(|address| self.peer(address, imm, &about)).collect::<Result<_>>()?;
-        about.peer = only(&peers);
-        if peers.is_empty() {
-            return Ok(Transfer::done(0, None));
-        }
-        let ticket = self.inner.ticket(peers.len() as u32, 0, timeout)?;
-        ticket.await_parts_of(peers.iter().map(|peer| peer.idx));
-        self.inner.track(&ticket, imm, peers.clone());
-        for peer in &peers {
-            self.inner.submit(peer, Content::Signal, imm.map(|imm| (imm, 1)), false, &ticket);
-        }
-        Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
+        let mut entry = self.inner.rings.draft();
+        let extents = entry.extents(src.1, dst.1);
+        self.write_extents((&source, &remote, extents), num_pages, options, Some(entry))
     }
 
     /// Sends a message; done when the peer's engine has queued it.
@@ -256,8 +168,7 @@ impl Engine {
         let mut about = About { operation: OPERATION, peer: None, region: None, nbytes };
         let peer = self.peer(address, None, &about)?;
         about.peer = Some(Arc::clone(&peer));
-        let ticket = self.inner.ticket(1, nbytes, timeout)?;
-        self.inner.track(&ticket, None, vec![Arc::clone(&peer)]);
+        let ticket = self.inner.begin_one(&peer, Order { nbytes, timeout, ..Order::default() })?;
         self.inner.submit(&peer, Content::Message(message), None, false, &ticket);
         Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
     }
@@ -386,7 +297,7 @@ impl Engine {
     // ---- inside --------------------------------------------------------------------------------
 
     #[inline]
-    fn check_source(&self, src: &Slice, operation: &'static str) -> Result<()> {
+    pub(crate) fn check_source(&self, src: &Slice, operation: &'static str) -> Result<()> {
         self.inner.check_open()?;
         if !Arc::ptr_eq(&src.inner, &self.inner) {
             let message = format!("region {} belongs to another engine; register the memory here", src.memory.id);
@@ -400,57 +311,68 @@ impl Engine {
         Ok(())
     }
 
+    /// `entry`: one that has the pages, of pages.
     fn write_extents(
         &self,
-        operation: &'static str,
-        src: &Slice,
-        dst: &RemoteSlice,
-        extents: Extents,
+        (src, dst, extents): (&Slice, &RemoteSlice, Extents),
         count: u32,
         options: WriteOptions,
+        entry: Option<Entry>,
     ) -> Result<Transfer> {
+        let operation = if entry.is_some() { "write_pages" } else { "write" };
         let inner = &self.inner;
         let imm = check_imm(options.imm, operation)?;
         let nbytes = extents.nbytes();
         let about = |peer| About { operation, peer, region: Some(src.memory.id), nbytes };
-        if extents.num_extents() == 0 {
+        if count == 0 {
             return Ok(Transfer::done(0, None));
         }
-        let is_inline = !options.verify && src.memory.gpu_memory().is_none();
-        if let (Some(route), true) = (dst.shared.route(inner), is_inline) {
-            if route.peer.lost().is_none() {
+        let route = dst.shared.route(inner).filter(|route| route.peer.lost().is_none());
+        let found;
+        let peer = match route {
+            Some(route) => {
                 if imm.is_some() {
                     inner.check_counted(&route.peer, || about(None))?;
                 }
-                let began_ns = (nbytes >= TIMED_BYTES || is_sampled()).then(|| inner.clock.now_ns());
-                let imm = imm.map(|imm| (imm, count));
-                let write = Inline { source: &src.memory, binding: &route.binding, extents: &extents, imm };
-                if let Some(result) = route.link.try_inline(&write) {
-                    return Ok(match result {
-                        Ok(()) => {
-                            let interval_ns = began_ns.map(|began_ns| (began_ns, inner.clock.now_ns()));
-                            if let Some((began_ns, ended_ns)) = interval_ns {
-                                route.link.note_latency(ended_ns - began_ns);
-                            }
-                            Transfer::done(nbytes, interval_ns)
+                &route.peer
+            }
+            None => {
+                found = self.peer(&dst.shared.descriptor.address, imm, &about(None))?;
+                dst.shared.find_route(inner, &found);
+                &found
+            }
+        };
+        let counted = imm.map(|imm| (imm, count));
+        let is_inline = !options.verify && src.memory.gpu_memory().is_none();
+        if let (Some(route), true) = (route, is_inline) {
+            let began_ns = (nbytes >= TIMED_BYTES || is_sampled()).then(|| inner.clock.now_ns());
+            let write = Inline { source: &src.memory, binding: &route.binding, extents: &extents, imm: counted };
+            if let Some(result) = route.link.try_inline(&write) {
+                drop(extents);
+                entry.into_iter().for_each(|entry| inner.rings.give_back(entry));
+                return Ok(match result {
+                    Ok(()) => {
+                        let interval_ns = began_ns.map(|began_ns| (began_ns, inner.clock.now_ns()));
+                        if let Some((began_ns, ended_ns)) = interval_ns {
+                            route.link.note_latency(ended_ns - began_ns);
                         }
-                        Err(failure) => {
-                            imm.iter().for_each(|(imm, _)| route.peer.losses.note(*imm));
-                            let peer = Some(Arc::clone(&route.peer));
-                            Transfer::failed(nbytes, about(peer).error(inner, &failure))
-                        }
-                    });
-                }
+                        Transfer::done(nbytes, interval_ns)
+                    }
+                    Err(failure) => {
+                        imm.iter().for_each(|imm| peer.note_loss(*imm));
+                        Transfer::failed(nbytes, about(Some(Arc::clone(peer))).error(inner, &failure))
+                    }
+                });
             }
         }
-        let peer = self.peer(&dst.shared.descriptor.address, imm, &about(None))?;
-        dst.shared.find_route(inner, &peer);
-        let ticket = inner.ticket(1, nbytes, options.timeout)?;
-        ticket.hold(Arc::clone(&src.memory));
-        inner.track(&ticket, imm, vec![Arc::clone(&peer)]);
-        let content = dst.content(src, extents);
-        inner.submit(&peer, content, imm.map(|imm| (imm, count)), options.verify, &ticket);
-        Ok(Transfer::pending(Arc::clone(inner), about(Some(peer)), ticket))
+        let mut entry = entry.unwrap_or_else(|| inner.rings.draft());
+        entry.peers.push(peer.idx);
+        let source = Some(Arc::clone(&src.memory));
+        let order = Order { num_parts: 1, nbytes, source, imm, timeout: options.timeout };
+        let ticket = inner.begin(entry, order)?;
+        let what = What::Write { source: &src.memory, remote: &dst.shared, extents };
+        inner.submit_part(Part { peer, what }, (counted, options.verify), &ticket);
+        Ok(Transfer::pending(Arc::clone(inner), about(Some(Arc::clone(peer))), ticket))
     }
 
     /// The peer of an operation, unless it can be refused at once; `about` names all
@@ -482,12 +404,6 @@ impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Engine({})", self.inner.address)
     }
-}
-
-/// The peer of an operation, where there is but one.
-fn only(peers: &[Arc<Peer>]) -> Option<Arc<Peer>> {
-    let (first, others) = peers.split_first()?;
-    others.iter().all(|other| other.idx == first.idx).then(|| Arc::clone(first))
 }
 
 /// Every sixteenth small write is timed, for the statistics.

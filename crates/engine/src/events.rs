@@ -16,6 +16,8 @@ pub(crate) enum Event {
     Parted(PeerIdx, String),
     Exited(PeerIdx),
     EarlyFull(PeerIdx),
+    /// The engine closes, and what is under way was waited for.
+    Closing,
 }
 
 #[derive(Default)]

@@ -11,13 +11,12 @@
 //! nobody. Messages are then rare: they only show that the control connection
 //! still carries some.
 
-use std::sync::Arc;
-
 use anyfabric_transports::shm::Pulse;
 use anyfabric_wire::Control;
 
 use crate::inner::{nanos, Inner};
 use crate::peer::Peer;
+use crate::peers::Known;
 
 /// The messages that tell a peer and us of each other's life.
 #[derive(Debug, Clone, Copy)]
@@ -61,10 +60,10 @@ impl Heartbeat {
 
 impl Inner {
     /// Whether some peer must be told now that we live.
-    pub(crate) fn is_beat(&self, peers: &[Arc<Peer>], now_ns: u64) -> bool {
-        let heartbeat_ns = nanos(self.config.heartbeat);
-        peers.iter().any(|peer| {
-            let is_due = peer.lost().is_none() && peer.state().heartbeat.is_due(now_ns, heartbeat_ns, peers.len());
+    pub(crate) fn is_beat(&self, known: &Known, now_ns: u64) -> bool {
+        let (heartbeat_ns, num_peers) = (nanos(self.config.heartbeat), known.num_live());
+        known.live().any(|peer| {
+            let is_due = peer.state().heartbeat.is_due(now_ns, heartbeat_ns, num_peers);
             is_due && peer.has_session() && peer.base.has_control()
         })
     }

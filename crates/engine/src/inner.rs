@@ -2,33 +2,32 @@
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub(crate) use anyfabric_transports::lock;
 use anyfabric_transports::loopback::Endpoint;
 use anyfabric_transports::sys::{self, fork_generation, EventFd, Fd, Interest, Mapping, Poller};
-use anyfabric_transports::{Clock, Doorbell, Failure, Link, PeerIdx, Region, RegionTable, Sink, Ticket};
+use anyfabric_transports::{Clock, Doorbell, Failure, Link, PeerIdx, Region, RegionTable, Sink, TicketOffice};
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Control, EngineId, Imm, Refusal};
 
 use crate::counter::Counters;
 use crate::driver::{Driver, Listeners, LISTENER, LOCAL_LISTENER, WAKE};
-use crate::early::MAX_EARLY;
 use crate::events::{Event, EventLog};
 use crate::meet::random;
 use crate::messages::{Message, Messages};
-use crate::peer::{Content, Peer, Phase, Submission};
+use crate::peer::{Peer, Phase};
 use crate::peers::PeerTable;
 use crate::placement::Pinning;
 use crate::rails::Groups;
 use crate::revoke::Revokes;
 use crate::simulated::simulated_host;
-use crate::transfer::About;
+use crate::under_way::Rings;
 use crate::wait::Presence;
 use crate::watcher::Watching;
-use crate::{Code, Config, Context, Error, QueueFull, Result};
+use crate::{Code, Config, Context, Error, Result};
 
 /// An engine, as its handles, its worker and its links see it.
 pub(crate) struct Inner {
@@ -52,8 +51,8 @@ pub(crate) struct Inner {
     pub(crate) driver: Mutex<Driver>,
     pub(crate) revokes: Revokes,
     pub(crate) watching: Watching,
-    pub(crate) under_way: Mutex<Vec<UnderWay>>,
-    pub(crate) num_under_way: AtomicUsize,
+    pub(crate) office: Arc<TicketOffice>,
+    pub(crate) rings: Rings,
     generation: u32,
     pub(crate) peers: PeerTable,
     pub(crate) events: Mutex<VecDeque<Event>>,
@@ -65,13 +64,6 @@ pub(crate) struct Inner {
     uses_streams: AtomicBool,
     pub(crate) groups: Groups,
     pub(crate) pinning: Pinning,
-}
-
-/// A ticket whose deadline is watched.
-pub(crate) struct UnderWay {
-    pub(crate) ticket: Arc<Ticket>,
-    pub(crate) imm: Option<Imm>,
-    pub(crate) peers: Vec<Arc<Peer>>,
 }
 
 impl Inner {
@@ -96,15 +88,16 @@ impl Inner {
         let doorbell_fd = sys::memfd(c"anyfabric-doorbell", Doorbell::BYTES).map_err(system("the doorbell"))?;
         let mapping = Mapping::shared(&doorbell_fd, Doorbell::BYTES, true).map_err(system("the doorbell"))?;
         let doorbell = Arc::new(Doorbell::new(mapping));
+        let clock = simulated.as_ref().map_or(Clock::Real, Endpoint::clock);
         let probe = u64::from_le_bytes(random().map_err(system("random numbers"))?);
+        let office = Arc::new(TicketOffice::new(Arc::clone(&doorbell), clock.clone()));
         Ok(Self {
             secret: config.secret.clone().unwrap_or_default().into(),
-            clock: simulated.as_ref().map_or(Clock::Real, Endpoint::clock),
+            clock,
             address: Address { engine: id, sockets },
             host: simulated.as_ref().map_or_else(crate::info::this_host, simulated_host),
             simulated,
             counters: Counters::new(Arc::clone(&doorbell)),
-            doorbell,
             doorbell_fd: Arc::new(doorbell_fd),
             poller,
             wake_fd,
@@ -115,8 +108,9 @@ impl Inner {
             driver: Mutex::new(Driver::new(listeners)),
             revokes: Revokes::default(),
             watching: Watching::default(),
-            under_way: Mutex::default(),
-            num_under_way: AtomicUsize::new(0),
+            office,
+            rings: Rings::default(),
+            doorbell,
             generation: fork_generation(),
             peers: PeerTable::default(),
             events: Mutex::default(),
@@ -200,93 +194,6 @@ impl Inner {
         }
     }
 
-    // ---- submissions ---------------------------------------------------------------------------
-
-    /// A ticket for an operation, once there is room for it.
-    pub(crate) fn ticket(&self, num_parts: u32, nbytes: u64, timeout: Option<Duration>) -> Result<Arc<Ticket>> {
-        let timeout = timeout.unwrap_or(self.config.timeout);
-        let deadline_ns = self.clock.now_ns().saturating_add(nanos(timeout));
-        if !self.has_room() {
-            let waits = self.config.queue_full == QueueFull::Block;
-            if !(waits && self.wait(Some(timeout), || self.has_room() || self.is_closed())) {
-                let depth = self.config.queue_depth;
-                let message = format!("{depth} operations are under way, as many as `queue_depth` allows");
-                return Err(Error::new(Code::QueueFull, message));
-            }
-        }
-        let (doorbell, clock) = (Arc::clone(&self.doorbell), self.clock.clone());
-        Ok(Arc::new(Ticket::new(doorbell, clock, num_parts, nbytes, deadline_ns)))
-    }
-
-    /// Whether fewer operations are under way than `queue_depth` allows.
-    #[inline]
-    pub(crate) fn has_room(&self) -> bool {
-        // ORDERING: a bound for people; off by one now and then.
-        let has_room = || self.num_under_way.load(Ordering::Relaxed) < self.config.queue_depth;
-        has_room() || {
-            self.sweep();
-            has_room()
-        }
-    }
-
-    /// Watches a ticket's deadline from now on.
-    pub(crate) fn track(&self, ticket: &Arc<Ticket>, imm: Option<Imm>, peers: Vec<Arc<Peer>>) {
-        let mut under_way = lock(&self.under_way);
-        under_way.push(UnderWay { ticket: Arc::clone(ticket), imm, peers });
-        // ORDERING: under the lock.
-        self.num_under_way.store(under_way.len(), Ordering::Relaxed);
-    }
-
-    /// Forgets tickets that have quiesced.
-    pub(crate) fn sweep(&self) {
-        let mut under_way = lock(&self.under_way);
-        under_way.retain(|entry| !entry.ticket.has_quiesced());
-        // ORDERING: under the lock.
-        self.num_under_way.store(under_way.len(), Ordering::Relaxed);
-    }
-
-    /// Sends an operation on its way.
-    pub(crate) fn submit(
-        &self,
-        peer: &Arc<Peer>,
-        content: Content,
-        imm: Option<(Imm, u32)>,
-        verify: bool,
-        ticket: &Arc<Ticket>,
-    ) {
-        let submission = Submission { id: self.next_op_id(), content, imm, verify, ticket: Arc::clone(ticket) };
-        let kept = if self.is_behind(peer, ticket) { Some(submission) } else { peer.dispatch(submission) };
-        if let Some(submission) = kept {
-            peer.push_waiting(submission);
-            if let Some(why) = peer.lost() {
-                // It was lost in between: nobody looks at what waits for it any more.
-                peer.fail_waiting(why);
-            }
-            self.prepare(peer);
-        }
-        self.wake();
-    }
-
-    /// Whether a counted operation may go to this peer.
-    ///
-    /// # Errors
-    /// `ResourceExhausted`, once for every notice of the peer's.
-    pub(crate) fn check_counted(&self, peer: &Peer, about: impl FnOnce() -> About) -> Result<()> {
-        // ORDERING: a notice; it comes late in any case.
-        if peer.refuses_early.load(Ordering::Relaxed) {
-            let message = format!(
-                "the peer {} keeps {MAX_EARLY} immediates that it has opened no counter for, and takes no more; \
-                 open the counters there, or use fewer immediates",
-                peer.address
-            );
-            let About { operation, region, nbytes, .. } = about();
-            let mut error = Error::new(Code::ResourceExhausted, message);
-            *error.context = self.context(operation, Some(peer), region, nbytes);
-            return Err(error);
-        }
-        Ok(())
-    }
-
     pub(crate) fn context(
         &self,
         operation: &'static str,
@@ -334,7 +241,7 @@ impl Inner {
         self.unlist(peer.address.engine);
         self.part(peer, Failure::ConnectionBroken(why.to_owned()), 30, why);
         let next = self.peer_at(&peer.address);
-        peer.losses.take().into_iter().for_each(|imm| next.losses.note(imm));
+        self.office.losses.take(peer.idx).into_iter().for_each(|imm| self.office.losses.note(next.idx, imm));
     }
 
     fn part(&self, peer: &Arc<Peer>, failure: Failure, level: u8, why: &str) {
@@ -417,7 +324,7 @@ impl Sink for Inner {
     }
 
     fn heard(&self, peer: PeerIdx) {
-        if let Some(peer) = self.peer(peer) {
+        if let Some(peer) = self.peers.known().by_idx.get(&peer) {
             peer.heard(self.clock.now_ns());
         }
     }

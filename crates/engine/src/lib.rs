@@ -31,6 +31,7 @@ mod early;
 mod engine;
 mod error;
 mod events;
+mod fractions;
 mod gpu;
 mod heartbeat;
 mod info;
@@ -45,9 +46,12 @@ mod rails;
 mod region;
 mod remote;
 mod revoke;
+mod scatter;
 mod simulated;
+mod submit;
 mod topology;
 mod transfer;
+mod under_way;
 mod wait;
 mod watcher;
 
@@ -57,7 +61,7 @@ pub use anyfabric_wire::{Address, EngineId, Imm, WireImm, VERSION as WIRE_VERSIO
 pub use config::{Config, Polling, QueueFull};
 pub use connect::PeerGroup;
 pub use counter::Counter;
-pub use engine::{Engine, ScatterTarget, WriteOptions};
+pub use engine::{Engine, WriteOptions};
 pub use error::{Code, Context, Error, Result};
 pub use gpu::{gpus, GpuAbout};
 pub use info::{
@@ -67,6 +71,7 @@ pub use messages::Message;
 pub use placement::WorkerInfo;
 pub use region::{Region, Slice};
 pub use remote::{Remote, RemoteSlice};
+pub use scatter::ScatterTarget;
 pub use topology::{topology, GpuInfo, GroupInfo, GroupNic, NicPortInfo, TopologyInfo};
 pub use transfer::Transfer;
 pub use watcher::{Operation, Watcher};

@@ -11,13 +11,14 @@ use anyfabric_transports::rdma::RailPath;
 use anyfabric_transports::shm::ShmLink;
 use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::{
-    lock, BindingState, ControlPath, Failure, Link, Loss, Losses, Op, Payload, PeerIdx, Region, Sink, Ticket,
+    lock, BindingState, ControlPath, Failure, Link, Loss, Op, Payload, PeerIdx, Region, Sink, Ticket, TicketOffice,
 };
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Imm, NicLibrary, Refusal};
 
 use crate::gpu::obstacle;
 use crate::heartbeat::Heartbeat;
+use crate::submit::Prepared;
 use crate::wait::FRESH_NS;
 
 /// One incarnation of another engine, and the way to it.
@@ -25,7 +26,7 @@ pub(crate) struct Peer {
     pub(crate) idx: PeerIdx,
     pub(crate) address: Address,
     pub(crate) base: Base,
-    pub(crate) losses: Arc<Losses>,
+    office: Arc<TicketOffice>,
     link: OnceLock<Arc<dyn Link>>,
     shm: OnceLock<Arc<ShmLink>>,
     /// By library.
@@ -181,7 +182,7 @@ pub(crate) enum Content {
 }
 
 impl Peer {
-    pub(crate) fn new(idx: PeerIdx, address: Address, base: Base, now_ns: u64) -> Self {
+    pub(crate) fn new(idx: PeerIdx, address: Address, base: Base, now_ns: u64, office: Arc<TicketOffice>) -> Self {
         let state = PeerState {
             phase: Phase::Idle,
             session: None,
@@ -196,7 +197,7 @@ impl Peer {
             idx,
             address,
             base,
-            losses: Arc::default(),
+            office,
             link: OnceLock::new(),
             shm: OnceLock::new(),
             rails: Default::default(),
@@ -328,6 +329,11 @@ impl Peer {
         self.heard_ns.load(Ordering::Relaxed)
     }
 
+    /// Has the peer told that a count will never come.
+    pub(crate) fn note_loss(&self, imm: Imm) {
+        self.office.losses.note(self.idx, imm);
+    }
+
     /// Whether nothing waits, so that an operation may pass straight through.
     pub(crate) fn is_clear(&self) -> bool {
         // ORDERING: operations are not ordered; a hint.
@@ -366,14 +372,32 @@ impl Peer {
     }
 
     /// Hands an operation to the link, or gives it back when it must wait.
-    pub(crate) fn dispatch(&self, submission: Submission) -> Option<Submission> {
+    fn dispatch(&self, submission: Submission) -> Option<Submission> {
+        match self.prepare_op(submission) {
+            Prepared::Waits(submission) => return Some(submission),
+            Prepared::Op(link, op) => drop(link.post(op)),
+            Prepared::Ended => {}
+        }
+        None
+    }
+
+    /// The link that carries the data, if something can be posted to it now.
+    #[inline]
+    pub(crate) fn open_link(&self) -> Option<&dyn Link> {
+        let link = self.link()?;
+        let is_open = self.lost().is_none() && (self.base.has_control() || link.transport() == "shm");
+        is_open.then_some(&**link)
+    }
+
+    /// What is to be posted, if it can be now.
+    pub(crate) fn prepare_op(&self, submission: Submission) -> Prepared<'_> {
         if let Some(why) = self.lost().cloned().or_else(|| submission.ticket.given_up()) {
             submission.end(why, self);
-            return None;
+            return Prepared::Ended;
         }
+        // The receiver checks the checksum of framed bytes, on every path.
         let link: &dyn Link = match self.link() {
-            None => return Some(submission),
-            // The receiver checks the checksum of framed bytes, on every path.
+            None => return Prepared::Waits(submission),
             Some(_) if submission.verify => self.base.as_link(),
             Some(link) if matches!(&submission.content, Content::Message(bytes) if bytes.len() > link.max_message_bytes()) => {
                 self.base.as_link()
@@ -381,40 +405,43 @@ impl Peer {
             Some(link) => &**link,
         };
         // On the same host the process itself is watched; elsewhere nothing new goes to a peer that may be gone.
-        if link.transport() != "shm" && !self.base.has_control() {
-            return Some(submission);
+        if !self.base.has_control() && link.transport() != "shm" {
+            return Prepared::Waits(submission);
         }
-        let payload = match submission.content {
-            Content::Probe => {
-                submission.ticket.part_ended(Ok(()));
-                return None;
-            }
-            Content::Signal => Payload::Signal,
-            Content::Message(ref bytes) if self.takes_at_most() < bytes.len() => {
-                submission.end(Failure::Refused(Refusal::TooLarge), self);
-                return None;
-            }
-            Content::Message(bytes) => Payload::Message(bytes),
-            Content::Write { ref source, region, key, nbytes, is_on_gpu, ref extents } => {
-                if let Some(why) = obstacle(link, self, source, is_on_gpu, submission.verify) {
+        let binding = match &submission.content {
+            Content::Write { source, region, key, nbytes, is_on_gpu, .. } => {
+                if let Some(why) = obstacle(link, self, source, *is_on_gpu, submission.verify) {
                     submission.end(Failure::Unsupported(why), self);
-                    return None;
+                    return Prepared::Ended;
                 }
-                let binding = link.bind(region, key, nbytes);
+                let binding = link.bind(*region, *key, *nbytes);
                 match binding.enter() {
-                    Ok(()) => Payload::Write { source: Arc::clone(source), binding, extents: extents.clone() },
+                    Ok(()) => Some(binding),
                     Err(BindingState::Refused(refusal)) => {
                         submission.end(Failure::Refused(refusal), self);
-                        return None;
+                        return Prepared::Ended;
                     }
-                    Err(_) => return Some(submission),
+                    Err(_) => return Prepared::Waits(submission),
                 }
             }
+            Content::Message(bytes) if self.takes_at_most() < bytes.len() => {
+                submission.end(Failure::Refused(Refusal::TooLarge), self);
+                return Prepared::Ended;
+            }
+            _ => None,
         };
-        let Submission { id, imm, verify, ticket, .. } = submission;
-        let loss = Loss::new(Arc::clone(&self.losses));
-        link.post(Op { id, peer: self.idx, payload, imm, verify, ticket, loss });
-        None
+        let Submission { id, content, imm, verify, ticket } = submission;
+        let payload = match (content, binding) {
+            (Content::Write { source, extents, .. }, Some(binding)) => Payload::Write { source, binding, extents },
+            (Content::Message(bytes), _) => Payload::Message(bytes),
+            (Content::Signal, _) => Payload::Signal,
+            // A probe; a write has a binding.
+            _ => {
+                ticket.part_ended(Ok(()));
+                return Prepared::Ended;
+            }
+        };
+        Prepared::Op(link, Op { id, peer: self.idx, payload, imm, verify, ticket, loss: Loss::default() })
     }
 
     /// Longest message that the peer takes.
@@ -461,7 +488,7 @@ impl Peer {
 impl Submission {
     fn end(self, why: Failure, peer: &Peer) {
         if let Some((imm, _)) = self.imm {
-            peer.losses.note(imm);
+            peer.note_loss(imm);
         }
         self.ticket.fail_by(peer.idx, why.clone());
         self.ticket.part_ended_at(peer.idx, Err(why));

@@ -8,27 +8,32 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex};
 
 use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::{Link, PeerIdx};
 use anyfabric_wire::{Address, EngineId};
+use arc_swap::{ArcSwap, Guard};
 
-use crate::inner::Inner;
+use crate::inner::{lock, Inner};
 use crate::peer::{Base, Peer};
 
 /// Every peer that is known.
 #[derive(Default)]
 pub(crate) struct PeerTable {
-    known: RwLock<Known>,
+    /// Read on the way of operations and arrivals, so without a lock.
+    known: ArcSwap<Known>,
+    /// Who makes another list.
+    change: Mutex<()>,
     /// Grows with every peer that comes or is lost.
     version: AtomicU64,
 }
 
-#[derive(Default)]
-struct Known {
+/// The peers as they are at one moment; changes make another list.
+#[derive(Default, Clone)]
+pub(crate) struct Known {
     by_engine: HashMap<EngineId, Arc<Peer>>,
-    by_idx: BTreeMap<PeerIdx, Arc<Peer>>,
+    pub(crate) by_idx: BTreeMap<PeerIdx, Arc<Peer>>,
     /// Of those, the lost ones, oldest first.
     lost: VecDeque<PeerIdx>,
     /// No number is used twice.
@@ -36,12 +41,18 @@ struct Known {
 }
 
 impl PeerTable {
-    fn read(&self) -> RwLockReadGuard<'_, Known> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    /// The list, for a moment.
+    #[inline]
+    pub(crate) fn known(&self) -> Guard<Arc<Known>> {
+        self.known.load()
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Known> {
-        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    fn change<R>(&self, change: impl FnOnce(&mut Known) -> R) -> R {
+        let _guard = lock(&self.change);
+        let mut known = Known::clone(&self.known.load());
+        let result = change(&mut known);
+        self.known.store(Arc::new(known));
+        result
     }
 
     fn note_change(&self) {
@@ -50,20 +61,35 @@ impl PeerTable {
     }
 }
 
+impl Known {
+    #[inline]
+    pub(crate) fn find(&self, engine: EngineId) -> Option<&Arc<Peer>> {
+        self.by_engine.get(&engine)
+    }
+
+    /// Those that are not lost, in the order of their numbers.
+    pub(crate) fn live(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.by_idx.values().filter(|peer| peer.lost().is_none())
+    }
+
+    pub(crate) fn num_live(&self) -> usize {
+        self.by_idx.len() - self.lost.len()
+    }
+}
+
 impl Inner {
     /// All of them, in the order in which they came.
     pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
-        self.peers.read().by_idx.values().cloned().collect()
+        self.peers.known().by_idx.values().cloned().collect()
     }
 
     /// Those that are not lost, in the order of their numbers.
     pub(crate) fn live_peers(&self) -> Vec<Arc<Peer>> {
-        self.peers.read().by_idx.values().filter(|peer| peer.lost().is_none()).cloned().collect()
+        self.peers.known().live().cloned().collect()
     }
 
     pub(crate) fn num_live_peers(&self) -> usize {
-        let known = self.peers.read();
-        known.by_idx.len() - known.lost.len()
+        self.peers.known().num_live()
     }
 
     /// Another number once [`Inner::live_peers`] may be others.
@@ -74,11 +100,11 @@ impl Inner {
     }
 
     pub(crate) fn peer(&self, idx: PeerIdx) -> Option<Arc<Peer>> {
-        self.peers.read().by_idx.get(&idx).cloned()
+        self.peers.known().by_idx.get(&idx).cloned()
     }
 
     pub(crate) fn find_peer(&self, engine: EngineId) -> Option<Arc<Peer>> {
-        self.peers.read().by_engine.get(&engine).cloned()
+        self.peers.known().by_engine.get(&engine).cloned()
     }
 
     /// The peer at that address, known or new.
@@ -86,38 +112,38 @@ impl Inner {
         if let Some(peer) = self.find_peer(address.engine) {
             return peer;
         }
-        let mut known = self.peers.write();
-        let Known { by_engine, by_idx, next_idx, .. } = &mut *known;
-        let peer = by_engine.entry(address.engine).or_insert_with(|| {
-            let idx = *next_idx;
-            *next_idx += 1;
-            let (streams, limit) = (self.config.tcp_streams, self.config.max_message_bytes);
-            let regions = Arc::clone(&self.regions);
-            let base = match &self.simulated {
-                Some(endpoint) => Base::Simulated(endpoint.link(idx, address.engine, regions)),
-                None => Base::Tcp(Arc::new(TcpLink::new(idx, regions, limit, streams, self.clock.clone()))),
-            };
-            let peer = Arc::new(Peer::new(idx, address.clone(), base, self.clock.now_ns()));
-            by_idx.insert(idx, Arc::clone(&peer));
-            peer
+        let peer = self.peers.change(|known| {
+            let Known { by_engine, by_idx, next_idx, .. } = known;
+            let peer = by_engine.entry(address.engine).or_insert_with(|| {
+                let idx = *next_idx;
+                *next_idx += 1;
+                let (streams, limit) = (self.config.tcp_streams, self.config.max_message_bytes);
+                let regions = Arc::clone(&self.regions);
+                let base = match &self.simulated {
+                    Some(endpoint) => Base::Simulated(endpoint.link(idx, address.engine, regions)),
+                    None => Base::Tcp(Arc::new(TcpLink::new(idx, regions, limit, streams, self.clock.clone()))),
+                };
+                let office = Arc::clone(&self.office);
+                let peer = Arc::new(Peer::new(idx, address.clone(), base, self.clock.now_ns(), office));
+                by_idx.insert(idx, Arc::clone(&peer));
+                peer
+            });
+            Arc::clone(peer)
         });
-        let peer = Arc::clone(peer);
-        drop(known);
         self.peers.note_change();
         peer
     }
 
     /// The next who asks for that engine meets it like a new one.
     pub(crate) fn unlist(&self, engine: EngineId) {
-        self.peers.write().by_engine.remove(&engine);
+        self.peers.change(|known| known.by_engine.remove(&engine));
     }
 
     /// A peer was lost. Forgets the oldest such, when there are many.
     pub(crate) fn note_lost(&self, peer: &Peer) {
         let mut forgotten = Vec::new();
-        {
-            let mut known = self.peers.write();
-            let Known { by_engine, by_idx, lost, .. } = &mut *known;
+        self.peers.change(|known| {
+            let Known { by_engine, by_idx, lost, .. } = known;
             lost.push_back(peer.idx);
             while lost.len() > MAX_LOST {
                 // One that may still write is kept, for its exit must be noticed.
@@ -129,8 +155,10 @@ impl Inner {
                 }
                 forgotten.push(peer);
             }
-        }
+        });
         self.peers.note_change();
+        // What it was to be told nobody can tell it any more.
+        forgotten.iter().for_each(|peer| drop(self.office.losses.take(peer.idx)));
         // Unmapping its rings takes a while; not under the lock.
         drop(forgotten);
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use anyfabric_plan::Extents;
-use anyfabric_transports::{Binding, Link};
+use anyfabric_transports::{Binding, Link, Region as Memory};
 use anyfabric_wire::{Address, Descriptor, Device};
 
 use crate::inner::Inner;
@@ -82,6 +82,23 @@ impl RemoteShared {
         self.route.get().filter(|route| route.engine == Arc::as_ptr(inner) as usize)
     }
 
+    /// What is submitted to write ranges of `source` here.
+    pub(crate) fn content(&self, source: &Arc<Memory>, extents: Extents) -> Content {
+        let Descriptor { region, key, nbytes, device, .. } = self.descriptor;
+        let is_on_gpu = device != Device::Host;
+        Content::Write { source: Arc::clone(source), region, key, nbytes, is_on_gpu, extents }
+    }
+
+    /// Enters the binding of that peer's link, if it was found before and stands.
+    #[inline]
+    pub(crate) fn enter(&self, peer: &Arc<Peer>, source: &Memory) -> Option<Arc<Binding>> {
+        let route = self.route.get().filter(|route| Arc::ptr_eq(&route.peer, peer))?;
+        if source.gpu_memory().is_some() && !route.link.reaches_gpu_memory() {
+            return None;
+        }
+        route.binding.enter().is_ok().then(|| Arc::clone(&route.binding))
+    }
+
     /// Remembers how this engine reaches the region.
     pub(crate) fn find_route(&self, inner: &Arc<Inner>, peer: &Arc<Peer>) {
         let reaches = |link: &&Arc<dyn Link>| self.descriptor.device == Device::Host || link.reaches_gpu_memory();
@@ -133,9 +150,7 @@ impl RemoteSlice {
 impl RemoteSlice {
     /// What is submitted to write ranges of `src` here.
     pub(crate) fn content(&self, src: &Slice, extents: Extents) -> Content {
-        let Descriptor { region, key, nbytes, device, .. } = self.shared.descriptor;
-        let is_on_gpu = device != Device::Host;
-        Content::Write { source: Arc::clone(&src.memory), region, key, nbytes, is_on_gpu, extents }
+        self.shared.content(&src.memory, extents)
     }
 }
 

@@ -10,11 +10,11 @@
 //! see which of these it is.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, OnceLock, TryLockError};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
-use anyfabric_transports::Ticket;
+use anyfabric_transports::{try_lock, Ticket};
 
 use crate::driver::Driver;
 use crate::inner::{nanos, Inner};
@@ -37,12 +37,24 @@ pub(crate) struct Presence {
     user_blocked: AtomicBool,
     /// A user thread spins beside the worker and would rather drive itself.
     wanted: AtomicBool,
+    /// What a closing engine asked of whoever drives is done.
+    has_turned_last: AtomicBool,
     stop: AtomicBool,
 }
 
 impl Presence {
     pub(crate) fn set_worker(&self, thread: Thread) {
         let _ = self.worker.set(thread);
+    }
+
+    pub(crate) fn set_turned_last(&self) {
+        // ORDERING: release what was ended; partner: `has_turned_last`.
+        self.has_turned_last.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_turned_last(&self) -> bool {
+        // ORDERING: see `set_turned_last`.
+        self.has_turned_last.load(Ordering::Acquire)
     }
 
     pub(crate) fn stop(&self) {
@@ -296,11 +308,7 @@ impl Inner {
     }
 
     fn try_driver(&self) -> Option<MutexGuard<'_, Driver>> {
-        match self.driver.try_lock() {
-            Ok(driver) => Some(driver),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        try_lock(&self.driver)
     }
 
     fn drive(&self, driver: &mut Driver, now_ns: u64, spin_end_ns: u64, done: &impl Fn() -> bool) -> Driven {
@@ -400,7 +408,7 @@ impl Inner {
                 std::hint::spin_loop();
             }
             let now_ns = self.clock.now_ns();
-            if done() || now_ns >= spin_end_ns || self.driver.try_lock().is_ok() {
+            if done() || now_ns >= spin_end_ns || self.try_driver().is_some() {
                 self.presence.wanted.store(false, Ordering::Relaxed);
                 return now_ns;
             }

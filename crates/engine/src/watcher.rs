@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyfabric_plan::{Extent, Extents, PageList};
 use anyfabric_transports::sys::Mapping;
-use anyfabric_transports::{Failure, Ticket};
+use anyfabric_transports::{Failure, Terms, Ticket};
 use anyfabric_wire::Imm;
 
 use crate::checks::{check_imm, check_pages};
@@ -161,7 +161,10 @@ impl Watcher {
             Operation::Write { src, dst } => {
                 Extents::One(Extent { src: src.offset, dst: dst.offset, nbytes: src.nbytes })
             }
-            Operation::WritePages { src, src_pages, dst, dst_pages } => check_pages(&src, src_pages, &dst, dst_pages)?,
+            Operation::WritePages { src, src_pages, dst, dst_pages } => {
+                check_pages(&src, &src_pages, &dst, &dst_pages)?;
+                Extents::pages(src_pages, dst_pages)
+            }
         };
         let descriptor = &dst.shared.descriptor;
         let peer = self.inner.peer_at(&descriptor.address);
@@ -173,9 +176,10 @@ impl Watcher {
         // The path is made now, so that firing finds it.
         self.inner.prepare(&peer);
         let count = extents.num_extents() as u32;
-        let (doorbell, clock) = (Arc::clone(&self.inner.doorbell), self.inner.clock.clone());
-        let ticket = Arc::new(Ticket::new(doorbell, clock, 1, nbytes, u64::MAX));
-        ticket.hold(Arc::clone(&src.memory));
+        let source = Some(Arc::clone(&src.memory));
+        let submitted_ns = self.inner.clock.now_ns();
+        let terms = Terms { num_parts: 1, nbytes, submitted_ns, deadline_ns: u64::MAX, source };
+        let ticket = Arc::new(Ticket::new(Arc::clone(&self.inner.office), terms));
         let content = dst.content(&src, extents);
         let transfer = Transfer::pending(Arc::clone(&self.inner), about, Arc::clone(&ticket));
         let imm = imm.map(|imm| (imm, count));
@@ -311,14 +315,14 @@ impl Trigger {
         }
         let Self { inner, peer, content, imm, ticket } = self;
         ticket.restart(nanos(inner.config.timeout));
-        inner.track(&ticket, imm.map(|(imm, _)| imm), vec![Arc::clone(&peer)]);
+        inner.track(&ticket, imm.map(|(imm, _)| imm), peer.idx);
         inner.submit(&peer, content, imm, false, &ticket);
     }
 
     /// It will not be submitted: whoever counts on it is told.
     fn end(self, why: Failure) {
         if let Some((imm, _)) = self.imm {
-            self.peer.losses.note(imm);
+            self.peer.note_loss(imm);
         }
         self.ticket.part_ended(Err(why));
     }

@@ -10,7 +10,7 @@ mod null_nic;
 use std::time::{Duration, Instant};
 
 use anyfabric_engine::transports::verbs::VerbsSettings;
-use anyfabric_engine::{Code, Config, Engine, Region, Remote, Result, Transfer, WriteOptions};
+use anyfabric_engine::{Code, Config, Engine, Polling, Region, Remote, Result, ScatterTarget, Transfer, WriteOptions};
 use null_nic::{knob, library, Knob};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -27,7 +27,10 @@ struct Pair {
 
 impl Pair {
     fn new(nics: (&[&str], &[&str]), nbytes: u64) -> Self {
-        let (here, there) = (engine(nics.0), engine(nics.1));
+        Self::between(engine(nics.0), engine(nics.1), nbytes)
+    }
+
+    fn between(here: Engine, there: Engine, nbytes: u64) -> Self {
         let (region, theirs) = (here.allocate(nbytes).unwrap(), there.allocate(nbytes).unwrap());
         let remote = here.import(&theirs.descriptor().unwrap().encode()).unwrap();
         here.connect(there.address(), Some(LONG)).unwrap();
@@ -82,6 +85,8 @@ fn engines_over_the_null_nic() {
     a_large_region_is_pinned_aside();
     memory_is_registered_once_a_device();
     a_peer_with_other_transports_only();
+    a_scatter_from_memory_that_no_nic_knows();
+    an_end_while_somebody_waits_busily();
 }
 
 fn wrong_settings_are_named() {
@@ -248,4 +253,31 @@ fn a_peer_with_other_transports_only() {
     assert_eq!(error.code, Code::Unsupported, "{error}");
     let text = error.to_string();
     assert!(text.contains(r#"here ["verbs"]"#) && text.contains(r#"there ["tcp"]"#), "{text}");
+}
+
+/// What it waits for is registered without the NICs in hand: more targets than can be left for later all end.
+fn a_scatter_from_memory_that_no_nic_knows() {
+    let pair = Pair::new((&["null0", "null1"], &["null0"]), 1 << 16);
+    pair.write(64).unwrap();
+    let fresh = pair.here.allocate(1 << 16).unwrap();
+    let target = |at| ScatterTarget { remote: pair.remote.clone(), src_offset: at, dst_offset: at, nbytes: 64 };
+    let targets: Vec<_> = (0..1000).map(|idx| target(idx * 64)).collect();
+    let before = knob(Knob::NumRequests, None);
+    pair.here.scatter(&fresh, &targets, None, WriteOptions::counted(1)).unwrap().wait(Some(LONG)).unwrap();
+    assert_eq!(knob(Knob::NumRequests, None) - before, 1000);
+}
+
+/// Who waits without an end and never blocks has the driver all the time.
+fn an_end_while_somebody_waits_busily() {
+    let busy = Engine::new(Config { polling: Polling::Busy, ..config(&["null0"]) }).unwrap();
+    let pair = Pair::between(busy, engine(&["null0"]), 64);
+    let never = pair.here.counter(Some(2), &[]).unwrap();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| never.wait(1, None));
+        // Somebody drives it.
+        let went: Result<Vec<()>> = (0..100).map(|_| pair.write(64)).collect();
+        pair.here.close(Duration::from_millis(1));
+        assert_eq!(waits.join().unwrap().unwrap_err().code, Code::Closed);
+        went.unwrap();
+    });
 }

@@ -1,5 +1,7 @@
 //! The byte ranges of one operation, in a form that is cheap to walk.
 
+use std::sync::Arc;
+
 use crate::PageList;
 
 /// One range to copy.
@@ -20,10 +22,9 @@ pub enum Extents {
     One(Extent),
     /// Pages `first..end` of two lists that are alike.
     Pages {
-        /// At the source.
-        src: PageList,
-        /// At the destination.
-        dst: PageList,
+        /// The lists. Behind a pointer, for operations are handed from one to the next
+        /// a dozen times, and most have a single range.
+        lists: Arc<PageLists>,
         /// First page.
         first: usize,
         /// One past the last page.
@@ -31,12 +32,20 @@ pub enum Extents {
     },
 }
 
+/// Pages at the source, and where they go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PageLists {
+    /// At the source.
+    pub src: PageList,
+    /// At the destination.
+    pub dst: PageList,
+}
+
 impl Extents {
     /// All pages of two lists that passed [`PageList::check_alike`]; of others,
     /// [`Extents::nth`] may panic.
     pub fn pages(src: PageList, dst: PageList) -> Self {
-        let end = src.num_pages();
-        Self::Pages { src, dst, first: 0, end }
+        Arc::new(PageLists { src, dst }).into()
     }
 
     /// Number of ranges.
@@ -51,10 +60,10 @@ impl Extents {
     /// Bytes of all ranges; saturates, for one page may be listed any number of
     /// times.
     #[inline]
-    pub const fn nbytes(&self) -> u64 {
+    pub fn nbytes(&self) -> u64 {
         match self {
             Self::One(extent) => extent.nbytes,
-            Self::Pages { src, .. } => src.page_bytes().saturating_mul(self.num_extents() as u64),
+            Self::Pages { lists, .. } => lists.src.page_bytes().saturating_mul(self.num_extents() as u64),
         }
     }
 
@@ -66,7 +75,8 @@ impl Extents {
     pub fn nth(&self, idx: usize) -> Extent {
         match self {
             Self::One(extent) => *extent,
-            Self::Pages { src, dst, first, .. } => {
+            Self::Pages { lists, first, .. } => {
+                let PageLists { src, dst } = &**lists;
                 Extent { src: src.offset_of(first + idx), dst: dst.offset_of(first + idx), nbytes: src.page_bytes() }
             }
         }
@@ -77,10 +87,18 @@ impl Extents {
     pub fn slice(&self, start: u64, len: u64) -> Self {
         match self {
             Self::One(extent) => Self::One(Extent { src: extent.src + start, dst: extent.dst + start, nbytes: len }),
-            Self::Pages { src, dst, first, .. } => {
+            Self::Pages { lists, first, .. } => {
                 let first = first + start as usize;
-                Self::Pages { src: src.clone(), dst: dst.clone(), first, end: first + len as usize }
+                Self::Pages { lists: Arc::clone(lists), first, end: first + len as usize }
             }
         }
+    }
+}
+
+impl From<Arc<PageLists>> for Extents {
+    /// As [`Extents::pages`].
+    fn from(lists: Arc<PageLists>) -> Self {
+        let end = lists.src.num_pages();
+        Self::Pages { lists, first: 0, end }
     }
 }

@@ -11,8 +11,8 @@ mod shards;
 mod topology;
 
 pub use choose::{choose, Candidate, Choice};
-pub use extents::{Extent, Extents};
+pub use extents::{Extent, Extents, PageLists};
 pub use pages::{PageError, PageList};
 pub use rails::{join_nics, RailPlan};
-pub use shards::{quarters, shard_bytes, shard_pages, Shard, MAX_SHARDS};
+pub use shards::{quarters, shard_bytes, shard_pages, Shard, Shards, MAX_SHARDS};
 pub use topology::{Core, Device, Distance, Fabric, Gpu, Group, NicPort, Place, Request, Topology};

@@ -8,7 +8,7 @@ use thiserror::Error;
 ///
 /// One compact description serves a paged KV cache (indexed), a column of
 /// heads (strided) and both at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageList {
     indices: Arc<[u32]>,
     max_index: u32,

@@ -5,6 +5,8 @@
 //! each part, four in all; that is why at most four NICs serve one operation.
 //! Pages are never split, so each carries a whole count.
 
+use arrayvec::ArrayVec;
+
 /// Most parts of one operation.
 pub const MAX_SHARDS: usize = 4;
 
@@ -20,6 +22,9 @@ pub struct Shard {
     /// Weight of the part's immediate, in quarters of a count.
     pub quarters: u8,
 }
+
+/// The parts of one operation; made for every operation, so nothing is allocated.
+pub type Shards = ArrayVec<Shard, MAX_SHARDS>;
 
 /// The weights of `num_parts` parts, 1 to 4: each at least one, four in all.
 pub const fn quarters(num_parts: usize) -> &'static [u8] {
@@ -38,7 +43,7 @@ pub const fn quarters(num_parts: usize) -> &'static [u8] {
 /// multiples of 4096 from the start, and only a write of no bytes has an empty
 /// one. A NIC of speed 0 is down and gets nothing; no shards means that every
 /// NIC is down.
-pub fn shard_bytes(nbytes: u64, speeds: &[u32], min_bytes: u64, turn: usize) -> Vec<Shard> {
+pub fn shard_bytes(nbytes: u64, speeds: &[u32], min_bytes: u64, turn: usize) -> Shards {
     let wanted = (nbytes / min_bytes.max(1)).clamp(1, MAX_SHARDS as u64) as usize;
     let mut shards = split(nbytes, ALIGN, speeds, wanted, turn);
     let num_parts = shards.len();
@@ -51,7 +56,7 @@ pub fn shard_bytes(nbytes: u64, speeds: &[u32], min_bytes: u64, turn: usize) -> 
 /// Splits `num_pages` pages into contiguous runs, one a NIC, in proportion to
 /// their speeds; each page carries a whole count. Only no pages give an empty
 /// run, and no runs mean that every NIC is down.
-pub fn shard_pages(num_pages: usize, page_bytes: u64, speeds: &[u32], min_bytes: u64, turn: usize) -> Vec<Shard> {
+pub fn shard_pages(num_pages: usize, page_bytes: u64, speeds: &[u32], min_bytes: u64, turn: usize) -> Shards {
     let nbytes = page_bytes.saturating_mul(num_pages as u64);
     let wanted = (nbytes / min_bytes.max(1)).clamp(1, num_pages.clamp(1, MAX_SHARDS) as u64) as usize;
     split(num_pages as u64, 1, speeds, wanted, turn)
@@ -60,7 +65,7 @@ pub fn shard_pages(num_pages: usize, page_bytes: u64, speeds: &[u32], min_bytes:
 /// Splits `len` over the `wanted` NICs that are up, beginning with the `turn`-th
 /// of them, at multiples of `align` and without empty parts, but for the one of a
 /// `len` of 0, for which one NIC is wanted; each part weighs a whole count.
-fn split(len: u64, align: u64, speeds: &[u32], wanted: usize, turn: usize) -> Vec<Shard> {
+fn split(len: u64, align: u64, speeds: &[u32], wanted: usize, turn: usize) -> Shards {
     let up = || speeds.iter().enumerate().filter(|(_, &speed)| speed > 0);
     let num_up = up().count();
     let wanted = wanted.min(num_up);
@@ -68,7 +73,7 @@ fn split(len: u64, align: u64, speeds: &[u32], wanted: usize, turn: usize) -> Ve
     let nics = || up().cycle().skip(turn.checked_rem(num_up).unwrap_or(0)).take(wanted);
     let total: u64 = nics().map(|(_, &speed)| u64::from(speed)).sum();
 
-    let mut shards = Vec::with_capacity(wanted);
+    let mut shards = Shards::new();
     let (mut start, mut speed_so_far) = (0, 0);
     for (nic_idx, &speed) in nics() {
         speed_so_far += u64::from(speed);

@@ -6,9 +6,10 @@
 //! promised.
 
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyfabric_engine as native;
+use native::transports::lock;
 use native::transports::sys::{fork_generation, EventFd};
 use pyo3::prelude::*;
 
@@ -121,6 +122,6 @@ impl Queue {
     /// lock may have been held when it forked.
     fn open(&self) -> Option<MutexGuard<'_, State>> {
         let same_process = self.generation == fork_generation();
-        same_process.then(|| self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        same_process.then(|| lock(&self.state))
     }
 }

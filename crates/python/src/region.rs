@@ -4,10 +4,11 @@
 //! hold it on their own account (`anyfabric.memory`). Allocated memory stays
 //! mapped as long as the `Region` object lives, for its views hold that.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use anyfabric_engine as native;
+use native::transports::lock;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
@@ -46,7 +47,7 @@ impl Region {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The region, unless it is closed.

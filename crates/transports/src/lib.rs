@@ -32,9 +32,11 @@ pub use binding::{Binding, BindingState, BindingTable, Target};
 pub use clock::Clock;
 pub use copy::{copy, copy_large, NON_TEMPORAL_BYTES};
 pub use doorbell::Doorbell;
-pub use link::{ControlPath, Inline, Link, LinkError, Loss, Losses, Op, Payload, Sink};
-pub use lock::lock;
+pub use link::{ControlPath, Inline, Link, LinkError, Loss, Losses, Op, Payload, Place, Sink};
+#[cfg(debug_assertions)]
+pub use lock::num_locks;
+pub use lock::{lock, read, try_lock, write};
 pub use region::{Backing, PeerIdx, Region, RegionTable};
 pub use splits::Splits;
 pub use stats::{Histogram, NicStats, PeerStats};
-pub use ticket::{Failure, Ticket, TicketState};
+pub use ticket::{Failure, Terms, Ticket, TicketOffice, TicketState};

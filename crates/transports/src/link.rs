@@ -1,6 +1,6 @@
 //! The trait that every transport implements, and what passes through it.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -28,7 +28,7 @@ pub struct Op {
     pub verify: bool,
     /// Ended by whoever carries the operation out.
     pub ticket: Arc<Ticket>,
-    /// Where to note that its count will never come.
+    /// Whether it was noted that its count will never come.
     pub loss: Loss,
 }
 
@@ -77,8 +77,8 @@ impl Op {
     pub fn note_loss(&self) {
         if let Some((imm, _)) = self.imm {
             // ORDERING: it guards nothing but itself.
-            if !self.loss.is_noted.swap(true, Ordering::Relaxed) {
-                self.loss.losses.note(imm);
+            if !self.loss.0.swap(true, Ordering::Relaxed) {
+                self.ticket.note_loss(self.peer, imm);
             }
         }
     }
@@ -117,36 +117,46 @@ pub struct Inline<'a> {
     pub imm: Option<(Imm, u32)>,
 }
 
-/// One operation's place among the [`Losses`].
-#[derive(Debug)]
-pub struct Loss {
-    losses: Arc<Losses>,
-    is_noted: AtomicBool,
-}
+/// Whether one operation is among the [`Losses`]; by default it is not.
+#[derive(Debug, Default)]
+pub struct Loss(AtomicBool);
 
-impl Loss {
-    /// Not lost yet.
-    pub fn new(losses: Arc<Losses>) -> Self {
-        Self { losses, is_noted: AtomicBool::new(false) }
-    }
-}
-
-/// Counts that will never come: the engine tells the receiver.
+/// Counts of an engine's that will never come: it tells the receivers.
 #[derive(Debug, Default)]
 pub struct Losses {
-    imms: Mutex<VecDeque<Imm>>,
+    imms: Mutex<HashMap<PeerIdx, Vec<Imm>>>,
+    has_some: AtomicBool,
 }
 
 impl Losses {
-    /// Notes one.
-    pub fn note(&self, imm: Imm) {
-        lock(&self.imms).push_back(imm);
+    /// Notes one of a peer's.
+    pub fn note(&self, peer: PeerIdx, imm: Imm) {
+        lock(&self.imms).entry(peer).or_default().push(imm);
+        // ORDERING: a hint; the lock orders the rest, and who looks too early looks again.
+        self.has_some.store(true, Ordering::Release);
     }
 
-    /// Takes all that were noted.
-    pub fn take(&self) -> VecDeque<Imm> {
-        std::mem::take(&mut lock(&self.imms))
+    /// Takes all of a peer's that were noted.
+    pub fn take(&self, peer: PeerIdx) -> Vec<Imm> {
+        // ORDERING: see `note`.
+        if !self.has_some.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut imms = lock(&self.imms);
+        let of_peer = imms.remove(&peer).unwrap_or_default();
+        // ORDERING: under the lock.
+        self.has_some.store(!imms.is_empty(), Ordering::Release);
+        of_peer
     }
+}
+
+/// Where a link posts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Names the group.
+    pub group: usize,
+    /// The link's number there.
+    pub link: u32,
 }
 
 /// One engine's way to one peer.
@@ -197,6 +207,20 @@ pub trait Link: Send + Sync {
     /// Takes an operation; it ends through its ticket, maybe before this
     /// returns. True when progress must be driven for that.
     fn post(&self, op: Op) -> bool;
+
+    /// Which group of NICs it posts through, and its number there: operations of
+    /// links of one group can be posted together.
+    fn place(&self) -> Option<Place> {
+        None
+    }
+
+    /// As [`Link::post`], for operations of links of this one's group, each with
+    /// the number of its link.
+    fn post_many(&self, next: &mut dyn FnMut() -> Option<(u32, Op)>) {
+        while let Some((_, op)) = next() {
+            self.post(op);
+        }
+    }
 
     /// Moves on what needs no descriptor: rings, queued copies. Costs little
     /// when there is nothing. True when something moved.
@@ -305,33 +329,35 @@ pub enum LinkError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Clock, Doorbell};
+    use crate::{Clock, Doorbell, Terms, TicketOffice};
 
     /// A transfer is given up, and looked after again and again until it ends.
     #[test]
     fn a_lost_count_is_noted_once() {
         let doorbell = Arc::new(Doorbell::private().expect("memory"));
-        let losses = Arc::new(Losses::default());
+        let office = Arc::new(TicketOffice::new(doorbell, Clock::Real));
+        let terms = || Terms { num_parts: 1, nbytes: 0, submitted_ns: 0, deadline_ns: 0, source: None };
+        let take = || office.losses.take(0);
         let op = |imm| Op {
             id: 1,
             peer: 0,
             payload: Payload::Signal,
             imm,
             verify: false,
-            ticket: Arc::new(Ticket::new(Arc::clone(&doorbell), Clock::Real, 1, 0, 0)),
-            loss: Loss::new(Arc::clone(&losses)),
+            ticket: Arc::new(Ticket::new(Arc::clone(&office), terms())),
+            loss: Loss::default(),
         };
         let imm = Imm::new(7).expect("below 2^30");
         let counted = op(Some((imm, 4)));
         counted.note_loss();
         counted.note_loss();
-        assert_eq!(losses.take(), [imm]);
+        assert_eq!(take(), [imm]);
         // The imm may be another operation's by now.
         counted.end(Err(Failure::Cancelled));
-        assert!(losses.take().is_empty());
+        assert!(take().is_empty());
         op(Some((imm, 1))).end(Err(Failure::Cancelled));
         op(Some((imm, 1))).end(Ok(()));
         op(None).end(Err(Failure::Cancelled));
-        assert_eq!(losses.take(), [imm]);
+        assert_eq!(take(), [imm]);
     }
 }

@@ -4,14 +4,14 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 
 use anyfabric_cuda::GpuMemory;
 use anyfabric_wire::Refusal;
 
-use crate::lock;
 use crate::mutant::Mutant;
 use crate::sys::{Fd, Mapping};
+use crate::{lock, read, write};
 
 /// A peer, by its number at this engine; never used twice.
 pub type PeerIdx = u32;
@@ -288,17 +288,17 @@ pub struct RegionTable {
 impl RegionTable {
     /// Makes a region known.
     pub fn insert(&self, region: Arc<Region>) {
-        self.regions.write().unwrap_or_else(PoisonError::into_inner).insert(region.id, region);
+        write(&self.regions).insert(region.id, region);
     }
 
     /// Forgets a region.
     pub fn remove(&self, id: u64) {
-        self.regions.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        write(&self.regions).remove(&id);
     }
 
     /// Every region.
     pub fn all(&self) -> Vec<Arc<Region>> {
-        self.regions.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        read(&self.regions).values().cloned().collect()
     }
 
     /// The region that a peer names, if it holds the key and may write.
@@ -306,7 +306,7 @@ impl RegionTable {
     /// # Errors
     /// [`Refusal`] says why not.
     pub fn admit(&self, peer: PeerIdx, id: u64, key: u64) -> Result<Arc<Region>, Refusal> {
-        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        let regions = read(&self.regions);
         let region = regions.get(&id).ok_or(Refusal::NoRegion)?;
         if !region.writable {
             return Err(Refusal::ReadOnly);

@@ -7,19 +7,12 @@
 //! over one NIC. The receiver keeps the quarters of different peers apart.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard};
 
-use crate::lock;
 use anyfabric_wire::Imm;
 
 /// The imms of split writes of one link.
 #[derive(Debug, Default)]
 pub struct Splits {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
     /// Operation that is split, by imm.
     under_way: HashMap<Imm, u64>,
     /// A part of such a write is lost; the receiver may keep the rest.
@@ -28,28 +21,22 @@ struct State {
 
 impl Splits {
     /// Whether operation `op` may be split; then [`Splits::end`] must follow.
-    pub fn begin(&self, imm: Imm, op: u64) -> bool {
-        let mut state = self.lock();
-        if state.under_way.contains_key(&imm) || state.spoiled.contains(&imm) || state.spoiled.len() >= MAX_SPOILED {
+    pub fn begin(&mut self, imm: Imm, op: u64) -> bool {
+        if self.under_way.contains_key(&imm) || self.spoiled.contains(&imm) || self.spoiled.len() >= MAX_SPOILED {
             return false;
         }
-        state.under_way.insert(imm, op);
+        self.under_way.insert(imm, op);
         true
     }
 
     /// Operation `op` has ended, in whole or not.
-    pub fn end(&self, imm: Imm, op: u64, whole: bool) {
-        let mut state = self.lock();
-        if state.under_way.get(&imm) == Some(&op) {
-            state.under_way.remove(&imm);
+    pub fn end(&mut self, imm: Imm, op: u64, whole: bool) {
+        if self.under_way.get(&imm) == Some(&op) {
+            self.under_way.remove(&imm);
             if !whole {
-                state.spoiled.insert(imm);
+                self.spoiled.insert(imm);
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
     }
 }
 
@@ -62,7 +49,7 @@ mod tests {
 
     #[test]
     fn one_split_write_of_an_imm_at_a_time_and_none_after_a_loss() {
-        let (splits, imm, other) = (Splits::default(), Imm::new(7).unwrap(), Imm::new(8).unwrap());
+        let (mut splits, imm, other) = (Splits::default(), Imm::new(7).unwrap(), Imm::new(8).unwrap());
         assert!(splits.begin(imm, 1));
         assert!(!splits.begin(imm, 2));
         assert!(splits.begin(other, 3));

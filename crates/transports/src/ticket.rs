@@ -1,12 +1,12 @@
 //! One submitted operation's end: done, or failed with one error.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use anyfabric_wire::Refusal;
+use anyfabric_wire::{Imm, Refusal};
 use thiserror::Error;
 
-use crate::{lock, Clock, Doorbell, PeerIdx, Region};
+use crate::{lock, Clock, Doorbell, Losses, PeerIdx, Region};
 
 /// Why an operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -63,22 +63,50 @@ pub enum TicketState {
 /// Runs once when an operation ends; must be quick and must not block.
 pub(crate) type OnEnd = Box<dyn FnOnce() + Send>;
 
+/// What the tickets of one engine share.
+pub struct TicketOffice {
+    doorbell: Arc<Doorbell>,
+    clock: Clock,
+    /// Counts that will never come.
+    pub losses: Losses,
+    /// Operations under way: in the upper half those that have not ended, in the
+    /// lower those that have not quiesced.
+    under_way: AtomicU64,
+}
+
+/// What a ticket is for.
+pub struct Terms {
+    /// Parts, at least one.
+    pub num_parts: u32,
+    /// Bytes of the operation.
+    pub nbytes: u64,
+    /// When it was submitted.
+    pub submitted_ns: u64,
+    /// When it fails unless it has ended.
+    pub deadline_ns: u64,
+    /// Kept alive until the operation has quiesced.
+    pub source: Option<Arc<Region>>,
+}
+
 /// Shared by who submitted an operation and by the parts that carry it out.
 ///
 /// Ends when the last part ends, or at the first failure; *quiesces* when no
 /// part will touch source or target any more, which after a failure is later.
+/// An operation that ends well takes no lock.
 pub struct Ticket {
     state: AtomicU32,
     parts: AtomicU32,
     cancelled: AtomicBool,
+    is_counted: AtomicBool,
     end: Mutex<End>,
+    /// From [`Arc::into_raw`]; null once let go of.
+    source: AtomicPtr<Region>,
     ended_ns: AtomicU64,
     submitted_ns: AtomicU64,
     deadline_ns: AtomicU64,
-    doorbell: Arc<Doorbell>,
-    clock: Clock,
+    office: Arc<TicketOffice>,
     /// Parts that have not ended, of an operation with several peers; in the order of the peers.
-    awaited: OnceLock<Box<[(PeerIdx, AtomicU32)]>>,
+    awaited: Vec<(PeerIdx, AtomicU32)>,
     /// Bytes of the operation.
     pub nbytes: u64,
 }
@@ -91,43 +119,108 @@ struct End {
     /// Whose parts had not ended when it failed, of several.
     unfinished: Vec<PeerIdx>,
     on_end: Vec<OnEnd>,
-    /// Kept until the operation has quiesced.
-    holds: Vec<Arc<Region>>,
+}
+
+impl TicketOffice {
+    /// Of the engine with that doorbell and clock.
+    pub fn new(doorbell: Arc<Doorbell>, clock: Clock) -> Self {
+        Self { doorbell, clock, losses: Losses::default(), under_way: AtomicU64::new(0) }
+    }
+
+    /// Counted operations that have not quiesced.
+    #[inline]
+    pub fn num_under_way(&self) -> usize {
+        // ORDERING: a bound for people; who waits for room is woken after it fell.
+        (self.under_way.load(Ordering::Relaxed) & u64::from(u32::MAX)) as usize
+    }
+
+    /// Counted operations that have not ended.
+    pub fn num_pending(&self) -> usize {
+        // ORDERING: acquire what ended; partner: `leave`.
+        (self.under_way.load(Ordering::Acquire) >> 32) as usize
+    }
+
+    fn leave(&self, share: u64) {
+        // ORDERING: release; partner: `num_pending`.
+        self.under_way.fetch_sub(share, Ordering::Release);
+    }
 }
 
 impl Ticket {
-    /// A ticket for `num_parts` parts, at least one. It fails at `deadline_ns`
-    /// unless it has ended.
-    pub fn new(doorbell: Arc<Doorbell>, clock: Clock, num_parts: u32, nbytes: u64, deadline_ns: u64) -> Self {
-        let submitted_ns = clock.now_ns();
+    /// A ticket for an operation; see [`Ticket::count`].
+    pub fn new(office: Arc<TicketOffice>, terms: Terms) -> Self {
+        let Terms { num_parts, nbytes, submitted_ns, deadline_ns, source } = terms;
         Self {
             state: AtomicU32::new(PENDING),
             parts: AtomicU32::new(num_parts.max(1)),
             cancelled: AtomicBool::new(false),
+            is_counted: AtomicBool::new(false),
             end: Mutex::default(),
+            source: AtomicPtr::new(source.map_or(std::ptr::null_mut(), |source| Arc::into_raw(source).cast_mut())),
             ended_ns: AtomicU64::new(0),
             submitted_ns: AtomicU64::new(submitted_ns),
             deadline_ns: AtomicU64::new(deadline_ns),
-            doorbell,
-            clock,
-            awaited: OnceLock::new(),
+            office,
+            awaited: Vec::new(),
             nbytes,
         }
     }
 
+    /// The same ticket for another operation: nobody else has it, so that of the
+    /// first nothing is left to tell anybody.
+    pub fn renew(&mut self, terms: Terms) {
+        let Terms { num_parts, nbytes, submitted_ns, deadline_ns, source } = terms;
+        *self.state.get_mut() = PENDING;
+        *self.parts.get_mut() = num_parts.max(1);
+        *self.cancelled.get_mut() = false;
+        *self.is_counted.get_mut() = false;
+        let end = self.end.get_mut().unwrap_or_else(PoisonError::into_inner);
+        (end.failure, end.culprit) = (None, None);
+        end.unfinished.clear();
+        end.on_end.clear();
+        self.awaited.clear();
+        drop(self.take_source());
+        *self.source.get_mut() = source.map_or(std::ptr::null_mut(), |source| Arc::into_raw(source).cast_mut());
+        *self.submitted_ns.get_mut() = submitted_ns;
+        *self.deadline_ns.get_mut() = deadline_ns;
+        self.nbytes = nbytes;
+    }
+
     /// Notes for whom the parts are, before any is submitted: an operation that
-    /// fails can then tell which were missing.
-    pub fn await_parts_of(&self, peers: impl Iterator<Item = PeerIdx>) {
-        let mut peers: Vec<_> = peers.collect();
-        peers.sort_unstable();
-        let runs = peers.chunk_by(|left, right| left == right);
-        let awaited = runs.map(|run| (run[0], AtomicU32::new(run.len() as u32))).collect();
-        let _ = self.awaited.set(awaited);
+    /// fails can then tell which were missing. Of a renewed ticket, with the
+    /// memory of the operation before.
+    pub fn await_parts_of(&mut self, peers: &[PeerIdx]) {
+        self.awaited.clear();
+        self.awaited.extend(peers.iter().map(|peer| (*peer, AtomicU32::new(1))));
+        self.awaited.sort_unstable_by_key(|(peer, _)| *peer);
+        self.awaited.dedup_by(|(peer, _), (before, parts)| {
+            let is_same = peer == before;
+            *parts.get_mut() += u32::from(is_same);
+            is_same
+        });
+    }
+
+    /// Counts the operation among those under way, until it has quiesced. Before
+    /// any part of it is carried out, and before anybody else has the ticket.
+    pub fn count(&mut self) {
+        *self.is_counted.get_mut() = true;
+        // ORDERING: who ends a part was given it after this.
+        self.office.under_way.fetch_add(NOT_ENDED | NOT_QUIESCED, Ordering::Relaxed);
+    }
+
+    /// As [`Ticket::count`], of an operation that somebody may cancel this very
+    /// moment.
+    pub fn count_shared(&self) {
+        let _end = self.lock();
+        let share = if self.has_ended() { NOT_QUIESCED } else { NOT_ENDED | NOT_QUIESCED };
+        // ORDERING: as in `count`; it fails under the lock, and then sees this.
+        self.is_counted.store(true, Ordering::Relaxed);
+        self.office.under_way.fetch_add(share, Ordering::Relaxed);
     }
 
     /// Starts the time again: a watcher has just fired the operation.
     pub fn restart(&self, timeout_ns: u64) {
-        let now_ns = self.clock.now_ns();
+        let now_ns = self.office.clock.now_ns();
         // ORDERING: times are for people, and for a deadline that is looked at now and then.
         self.submitted_ns.store(now_ns, Ordering::Relaxed);
         self.deadline_ns.store(now_ns.saturating_add(timeout_ns), Ordering::Relaxed);
@@ -146,21 +239,17 @@ impl Ticket {
     }
 
     /// When it was submitted.
+    #[inline]
     pub fn submitted_ns(&self) -> u64 {
         // ORDERING: see `restart`.
         self.submitted_ns.load(Ordering::Relaxed)
     }
 
-    /// Keeps a region alive until the operation has quiesced.
-    pub fn hold(&self, region: Arc<Region>) {
-        self.lock().holds.push(region);
-    }
-
     /// Where the operation stands.
     pub fn state(&self) -> TicketState {
-        // ORDERING: pairs with the release in `settle`: who sees DONE may reuse the source.
+        // ORDERING: pairs with the release of who settles: who sees DONE may reuse the source.
         match self.state.load(Ordering::Acquire) {
-            PENDING => TicketState::Pending,
+            PENDING | HEARD => TicketState::Pending,
             DONE => TicketState::Done,
             _ => TicketState::Failed(self.lock().failure.clone().unwrap_or(Failure::Cancelled)),
         }
@@ -170,47 +259,62 @@ impl Ticket {
     #[inline]
     pub fn has_ended(&self) -> bool {
         // ORDERING: see `state`.
-        self.state.load(Ordering::Acquire) != PENDING
+        matches!(self.state.load(Ordering::Acquire), DONE | FAILED)
     }
 
     /// Whether nothing of it will touch source or target any more.
+    #[inline]
     pub fn has_quiesced(&self) -> bool {
         // ORDERING: pairs with the release half of `part_ended`.
         self.parts.load(Ordering::Acquire) == 0
     }
 
     /// One part has ended: it touches nothing any more.
+    #[inline]
     pub fn part_ended(&self, result: Result<(), Failure>) {
         if let Err(failure) = result {
             self.fail(failure);
         }
         // ORDERING: release what this part wrote, acquire what the others wrote.
         if self.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.settle(DONE, None, None);
-            drop(std::mem::take(&mut self.lock().holds));
-            self.doorbell.notify();
+            self.quiesced();
         }
     }
 
     /// As [`Ticket::part_ended`], of a part for that peer.
+    #[inline]
     pub fn part_ended_at(&self, peer: PeerIdx, result: Result<(), Failure>) {
-        if let Some(awaited) = self.awaited.get() {
-            if let Ok(at) = awaited.binary_search_by_key(&peer, |(awaited, _)| *awaited) {
-                // ORDERING: for people.
-                awaited[at].1.fetch_sub(1, Ordering::Relaxed);
-            }
+        if let Ok(at) = self.awaited.binary_search_by_key(&peer, |(awaited, _)| *awaited) {
+            // ORDERING: for people.
+            self.awaited[at].1.fetch_sub(1, Ordering::Relaxed);
         }
         self.part_ended(result);
     }
 
+    fn quiesced(&self) {
+        // ORDERING: see `count`.
+        let is_counted = self.is_counted.load(Ordering::Relaxed);
+        let ends_now = self.settle_well();
+        drop(self.take_source());
+        if is_counted {
+            self.office.leave(if ends_now { NOT_ENDED | NOT_QUIESCED } else { NOT_QUIESCED });
+        }
+        self.office.doorbell.notify();
+    }
+
     /// Fails the operation now, although parts may still be under way.
     pub fn fail(&self, failure: Failure) {
-        self.settle(FAILED, Some(failure), None);
+        self.settle_ill(failure, None);
     }
 
     /// The same, because of the part for that peer.
     pub fn fail_by(&self, peer: PeerIdx, failure: Failure) {
-        self.settle(FAILED, Some(failure), Some(peer));
+        self.settle_ill(failure, Some(peer));
+    }
+
+    /// Has the receiver told that a part's count will never come.
+    pub(crate) fn note_loss(&self, peer: PeerIdx, imm: Imm) {
+        self.office.losses.note(peer, imm);
     }
 
     /// The peer whose part made it fail, if it was one's.
@@ -221,7 +325,7 @@ impl Ticket {
     /// Whose parts had not ended when it failed, and how many peers it had; none
     /// for an operation with one peer.
     pub fn unfinished(&self) -> (Vec<PeerIdx>, usize) {
-        (self.lock().unfinished.clone(), self.awaited.get().map_or(0, |awaited| awaited.len()))
+        (self.lock().unfinished.clone(), self.awaited.len())
     }
 
     /// Asks the parts that have not been posted to give up.
@@ -231,6 +335,7 @@ impl Ticket {
     }
 
     /// Whether a part that has not been posted should give up, and why.
+    #[inline]
     pub fn given_up(&self) -> Option<Failure> {
         if let TicketState::Failed(failure) = self.state() {
             return Some(failure);
@@ -242,39 +347,89 @@ impl Ticket {
     /// Runs `on_end` when the operation ends; at once if it has.
     pub fn on_end(&self, on_end: OnEnd) {
         let mut end = self.lock();
-        if self.has_ended() {
-            drop(end);
-            on_end();
-        } else {
-            end.on_end.push(on_end);
+        // ORDERING: either this is seen by who settles, who then takes the lock, or the end is seen here.
+        match self.state.compare_exchange(PENDING, HEARD, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) | Err(HEARD) => end.on_end.push(on_end),
+            Err(_) => {
+                drop(end);
+                on_end();
+            }
         }
     }
 
-    fn settle(&self, state: u32, failure: Option<Failure>, culprit: Option<PeerIdx>) {
+    /// Every part has ended: well, unless it failed before; true if so. Nobody who
+    /// wants to hear of it, no lock.
+    fn settle_well(&self) -> bool {
+        if self.has_ended() {
+            return false;
+        }
+        // ORDERING: published by the exchange.
+        self.ended_ns.store(self.office.clock.now_ns(), Ordering::Relaxed);
+        // ORDERING: release, so that who sees the end sees the bytes.
+        match self.state.compare_exchange(PENDING, DONE, Ordering::Release, Ordering::Acquire) {
+            Ok(_) => true,
+            Err(HEARD) => self.settle(DONE, None),
+            Err(_) => false,
+        }
+    }
+
+    fn settle_ill(&self, failure: Failure, culprit: Option<PeerIdx>) {
+        if self.settle(FAILED, Some((failure, culprit))) {
+            self.office.doorbell.notify();
+        }
+    }
+
+    /// Ends it, if nobody has, and tells who wanted to hear of it.
+    #[cold]
+    fn settle(&self, to: u32, failure: Option<(Failure, Option<PeerIdx>)>) -> bool {
         let mut end = self.lock();
         if self.has_ended() {
-            return;
+            return false;
         }
-        if let (true, Some(awaited)) = (failure.is_some(), self.awaited.get()) {
+        if failure.is_some() {
             // ORDERING: for people.
-            let unfinished = awaited.iter().filter(|(_, parts)| parts.load(Ordering::Relaxed) > 0);
+            let unfinished = self.awaited.iter().filter(|(_, parts)| parts.load(Ordering::Relaxed) > 0);
             end.unfinished = unfinished.map(|(peer, _)| *peer).collect();
         }
-        (end.failure, end.culprit) = (failure, culprit);
-        // ORDERING: published by the store of the state.
-        self.ended_ns.store(self.clock.now_ns(), Ordering::Relaxed);
+        (end.failure, end.culprit) = failure.map_or((None, None), |(failure, culprit)| (Some(failure), culprit));
+        // ORDERING: published by the exchange.
+        self.ended_ns.store(self.office.clock.now_ns(), Ordering::Relaxed);
         let on_end = std::mem::take(&mut end.on_end);
-        // ORDERING: release, so that who sees the end sees the bytes and the failure.
-        self.state.store(state, Ordering::Release);
+        // ORDERING: release, so that who sees the end sees the bytes and the failure; from PENDING it may end well
+        // meanwhile, and then nobody wanted to hear of it.
+        let settled = self
+            .state
+            .fetch_update(Ordering::Release, Ordering::Acquire, |state| matches!(state, PENDING | HEARD).then_some(to));
+        if settled.is_err() {
+            (end.failure, end.culprit) = (None, None);
+            end.unfinished.clear();
+        }
+        // ORDERING: under the lock, see `count_shared`. What ends well leaves when it has quiesced too.
+        if to == FAILED && settled.is_ok() && self.is_counted.load(Ordering::Relaxed) {
+            self.office.leave(NOT_ENDED);
+        }
         drop(end);
         for run in on_end {
             run();
         }
-        self.doorbell.notify();
+        settled.is_ok()
+    }
+
+    fn take_source(&self) -> Option<Arc<Region>> {
+        // ORDERING: `parts`, or the exclusive reference, orders it; the swap alone decides who lets go.
+        let source = self.source.swap(std::ptr::null_mut(), Ordering::Relaxed);
+        // SAFETY: what is not null is from `Arc::into_raw`, and whoever swaps it out is the only one to have it.
+        (!source.is_null()).then(|| unsafe { Arc::from_raw(source) })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, End> {
         lock(&self.end)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        drop(self.take_source());
     }
 }
 
@@ -287,3 +442,8 @@ impl std::fmt::Debug for Ticket {
 const PENDING: u32 = 0;
 const DONE: u32 = 1;
 const FAILED: u32 = 2;
+/// As [`PENDING`]; somebody wants to hear of the end.
+const HEARD: u32 = 3;
+/// Shares of [`TicketOffice::under_way`].
+const NOT_ENDED: u64 = 1 << 32;
+const NOT_QUIESCED: u64 = 1;

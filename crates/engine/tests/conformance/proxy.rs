@@ -4,9 +4,10 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use anyfabric_engine::transports::lock;
 use anyfabric_engine::Address;
 
 /// Forwards every connection to one address, until it is told otherwise.
@@ -89,7 +90,7 @@ impl Drop for Proxy {
 
 impl Shared {
     fn connections(&self) -> std::sync::MutexGuard<'_, Vec<(TcpStream, TcpStream)>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.connections)
     }
 
     fn accept(self: Arc<Self>, listener: &TcpListener, to: SocketAddr) {

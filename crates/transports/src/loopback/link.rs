@@ -28,7 +28,7 @@ pub struct SimLink {
     inbox: Mutex<VecDeque<News>>,
     /// Operations of ours that the fabric carries.
     flights: Mutex<BTreeMap<u64, Flight>>,
-    pub(super) splits: Splits,
+    pub(super) splits: Mutex<Splits>,
     bindings: Mutex<BindingTable>,
     /// Regions of ours that the peer was granted, with their keys: what our NICs
     /// let it write to.
@@ -101,7 +101,7 @@ impl SimLink {
             regions,
             inbox: Mutex::default(),
             flights: Mutex::default(),
-            splits: Splits::default(),
+            splits: Mutex::default(),
             bindings: Mutex::default(),
             granted: Mutex::default(),
             controls: Mutex::default(),
@@ -259,7 +259,7 @@ impl SimLink {
 
     fn end(&self, flight: Flight) {
         if let Some(imm) = flight.split {
-            self.splits.end(imm, flight.op.id, flight.failure.is_none());
+            lock(&self.splits).end(imm, flight.op.id, flight.failure.is_none());
         }
         flight.op.end(flight.failure.map_or(Ok(()), Err));
     }

@@ -2,30 +2,30 @@
 
 use std::sync::Arc;
 
-use anyfabric_plan::{shard_bytes, shard_pages, Extents, Shard};
+use anyfabric_plan::{shard_bytes, shard_pages, Extents, Shards};
 use anyfabric_wire::{Imm, WireImm};
 
 use super::fabric::{crc, Content, Part};
 use super::link::SimLink;
 use crate::mutant::Mutant;
-use crate::{Op, Payload};
+use crate::{lock, Op, Payload};
 
 impl SimLink {
     /// The parts of a write, each with its NIC, and whether its count is split.
-    fn shards(&self, op: &Op, extents: &Extents, turn: usize) -> (Vec<Shard>, bool) {
+    fn shards(&self, op: &Op, extents: &Extents, turn: usize) -> (Shards, bool) {
         let (speeds, least) = {
             let state = self.simulation.state();
             (state.speeds(self.ends.0), state.fabric.shard_bytes)
         };
         match extents {
-            Extents::Pages { src, .. } => {
-                (shard_pages(extents.num_extents(), src.page_bytes(), &speeds, least, turn), false)
+            Extents::Pages { lists, .. } => {
+                (shard_pages(extents.num_extents(), lists.src.page_bytes(), &speeds, least, turn), false)
             }
             Extents::One(extent) => {
                 let shards = shard_bytes(extent.nbytes, &speeds, least, turn);
                 match op.imm {
                     Some(_) if shards.len() < 2 => (shards, false),
-                    Some((imm, _)) if self.splits.begin(imm, op.id) => (shards, true),
+                    Some((imm, _)) if lock(&self.splits).begin(imm, op.id) => (shards, true),
                     Some(_) => (shard_bytes(extent.nbytes, &speeds, u64::MAX, turn), false),
                     None => (shards, false),
                 }

@@ -5,7 +5,8 @@
 //!                     └─ Part               └─ batch
 //! ```
 //!
-//! A flight ends when its last part has ended, and a part when all of it was
+//! A flight that fits one work request has no parts, see `super::lone`. Any other
+//! ends when its last part has ended, and a part when all of it was
 //! posted, or given up, and its last batch has ended. That is also what lets
 //! `release` promise that nothing touches a region any more.
 
@@ -56,7 +57,7 @@ pub(super) struct Path {
     pub(super) key: u64,
     pub(super) turn: usize,
     pub(super) stats: Arc<PeerStats>,
-    pub(super) splits: Arc<Splits>,
+    pub(super) splits: Splits,
     pub(super) control: Arc<dyn ControlPath>,
     pub(super) library: NicLibrary,
     pub(super) is_caller: bool,
@@ -112,6 +113,8 @@ pub(super) struct Flight {
     pub(super) failure: Option<Failure>,
     pub(super) is_split: bool,
     pub(super) began_ns: u64,
+    /// Path and rail, of a flight without parts.
+    pub(super) alone: Option<(u32, usize)>,
 }
 
 /// One rail's part of an operation.
@@ -134,8 +137,17 @@ pub(super) struct Part {
 
 /// A batch that a NIC carries.
 pub(super) struct Batched {
-    pub(super) part: u32,
+    pub(super) of: Of,
     pub(super) nbytes: u64,
+}
+
+/// What a batch is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    /// A part.
+    Part(u32),
+    /// A flight that has no parts, for the batch is all of it.
+    Flight(u32),
 }
 
 impl Path {
@@ -150,6 +162,11 @@ impl Path {
 }
 
 impl Rail {
+    /// Whether a part waits.
+    pub(super) fn has_more(&self) -> bool {
+        !(self.small.is_empty() && self.bulk.is_empty() && self.messages.is_empty())
+    }
+
     /// Where a part waits.
     pub(super) fn queue(&mut self, is_bulk: bool, is_message: bool) -> &mut VecDeque<u32> {
         match (is_bulk, is_message) {
@@ -184,7 +201,11 @@ impl Book {
     /// A batch has ended.
     #[inline]
     pub(super) fn batch_ended(&mut self, token: u32, result: Result<(), Fault>, now_ns: u64) {
-        let Some(Batched { part: part_idx, nbytes }) = self.batches.remove(token) else { return };
+        let Some(Batched { of, nbytes }) = self.batches.remove(token) else { return };
+        let part_idx = match of {
+            Of::Flight(flight) => return self.flight_ended(flight, result, now_ns),
+            Of::Part(part) => part,
+        };
         let Some(part) = self.parts.get_mut(part_idx) else { return };
         let (path, rail_no) = (part.path, part.rail);
         part.under_way -= 1;
@@ -201,7 +222,7 @@ impl Book {
             if wakes {
                 rail.small.push_front(part_idx);
             }
-            !(rail.small.is_empty() && rail.bulk.is_empty() && rail.messages.is_empty())
+            rail.has_more()
         });
         if has_more {
             self.set_dirty(path, rail_no);
@@ -236,7 +257,7 @@ impl Book {
         if let Some(path) = self.paths.get_mut(path) {
             number.map(|number| path.unanswered.remove(&number));
             let nic = path.stats.nic(rail);
-            nic.latency.record(now_ns.saturating_sub(began_ns));
+            nic.latency.record_alone(now_ns.saturating_sub(began_ns));
             if failed {
                 // ORDERING: statistics.
                 nic.errors.fetch_add(1, Ordering::Relaxed);
@@ -250,7 +271,7 @@ impl Book {
     /// Ends an operation of which nothing is left.
     pub(super) fn end_flight(&mut self, flight: u32, path: u32) {
         let Some(Flight { op, failure, is_split, .. }) = self.flights.remove(flight) else { return };
-        if let (true, Some(path), Some((imm, _))) = (is_split, self.paths.get(path), op.imm) {
+        if let (true, Some(path), Some((imm, _))) = (is_split, self.paths.get_mut(path), op.imm) {
             path.splits.end(imm, op.id, failure.is_none());
         }
         op.end(failure.map_or(Ok(()), Err));
@@ -330,6 +351,15 @@ impl Book {
             let why = op.ticket.given_up().unwrap_or(Failure::Cancelled);
             op.end(Err(why));
         }
+        let given_up = |flight: &Flight| flight.op.ticket.given_up();
+        let alone = self.flights.iter().filter(|(_, flight)| flight.alone.is_some_and(|(path, _)| path == path_idx));
+        let alone: Vec<_> = alone.filter_map(|(idx, flight)| Some((idx, given_up(flight)?))).collect();
+        for (idx, why) in alone {
+            if let Some(flight) = self.flights.get(idx) {
+                flight.op.note_loss();
+            }
+            self.fail_flight(idx, |_| why);
+        }
         let mut gone = Vec::new();
         for (idx, part) in self.parts.iter().filter(|(_, part)| part.path == path_idx) {
             let Some(flight) = self.flights.get(part.flight) else { continue };
@@ -356,6 +386,23 @@ impl Book {
         }
     }
 
+    /// Flights of a path.
+    pub(super) fn flights_of(&self, path_idx: u32) -> Vec<u32> {
+        let alone = self.flights.iter().filter(|(_, flight)| flight.alone.is_some_and(|(path, _)| path == path_idx));
+        let others = self.parts.iter().filter(|(_, part)| part.path == path_idx).map(|(_, part)| part.flight);
+        alone.map(|(flight, _)| flight).chain(others).collect()
+    }
+
+    /// Batches that a rail carries.
+    pub(super) fn batches_on(&self, path_idx: u32, rail_no: usize) -> Vec<u32> {
+        let place = |of| match of {
+            Of::Part(part) => self.parts.get(part).map(|part| (part.path, part.rail)),
+            Of::Flight(flight) => self.flights.get(flight)?.alone,
+        };
+        let is_on = |of| place(of) == Some((path_idx, rail_no));
+        self.batches.iter().filter(|(_, batch)| is_on(batch.of)).map(|(token, _)| token).collect()
+    }
+
     pub(super) fn drop_part(&mut self, part_idx: u32, why: &str, now_ns: u64) {
         if let Some(part) = self.parts.get_mut(part_idx) {
             part.cursor.stop();
@@ -367,7 +414,7 @@ impl Book {
 }
 
 /// What an operation fails with when its NIC reports a fault.
-fn failure_of(op: &Op, fault: Fault) -> Failure {
+pub(super) fn failure_of(op: &Op, fault: Fault) -> Failure {
     if let (Fault::Refused, Payload::Write { binding, .. }) = (fault, &op.payload) {
         // Without a word from the owner it may be that its process ends: then keys go before the queue pairs.
         if let BindingState::Refused(refusal) = binding.state() {

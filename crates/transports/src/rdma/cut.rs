@@ -74,10 +74,15 @@ impl Cursor {
             return Next::Over;
         }
         match extents {
-            Extents::Pages { src, .. } if src.page_bytes() <= limits.segment_bytes => {
-                let most = (limits.segment_bytes / src.page_bytes().max(1)).clamp(1, limits.max_writes as u64);
+            Extents::Pages { lists, first, .. } if lists.src.page_bytes() <= limits.segment_bytes => {
+                let most = (limits.segment_bytes / lists.src.page_bytes().max(1)).clamp(1, limits.max_writes as u64);
                 let until = self.end.min(self.at + most);
-                writes.extend((self.at..until).map(|page| extents.nth(page as usize)));
+                let (src, dst) = (&lists.src, &lists.dst);
+                writes.extend((self.at as usize + first..until as usize + first).map(|page| Extent {
+                    src: src.offset_of(page),
+                    dst: dst.offset_of(page),
+                    nbytes: src.page_bytes(),
+                }));
                 self.at = until;
                 self.is_over = self.at >= self.end;
                 Next::Batch(imm.map_or(Marks::None, Marks::Each))

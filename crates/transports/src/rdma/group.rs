@@ -1,17 +1,20 @@
 //! The NICs that serve one engine through one library.
 //!
 //! One thread at a time has the NICs; who finds them taken leaves its operation
-//! for whoever polls next. So nobody waits on the way of an operation: there is
-//! one attempt at a lock for each operation and each poll, and none for a work
-//! request or a completion.
+//! in a bounded ring for whoever polls next. So nobody waits on the way of an
+//! operation: there is one attempt at a lock for each operation, or for all of a
+//! scatter, and each poll, and none for a work request or a completion. Only
+//! when the ring is full a submitter waits for the NICs, and takes what was left
+//! along.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyfabric_plan::Extent;
 use anyfabric_wire::NicLibrary;
+use crossbeam_queue::ArrayQueue;
 
 use super::book::{Arrival, Book, Stage, Turn};
 use super::link::{PathOptions, RailLink, RailPath};
@@ -19,7 +22,7 @@ use super::nic::{Domain, Nic, NicAbout, NicError, RemoteMemory};
 use super::registrations::Registrations;
 use super::visible::Visible;
 use crate::sys::populate;
-use crate::{lock, Clock, Op, Region, Sink};
+use crate::{lock, try_lock, Clock, Failure, Op, Payload, Region, Sink};
 
 /// The NICs that serve one engine through one library, for the engine.
 pub trait NicGroup: Send + Sync {
@@ -63,8 +66,7 @@ pub struct RailGroup<N: Nic> {
     state: Mutex<State<N>>,
     visible: Visible,
     /// Left by threads that found the NICs taken.
-    left: Mutex<VecDeque<(u32, Op)>>,
-    has_left: AtomicBool,
+    pub(super) left: ArrayQueue<(u32, Op)>,
     /// Large regions that are being registered, by number, and what waits for each.
     pinning: Mutex<HashMap<u64, Vec<Then<N>>>>,
     looked_ns: AtomicU64,
@@ -105,8 +107,7 @@ impl<N: Nic> RailGroup<N> {
             abouts: nics.iter().map(|nic| nic.about().clone()).collect(),
             state: Mutex::new(State { nics, book, writes: Vec::new(), held: Vec::new() }),
             visible: Visible::default(),
-            left: Mutex::default(),
-            has_left: AtomicBool::new(false),
+            left: ArrayQueue::new(MAX_LEFT),
             pinning: Mutex::default(),
             looked_ns: AtomicU64::new(0),
             clock,
@@ -123,44 +124,82 @@ impl<N: Nic> RailGroup<N> {
     }
 
     fn try_state(&self) -> Option<MutexGuard<'_, State<N>>> {
-        match self.state.try_lock() {
-            Ok(state) => Some(state),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        try_lock(&self.state)
     }
 
     /// Takes an operation: posts it, or leaves it for the next poll.
     pub(super) fn submit(&self, path: u32, op: Op) {
-        let Some(mut state) = self.try_state() else {
-            let mut left = self.left();
-            left.push_back((path, op));
-            // ORDERING: under the lock.
-            self.has_left.store(true, Ordering::Release);
-            return;
-        };
-        let now_ns = self.clock.now_ns();
-        state.take(path, op, now_ns);
-        state.pump(&self.registrations, now_ns);
-    }
-
-    /// Operations that were left, of one path or of all.
-    pub(super) fn left(&self) -> MutexGuard<'_, VecDeque<(u32, Op)>> {
-        lock(&self.left)
-    }
-
-    fn take_left(&self, state: &mut State<N>, now_ns: u64) {
-        // ORDERING: see `submit`; who comes later is seen by the next poll, for submitters wake the driver.
-        if !self.has_left.load(Ordering::Acquire) {
-            return;
+        match self.try_state() {
+            Some(mut state) => self.post(&mut state, path, op),
+            None => self.leave(path, op),
         }
-        let left = {
-            let mut left = self.left();
-            self.has_left.store(false, Ordering::Release);
-            std::mem::take(&mut *left)
-        };
-        for (path, op) in left {
-            state.take(path, op, now_ns);
+    }
+
+    /// Takes operations of several paths, together where that is possible: `next`
+    /// is asked with the NICs in our hands.
+    pub(super) fn submit_many(self: &Arc<Self>, next: &mut dyn FnMut() -> Option<(u32, Op)>) {
+        let mut nics = None;
+        while let Some((path, op)) = next() {
+            if !self.can_post(&op) {
+                // Registering takes its time, and nobody should wait for the NICs meanwhile.
+                nics = None;
+                self.enter(path, op);
+                continue;
+            }
+            if nics.is_none() {
+                nics = self.try_state();
+            }
+            match &mut nics {
+                Some(state) => self.post(state, path, op),
+                None => self.leave(path, op),
+            }
+        }
+    }
+
+    /// Takes an operation whose source may yet have to be registered.
+    pub(super) fn enter(self: &Arc<Self>, path: u32, op: Op) {
+        match &op.payload {
+            Payload::Write { source, .. } if !self.is_registered(source) => {
+                let source = Arc::clone(source);
+                self.when_registered(&source, move |group, registered| match registered {
+                    Ok(_) => group.submit(path, op),
+                    Err(NicError::Unsupported(why)) => op.end(Err(Failure::Unsupported(why))),
+                    Err(NicError::DeviceLost(why)) => op.end(Err(Failure::DeviceLost(why))),
+                    Err(error) => op.end(Err(Failure::Exhausted(error.to_string()))),
+                });
+            }
+            _ => self.submit(path, op),
+        }
+    }
+
+    fn can_post(&self, op: &Op) -> bool {
+        !matches!(&op.payload, Payload::Write { source, .. } if !self.is_registered(source))
+    }
+
+    #[inline]
+    fn post(&self, state: &mut State<N>, path: u32, op: Op) {
+        // The clock was read when it was submitted.
+        let now_ns = op.ticket.submitted_ns();
+        let State { nics, book, .. } = state;
+        if let Some(op) = book.post_alone(nics, &self.registrations, path, op) {
+            book.start(path, op, now_ns);
+            state.pump(&self.registrations, now_ns);
+        }
+    }
+
+    #[cold]
+    fn leave(&self, path: u32, op: Op) {
+        let Err((path, op)) = self.left.push((path, op)) else { return };
+        let mut state = self.state();
+        self.take_left(&mut state, op.ticket.submitted_ns());
+        self.post(&mut state, path, op);
+    }
+
+    pub(super) fn take_left(&self, state: &mut State<N>, now_ns: u64) {
+        // Who comes later is seen by the next poll, for submitters wake the driver.
+        while !self.left.is_empty() {
+            let Some((path, op)) = self.left.pop() else { break };
+            state.book.start(path, op, now_ns);
         }
     }
 
@@ -282,14 +321,6 @@ impl<N: Nic> RailGroup<N> {
 }
 
 impl<N: Nic> State<N> {
-    fn take(&mut self, path: u32, op: Op, now_ns: u64) {
-        if let Some(op) = self.book.start(path, op, now_ns) {
-            if let Some(path) = self.book.paths.get_mut(path) {
-                path.waiting.push_back(op);
-            }
-        }
-    }
-
     /// Posts what there is room for.
     #[inline]
     pub(super) fn pump(&mut self, registrations: &[Arc<Registrations<N::Domain>>], now_ns: u64) {
@@ -304,7 +335,7 @@ impl<N: Nic> State<N> {
     pub(super) fn take_waiting(&mut self, path: u32, now_ns: u64) {
         let waiting = self.book.paths.get_mut(path).map(|path| std::mem::take(&mut path.waiting));
         for op in waiting.into_iter().flatten() {
-            self.take(path, op, now_ns);
+            self.book.start(path, op, now_ns);
         }
     }
 }
@@ -372,3 +403,6 @@ const NUM_LIBRARIES: usize = 2;
 /// Regions up to this length are registered by whoever needs them: that takes less than anybody waits for a heartbeat.
 const QUICK_BYTES: u64 = 64 << 20;
 const LOOK_NS: u64 = 100_000_000;
+/// Operations that wait for the NICs, while another thread has them: a thread is
+/// rarely away for as long as it takes to submit so many.
+const MAX_LEFT: usize = 256;

@@ -9,11 +9,11 @@ use anyfabric_wire::{NicLibrary, Rails, Refusal};
 use super::book::{Path, Stage};
 use super::group::{NicGroup, RailGroup, MAX_NICS};
 use super::messages::HEADER;
-use super::nic::{Nic, NicError, RemoteMemory};
+use super::nic::{Nic, RemoteMemory};
 use super::post::MAX_RAILS;
 use crate::sys::Ready;
 use crate::{
-    lock, Binding, BindingTable, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region,
+    lock, Binding, BindingTable, ControlPath, Failure, Inline, Link, Op, PeerIdx, PeerStats, Place, Region,
     RegionTable, Sink, Splits, Target,
 };
 
@@ -93,7 +93,7 @@ impl<N: Nic> RailLink<N> {
             key,
             turn: 0,
             stats: Arc::clone(&stats),
-            splits: Arc::new(Splits::default()),
+            splits: Splits::default(),
             control: Arc::clone(&control),
             library: group.library(),
             is_caller,
@@ -306,20 +306,17 @@ impl<N: Nic> Link for RailLink<N> {
             op.end(Err(Failure::PeerLost("it was given up".into())));
             return false;
         }
-        let path = self.path;
-        match &op.payload {
-            Payload::Write { source, .. } if !self.group.is_registered(source) => {
-                let source = Arc::clone(source);
-                self.group.when_registered(&source, move |group, registered| match registered {
-                    Ok(_) => group.submit(path, op),
-                    Err(NicError::Unsupported(why)) => op.end(Err(Failure::Unsupported(why))),
-                    Err(NicError::DeviceLost(why)) => op.end(Err(Failure::DeviceLost(why))),
-                    Err(error) => op.end(Err(Failure::Exhausted(error.to_string()))),
-                });
-            }
-            _ => self.group.submit(path, op),
-        }
+        self.group.enter(self.path, op);
         true
+    }
+
+    fn place(&self) -> Option<Place> {
+        Some(Place { group: Arc::as_ptr(&self.group).cast::<()>() as usize, link: self.path })
+    }
+
+    fn post_many(&self, next: &mut dyn FnMut() -> Option<(u32, Op)>) {
+        // A path that was closed is gone from the group, which ends its operations.
+        self.group.submit_many(next);
     }
 
     fn poll(&self, sink: &dyn Sink) -> bool {
@@ -351,15 +348,9 @@ impl<N: Nic> Link for RailLink<N> {
         lock(&self.bindings).close();
         let now_ns = self.group.clock.now_ns();
         let mut state = self.group.state();
-        let left: VecDeque<(u32, Op)> = {
-            let mut left = self.group.left();
-            let (ours, others) = std::mem::take(&mut *left).into_iter().partition(|(path, _)| *path == self.path);
-            *left = others;
-            ours
-        };
-        let flights: Vec<u32> =
-            state.book.parts.iter().filter(|(_, part)| part.path == self.path).map(|(_, part)| part.flight).collect();
-        for flight in flights {
+        // What was left for us ends with the rest; what comes later finds the path gone.
+        self.group.take_left(&mut state, now_ns);
+        for flight in state.book.flights_of(self.path) {
             state.book.fail_flight(flight, |_| why.clone());
         }
         let num_rails = state.book.paths.get_mut(self.path).map_or(0, |path| path.rails.len());
@@ -368,7 +359,7 @@ impl<N: Nic> Link for RailLink<N> {
         let path = state.book.paths.retire(self.path);
         let waiting = path.map(|path| path.waiting).unwrap_or_default();
         drop(state);
-        for op in left.into_iter().map(|(_, op)| op).chain(waiting) {
+        for op in waiting {
             op.end(Err(why.clone()));
         }
     }

@@ -164,7 +164,7 @@ mod tests {
             key: KEY,
             turn: 0,
             stats: Arc::new(PeerStats::new(1)),
-            splits: Arc::new(Splits::default()),
+            splits: Splits::default(),
             control: Arc::new(control),
             library: NicLibrary::Libfabric,
             is_caller: true,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyfabric_plan::{shard_bytes, shard_pages, Extent, Extents, Shard};
 use anyfabric_wire::WireImm;
 
-use super::book::{Batched, Book, Flight, Part, Stage};
+use super::book::{Batched, Book, Flight, Of, Part, Stage};
 use super::cut::{Cursor, Limits, Next};
 use super::messages::frame;
 use super::nic::{Batch, Marks, Nic, RemoteMemory};
@@ -14,12 +14,12 @@ use crate::mutant::Mutant;
 use crate::{Failure, Op, Payload, Target};
 
 impl Book {
-    /// Takes an operation: cuts it up and queues its parts. Given back when no
+    /// Takes an operation: cuts it up and queues its parts. Kept waiting while no
     /// rail stands.
-    pub(super) fn start(&mut self, path_idx: u32, op: Op, now_ns: u64) -> Option<Op> {
+    #[inline]
+    pub(super) fn start(&mut self, path_idx: u32, op: Op, now_ns: u64) {
         let Some(path) = self.paths.get_mut(path_idx) else {
-            op.end(Err(Failure::PeerLost("it was given up".into())));
-            return None;
+            return op.end(Err(Failure::PeerLost("it was given up".into())));
         };
         let mut speeds = [0_u32; MAX_RAILS];
         for (speed, rail) in speeds.iter_mut().zip(&path.rails) {
@@ -27,7 +27,7 @@ impl Book {
         }
         let speeds = &speeds[..path.rails.len().min(MAX_RAILS)];
         if speeds.iter().all(|speed| *speed == 0) {
-            return Some(op);
+            return path.waiting.push_back(op);
         }
         let turn = path.turn;
         path.turn = turn.wrapping_add(1);
@@ -57,7 +57,8 @@ impl Book {
         let imm = op.imm.map(|(imm, _)| imm);
         let is_pages = matches!(&op.payload, Payload::Write { extents: Extents::Pages { .. }, .. });
         let unit = if is_pages { nbytes / shards.iter().map(|shard| shard.len).sum::<u64>().max(1) } else { 1 };
-        let flight = Flight { op, parts_left: shards.len() as u32, failure: None, is_split, began_ns: now_ns };
+        let flight =
+            Flight { op, parts_left: shards.len() as u32, failure: None, is_split, began_ns: now_ns, alone: None };
         let flight = self.flights.insert(flight);
         for (idx, Shard { nic_idx: rail_no, start, len, quarters }) in shards.iter().copied().enumerate() {
             let mut imm = imm.map(|imm| WireImm { imm, quarters: if is_pages { 4 } else { quarters } });
@@ -78,12 +79,11 @@ impl Book {
             };
             let part = self.parts.insert(part);
             if let Some(path) = self.paths.get_mut(path_idx) {
-                path.stats.nic(rail_no).sent(if is_message { nbytes } else { len * unit });
+                path.stats.nic(rail_no).sent_alone(if is_message { nbytes } else { len * unit });
                 path.rails[rail_no].queue(is_bulk, is_message).push_back(part);
             }
             self.set_dirty(path_idx, rail_no);
         }
-        None
     }
 
     /// Posts what there is room for on one rail.
@@ -192,7 +192,7 @@ impl Book {
                     }
                     Next::Over => return Some(0),
                 };
-                let token = self.batches.insert(Batched { part: part_idx, nbytes: 0 });
+                let token = self.batches.insert(Batched { of: Of::Part(part_idx), nbytes: 0 });
                 let target = keys.get(theirs).copied().unwrap_or(RemoteMemory { base: 0, key: 0 });
                 let batch = Batch { source, target, writes, marks, token };
                 let taken = nic.post(rail, &batch).unwrap_or(0);
@@ -212,7 +212,7 @@ impl Book {
                 (taken, nbytes, taken == writes.len())
             }
             Payload::Signal => {
-                let token = self.batches.insert(Batched { part: part_idx, nbytes: 0 });
+                let token = self.batches.insert(Batched { of: Of::Part(part_idx), nbytes: 0 });
                 let Ok(true) = nic.signal(rail, part.imm.unwrap_or(0), token) else {
                     self.batches.remove(token);
                     return None;
@@ -222,7 +222,7 @@ impl Book {
             }
             Payload::Message(message) => {
                 let path = self.paths.get_mut(part.path)?;
-                let token = self.batches.insert(Batched { part: part_idx, nbytes: 0 });
+                let token = self.batches.insert(Batched { of: Of::Part(part_idx), nbytes: 0 });
                 frame(&mut self.frame, flight.op.id, path.key, message);
                 let Ok(true) = nic.send(rail, &self.frame, token) else {
                     self.batches.remove(token);
@@ -251,7 +251,7 @@ pub(super) const MAX_RAILS: usize = anyfabric_plan::MAX_SHARDS;
 /// A write uses as many rails as get this much each.
 const SHARD_BYTES: u64 = 128 << 10;
 /// Operations up to this length overtake longer ones.
-const SMALL_BYTES: u64 = 64 << 10;
+pub(super) const SMALL_BYTES: u64 = 64 << 10;
 /// Bytes of long operations that are under way on one rail: four times what a
 /// 400 Gbit/s link carries in 20 µs.
 const BULK_WINDOW: u64 = 4 << 20;

@@ -175,12 +175,7 @@ impl<N: Nic> State<N> {
         let Some(idx) = idx else { return };
         self.nics[nic_no].close(idx);
         // Its owner stays noted: what had arrived by now is reported by later polls, and the number rests until then.
-        let tokens: Vec<u32> = {
-            let parts = &self.book.parts;
-            let is_of = |part| parts.get(part).is_some_and(|part| (part.path, part.rail) == (path_idx, rail_no));
-            self.book.batches.iter().filter(|(_, batch)| is_of(batch.part)).map(|(token, _)| token).collect()
-        };
-        for token in tokens {
+        for token in self.book.batches_on(path_idx, rail_no) {
             self.book.batch_ended(token, Err(super::nic::Fault::Flushed), now_ns);
         }
     }

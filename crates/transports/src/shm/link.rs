@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use anyfabric_wire::{Local, Refusal};
@@ -14,8 +14,8 @@ use super::ring::{Consumer, Producer};
 use crate::mutant::Mutant;
 use crate::sys::{is_readable_within, Fd, Interest, Mapping, Poller, Ready};
 use crate::{
-    lock, Binding, BindingState, BindingTable, Doorbell, Failure, Inline, Link, LinkError, Op, Payload, PeerIdx,
-    PeerStats, Region, RegionTable, Sink, Target,
+    lock, read, write, Binding, BindingState, BindingTable, Doorbell, Failure, Inline, Link, LinkError, Op, Payload,
+    PeerIdx, PeerStats, Region, RegionTable, Sink, Target,
 };
 
 /// What a [`ShmLink`] is made of; the engine's handshake gathers it.
@@ -175,7 +175,7 @@ impl ShmLink {
     /// Closes the descriptors of a peer that is gone: whoever still holds a
     /// descriptor of its regions holds this link.
     pub fn give_back(&self) {
-        let ends = self.ends.write().unwrap_or_else(PoisonError::into_inner).take();
+        let ends = write(&self.ends).take();
         drop(ends);
     }
 
@@ -241,7 +241,7 @@ impl ShmLink {
     }
 
     fn ends(&self) -> RwLockReadGuard<'_, Option<Ends>> {
-        self.ends.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.ends)
     }
 }
 

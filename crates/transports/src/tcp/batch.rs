@@ -117,7 +117,7 @@ impl Batch {
                 };
                 let mut frame = match extents {
                     Extents::One(_) => self.plan_range(base, cursor, extents, max_bytes),
-                    Extents::Pages { src, .. } if cursor.done > 0 || src.page_bytes() > max_bytes => {
+                    Extents::Pages { lists, .. } if cursor.done > 0 || lists.src.page_bytes() > max_bytes => {
                         self.plan_range(base, cursor, extents, max_bytes)
                     }
                     Extents::Pages { .. } => self.plan_pages(base, cursor, extents, max_bytes),

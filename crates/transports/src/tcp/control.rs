@@ -1,11 +1,11 @@
 //! Control messages over lane 0.
 
 use std::io;
-use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::link::TcpLink;
 use super::receive::invalid;
-use crate::{lock, ControlPath, Failure, Sink};
+use crate::{lock, write, ControlPath, Failure, Sink};
 
 impl TcpLink {
     pub(super) fn on_control(&self, sequence: u64, bytes: &[u8], sink: &dyn Sink) -> io::Result<()> {
@@ -18,7 +18,8 @@ impl TcpLink {
 
 impl ControlPath for TcpLink {
     fn has_control(&self) -> bool {
-        self.lane(0).is_some()
+        // ORDERING: a hint; who sees it late finds the lane gone, or asks again.
+        self.stands.load(Ordering::Relaxed)
     }
 
     fn has_news(&self) -> bool {
@@ -51,8 +52,11 @@ impl ControlPath for TcpLink {
 
     fn disconnect(&self, channel: u8, why: &str) {
         let lane = {
-            let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
-            lanes.get_mut(usize::from(channel)).and_then(Option::take)
+            let mut lanes = write(&self.lanes);
+            let lane = lanes.get_mut(usize::from(channel)).and_then(Option::take);
+            // ORDERING: under the lock.
+            self.stands.store(lanes[0].is_some(), Ordering::Relaxed);
+            lane
         };
         if let Some(lane) = lane {
             lane.stop(&Failure::ConnectionBroken(why.to_owned()));

@@ -5,10 +5,9 @@
 //! made within a part of their time do they go over the control connection.
 
 use std::sync::atomic::Ordering;
-use std::sync::PoisonError;
 
 use super::link::TcpLink;
-use crate::{lock, Failure, Op};
+use crate::{lock, read, Failure, Op};
 
 impl TcpLink {
     /// From now on streams are being made: this link carries the data.
@@ -78,7 +77,7 @@ impl TcpLink {
     }
 
     fn can_go(&self) -> bool {
-        let stands = || self.lanes.read().unwrap_or_else(PoisonError::into_inner)[1..].iter().any(Option::is_some);
+        let stands = || read(&self.lanes)[1..].iter().any(Option::is_some);
         // ORDERING: see `expect_streams` and `tick`.
         !self.awaits_streams.load(Ordering::SeqCst) || stands()
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use anyfabric_plan::{shard_bytes, shard_pages, Extents};
 use anyfabric_wire::{Frame, Refusal};
@@ -15,8 +15,8 @@ use crate::controls::Controls;
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
-    lock, Binding, BindingTable, Clock, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx, PeerStats, Region,
-    RegionTable, Sink,
+    lock, read, write, Binding, BindingTable, Clock, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx,
+    PeerStats, Region, RegionTable, Sink,
 };
 
 /// One engine's way to another over TCP. Every peer has one, for its lane 0 is
@@ -33,6 +33,8 @@ pub struct TcpLink {
     pub(super) controls: Mutex<Controls>,
     joins: Mutex<HashMap<u64, Join>>,
     bindings: Mutex<BindingTable>,
+    /// Lane 0 is there.
+    pub(super) stands: AtomicBool,
     pub(super) closed: AtomicBool,
     /// Large operations that wait for a stream.
     pub(super) held: Mutex<Vec<Op>>,
@@ -78,6 +80,7 @@ impl TcpLink {
             controls: Mutex::default(),
             joins: Mutex::default(),
             bindings: Mutex::default(),
+            stands: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             held: Mutex::default(),
             awaits_streams: AtomicBool::new(false),
@@ -100,7 +103,13 @@ impl TcpLink {
             drop(submitted);
             self.set_pending(&lane);
         }
-        let before = self.lanes.write().unwrap_or_else(PoisonError::into_inner)[idx].replace(lane);
+        let before = {
+            let mut lanes = write(&self.lanes);
+            let before = lanes[idx].replace(lane);
+            // ORDERING: under the lock.
+            self.stands.store(lanes[0].is_some(), Ordering::Relaxed);
+            before
+        };
         if let Some(before) = before {
             before.stop(&Failure::ConnectionBroken("replaced by a new connection".into()));
         }
@@ -119,17 +128,17 @@ impl TcpLink {
 
     /// Streams that are missing.
     pub fn missing_lanes(&self) -> Vec<u8> {
-        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        let lanes = read(&self.lanes);
         (1..=self.num_streams).filter(|&idx| lanes[idx].is_none()).map(|idx| idx as u8).collect()
     }
 
     pub(super) fn lane(&self, idx: usize) -> Option<Arc<Lane>> {
-        self.lanes.read().unwrap_or_else(PoisonError::into_inner).get(idx)?.clone()
+        read(&self.lanes).get(idx)?.clone()
     }
 
     /// Which lanes carry a large operation: those that stand, of equal speed.
     fn speeds(&self) -> Vec<u32> {
-        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        let lanes = read(&self.lanes);
         lanes[1..].iter().map(|lane| u32::from(lane.is_some())).collect()
     }
 
@@ -182,8 +191,8 @@ impl TcpLink {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let shards = match &extents {
             Extents::One(extent) => shard_bytes(extent.nbytes, &speeds, SHARD_BYTES, turn),
-            Extents::Pages { src, .. } => {
-                shard_pages(extents.num_extents(), src.page_bytes(), &speeds, SHARD_BYTES, turn)
+            Extents::Pages { lists, .. } => {
+                shard_pages(extents.num_extents(), lists.src.page_bytes(), &speeds, SHARD_BYTES, turn)
             }
         };
         let whole = matches!(extents, Extents::One(_));
@@ -384,7 +393,7 @@ impl Link for TcpLink {
 
     fn reap(&self) {
         self.reap_held();
-        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let lanes = read(&self.lanes).clone();
         for lane in lanes.into_iter().flatten() {
             let mut ended = Vec::new();
             lock(&lane.send).reap(&mut ended);
@@ -401,7 +410,7 @@ impl Link for TcpLink {
     }
 
     fn withhold(&self, region: &Region) -> bool {
-        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let lanes = read(&self.lanes).clone();
         for lane in lanes.into_iter().flatten() {
             lock(&lane.receive).withhold(self.peer, region);
         }
@@ -412,7 +421,12 @@ impl Link for TcpLink {
         // ORDERING: see `post` and `set_lane`.
         self.closed.store(true, Ordering::SeqCst);
         let none = vec![None; Self::MAX_STREAMS + 1];
-        let lanes = std::mem::replace(&mut *self.lanes.write().unwrap_or_else(PoisonError::into_inner), none);
+        let lanes = {
+            let mut lanes = write(&self.lanes);
+            // ORDERING: under the lock.
+            self.stands.store(false, Ordering::Relaxed);
+            std::mem::replace(&mut *lanes, none)
+        };
         for lane in lanes.into_iter().flatten() {
             lane.stop(why);
         }

@@ -11,7 +11,7 @@ use anyfabric_wire::{Imm, Refusal};
 
 use super::batch::Batch;
 use super::lane::Lane;
-use crate::{lock, Failure, Op, Region};
+use crate::{lock, try_lock, Failure, Op, Region};
 
 /// An operation, shared by the lanes that carry parts of it.
 #[derive(Debug)]
@@ -175,7 +175,7 @@ impl Lane {
         let mut moved = false;
         // Whoever holds the lock looks again after giving it back, so that
         // nothing submitted meanwhile stays behind.
-        while let Ok(mut send) = self.send.try_lock() {
+        while let Some(mut send) = try_lock(&self.send) {
             let mut blocked = false;
             if send.batch.is_sent() {
                 self.assemble(&mut send, batch_bytes);

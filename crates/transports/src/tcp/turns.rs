@@ -1,11 +1,11 @@
 //! Turns: how much a lane moves before the others are served.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::lane::Lane;
 use super::link::{describe, TcpLink};
-use crate::Sink;
+use crate::{read, Sink};
 
 impl TcpLink {
     #[cold]
@@ -13,7 +13,7 @@ impl TcpLink {
         // ORDERING: cleared before looking: who comes later sets it again. Full sockets are the poller's business.
         self.busy.store(false, Ordering::SeqCst);
         let lanes: [Option<Arc<Lane>>; Self::MAX_STREAMS + 1] = {
-            let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+            let lanes = read(&self.lanes);
             std::array::from_fn(|idx| lanes[idx].as_ref().filter(|lane| lane.can_flush()).cloned())
         };
         let mut moved = false;

@@ -112,13 +112,14 @@ impl VerbsNic {
         if held == 0 {
             return Ok(());
         }
-        let domain = Arc::clone(&self.domain);
+        // SAFETY: the domain keeps its context open.
+        let post_send = unsafe { (*self.domain.context).ops.post_send };
         let Some(Rail { pairs: Some((pair, _)), writes, .. }) = self.rails.get_mut(rail as usize) else {
             self.chain.clear();
             return Err(Fault::Flushed);
         };
         // SAFETY: the queue pair lives, the function is its device's, and registrations outlive what is posted.
-        match unsafe { self.chain.post((*domain.context).ops.post_send, pair.qp) } {
+        match unsafe { self.chain.post(post_send, pair.qp) } {
             Ok(()) => {
                 writes.taken = writes.next;
                 Ok(())

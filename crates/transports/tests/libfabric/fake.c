@@ -10,8 +10,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define FLAG(bit) (1ULL << (bit))
@@ -39,10 +41,12 @@ struct fake {
     uint64_t gpu_memories, dmabuf_offset, dmabuf_word, device;  // by address; and what the last one was
     uint64_t late;  // arrivals come when their endpoint is being closed (1), or are lost with it (2)
     uint64_t has_trywait, not_now;  // fi_trywait: whether the table has it, and that nobody may wait now
+    // When a write was posted first after this was set to 0, where nothing is moved.
+    uint64_t posted_ns;
     char provider[32], fabric[32];
 };
 struct fake fake = {.cq_data_size = 8, .ep_cnt = 64, .version = 1 << 16 | 22, .has_source = 1,
-    .has_delivery_complete = 1, .has_write_data = 1, .provider = "fake", .fabric = "fake"};
+    .has_delivery_complete = 1, .has_write_data = 1, .posted_ns = 1, .provider = "fake", .fabric = "fake"};
 
 // ---- structures of rdma/*.h --------------------------------------------------------------------------------------
 
@@ -76,7 +80,7 @@ struct cq_error { void *context; uint64_t flags; size_t len; void *buf; uint64_t
 struct memory { struct fid fid; void *desc; uint64_t key; uint8_t *address; size_t len; uint64_t access; int enabled;
     struct fid *endpoint; };
 struct waiting { struct cq_entry entry; uint64_t source; int error; };
-struct cq { struct fid fid; const void *ops; struct waiting *entries; size_t num; };
+struct cq { struct fid fid; const void *ops; struct waiting *entries; size_t first, num; int fd; };
 struct av { struct fid fid; const void *ops; uint64_t ids[kMaxEndpoints]; size_t num; };
 struct endpoint { struct fid fid; const void *ops, *cm, *msg, *rma; struct cq *cq; struct av *av; uint64_t id;
     int enabled;
@@ -110,7 +114,15 @@ static int control_plain(struct fid *fid, int command, void *value) {
 }
 static const struct fi_ops plain_ops = {sizeof(struct fi_ops), close_plain, bind_plain, control_plain, {0}};
 
+// What waits begins with the first entry.
+static void compact(struct cq *cq) {
+    memmove(cq->entries, cq->entries + cq->first, (cq->num -= cq->first) * sizeof *cq->entries);
+    cq->first = 0;
+}
+
 static void complete(struct cq *cq, struct cq_entry entry, uint64_t source, int error) {
+    if (cq->first == cq->num) cq->first = cq->num = 0;
+    if (cq->num == kMaxEntries && cq->first) compact(cq);
     if (cq->num < kMaxEntries) cq->entries[cq->num++] = (struct waiting){entry, source, error};
 }
 
@@ -132,18 +144,18 @@ static size_t pick(struct cq *cq) {
 }
 
 static ssize_t cq_readfrom(struct cq *cq, void *into, size_t count, uint64_t *sources) {
-    if (!cq->num) return -EAGAIN;
     GUARD;
     struct cq_entry *out = into;
     size_t n = 0;
+    if (fake.order && cq->first) compact(cq);
     while (n < count && cq->num) {
-        size_t at = fake.order ? pick(cq) : n;
+        size_t at = fake.order ? pick(cq) : cq->first + n;
         if (at >= cq->num) break;
         if (cq->entries[at].error) {
             if (n) break;
             // The one to be read as an error comes first.
-            struct waiting first = cq->entries[0];
-            cq->entries[0] = cq->entries[at]; cq->entries[at] = first;
+            struct waiting first = cq->entries[cq->first];
+            cq->entries[cq->first] = cq->entries[at]; cq->entries[at] = first;
             return -EAVAIL;
         }
         if (sources) sources[n] = cq->entries[at].source;
@@ -151,13 +163,14 @@ static ssize_t cq_readfrom(struct cq *cq, void *into, size_t count, uint64_t *so
         out[n++] = cq->entries[at].entry;
         if (fake.order) cq->entries[at] = cq->entries[--cq->num];
     }
-    if (!fake.order && n) memmove(cq->entries, cq->entries + n, (cq->num -= n) * sizeof *cq->entries);
+    if (!fake.order) cq->first += n;
     return n ? (ssize_t)n : -EAGAIN;
 }
 static ssize_t cq_read(struct cq *cq, void *into, size_t count) { return cq_readfrom(cq, into, count, NULL); }
 static ssize_t cq_readerr(struct cq *cq, struct cq_error *out, uint64_t flags) {
     (void)flags;
     GUARD;
+    compact(cq);
     if (!cq->num || !cq->entries[0].error) return -EAGAIN;
     struct waiting *first = cq->entries;
     memset(out, 0, sizeof *out);
@@ -172,14 +185,27 @@ static const char *cq_strerror(struct cq *cq, int code, const void *data, char *
 }
 static const struct { size_t size; void *read, *readfrom, *readerr, *sread, *sreadfrom, *signal, *strerror; } cq_ops = {
     64, cq_read, cq_readfrom, cq_readerr, NULL, NULL, NULL, cq_strerror};
-static int cq_close(struct fid *fid) { free(((struct cq *)fid)->entries); free(fid); return 0; }
-static const struct fi_ops cq_fid_ops = {sizeof(struct fi_ops), cq_close, bind_plain, control_plain, {0}};
+static int cq_close(struct fid *fid) {
+    struct cq *cq = (struct cq *)fid;
+    if (cq->fd >= 0) close(cq->fd);
+    free(cq->entries); free(fid);
+    return 0;
+}
+// A descriptor that never becomes readable: what was posted has completed before anybody can wait for it.
+static int cq_control(struct fid *fid, int command, void *value) {
+    struct cq *cq = (struct cq *)fid;
+    if (command != 5 || cq->fd < 0) return -ENOSYS;
+    *(int *)value = cq->fd;
+    return 0;
+}
+static const struct fi_ops cq_fid_ops = {sizeof(struct fi_ops), cq_close, bind_plain, cq_control, {0}};
 static int cq_open(void *domain, struct cq_attr *attr, struct fid **out, void *context) {
     (void)domain; (void)context;
     if (attr->wait_obj && !fake.has_fd) return -ENOSYS;
     struct cq *cq = calloc(1, sizeof *cq);
     cq->fid.ops = &cq_fid_ops; cq->ops = &cq_ops;
     cq->entries = calloc(kMaxEntries, sizeof *cq->entries);
+    cq->fd = attr->wait_obj ? eventfd(0, EFD_CLOEXEC) : -1;
     *out = &cq->fid;
     return 0;
 }
@@ -314,6 +340,11 @@ static ssize_t ep_sendmsg(struct endpoint *ep, const struct msg *msg, uint64_t f
 }
 static ssize_t ep_writemsg(struct endpoint *ep, const struct msg_rma *msg, uint64_t flags) {
     if (fake.null) {
+        if (!fake.posted_ns) {
+            struct timespec now;
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            fake.posted_ns = now.tv_sec * 1000000000ull + now.tv_nsec;
+        }
         // What a NIC is handed: a descriptor of 64 bytes.
         uint64_t *words = (uint64_t *)descriptors[fake.writes++ & 4095];
         words[0] = (uint64_t)msg->iov->iov_base; words[1] = msg->iov->iov_len; words[2] = (uint64_t)*msg->desc;

@@ -51,6 +51,7 @@ pub(crate) struct Fake {
     pub(crate) late: u64,
     pub(crate) has_trywait: u64,
     pub(crate) not_now: u64,
+    pub(crate) posted_ns: u64,
     provider: [u8; 32],
     fabric: [u8; 32],
 }
@@ -143,7 +144,7 @@ fn build() -> Option<&'static PathBuf> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     BUILT
         .get_or_init(|| {
-            let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libfabric");
+            let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../transports/tests/libfabric");
             let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake-libfabric.so");
             // Renamed when it is whole: other processes compile it too.
             let aside = built.with_extension(format!("{}.tmp", std::process::id()));

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 // ---- the beginnings of rdma-core's structures, as far as they are used --------------------------
@@ -54,27 +55,25 @@ struct srq_init { void *srq_context; uint32_t max_wr, max_sge, srq_limit; };
 #define CQ_DEPTH 65536
 #define NUM_DEVICES 9
 
-struct descriptor { uint64_t words[8]; };
+// What a driver would hand to its device. 0: opcode, flags; 1: immediate, key; 2: remote address; 3, 4: what lies here;
+// 5: the number of the request; 6, 7: its place, and the queue pair.
+struct descriptor { uint64_t words[8]; } __attribute__((aligned(64)));
 
 struct null_qp {
   struct qp qp;
-  struct null_qp *next;
+  struct null_qp *next_busy;
   struct null_cq *cq;
-  struct descriptor ring[DEPTH];
   // Posted and not completed, from first to last.
-  uint64_t ids[DEPTH];
-  uint8_t signaled[DEPTH];
-  uint32_t opcodes[DEPTH];
-  uint32_t imms[DEPTH];
-  uint32_t dest;
-  uint32_t posted, done;
+  uint32_t posted, done, dest, is_busy;
+  uint32_t mask;  // of the ring, which is as deep as was asked for, so that caches see what they would see
+  struct descriptor ring[DEPTH];
 };
 
 struct null_cq {
   struct cq cq;
   struct wc wcs[CQ_DEPTH];
-  uint32_t head, tail;
-  struct null_qp *qps;
+  uint32_t head, tail, mask;
+  struct null_qp *busy;  // with something posted and not completed, the last that became so first
   int armed;
 };
 
@@ -105,7 +104,8 @@ static struct {
   // Of the last dmabuf: how it was registered, and what is at its offset.
   long dmabuf_offset, dmabuf_length, dmabuf_iova, dmabuf_access, dmabuf_word;
   long live_memories;   // registrations that were not ended
-} knobs = {.fails_after = -1};
+  long posted_ns;       // when post_send was called first after this was set to 0
+} knobs = {.fails_after = -1, .posted_ns = 1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
 long null_nic_knob(int knob, long value) {
@@ -120,8 +120,15 @@ static char devices[NUM_DEVICES][8] = {"null0", "null1", "null2", "null3",
 static uint32_t next_number = 100;
 static struct null_qp *all_qps[65536];
 
+// Of the least power of two that holds so many.
+static uint32_t mask_of(uint32_t depth) {
+  uint32_t mask = 0;
+  while (mask + 1 < depth) mask = mask * 2 + 1;
+  return mask;
+}
+
 static void push(struct null_cq *cq, const struct wc *wc) {
-  cq->wcs[cq->head++ % CQ_DEPTH] = *wc;
+  cq->wcs[cq->head++ & cq->mask] = *wc;
   if (cq->armed) {
     uint64_t one = 1;
     cq->armed = 0;
@@ -140,8 +147,9 @@ static void unlock(void) { if (knobs.delivers) pthread_mutex_unlock(&queues); }
 static void complete(struct null_qp *qp) {
   if (knobs.is_gone) return;
   while (qp->done != qp->posted) {
-    uint32_t at = qp->done++ % DEPTH;
-    struct wc wc = {.wr_id = qp->ids[at], .qp_num = qp->qp.qp_num};
+    uint32_t at = qp->done++ & qp->mask;
+    const uint64_t *words = qp->ring[at].words;
+    struct wc wc = {.wr_id = words[5], .qp_num = qp->qp.qp_num};
     if (qp->qp.state == 6) {
       if (knobs.flushes_nothing) continue;
       wc.status = 5;
@@ -152,8 +160,9 @@ static void complete(struct null_qp *qp) {
     } else if (knobs.fails_after > 0) {
       knobs.fails_after--;
     }
-    if (wc.status || qp->signaled[at]) push(qp->cq, &wc);
-    if (knobs.delivers && !wc.status && qp->opcodes[at] == 1) null_nic_arrive(null_nic_qp(qp->dest), __builtin_bswap32(qp->imms[at]));
+    if (wc.status || words[0] & 2) push(qp->cq, &wc);
+    if (knobs.delivers && !wc.status && words[0] >> 32 == 1)
+      null_nic_arrive(null_nic_qp(qp->dest), __builtin_bswap32(words[1] >> 32));
   }
 }
 
@@ -161,10 +170,13 @@ static int poll_cq(struct null_cq *cq, int count, struct wc *wcs) {
   lock();
   if (!knobs.holds)
     // The last queue pair first: one completes before another that was posted to earlier.
-    for (struct null_qp *qp = cq->qps; qp; qp = qp->next)
-      if (qp->done != qp->posted) complete(qp);
+    for (struct null_qp *qp; (qp = cq->busy) != NULL;) {
+      cq->busy = qp->next_busy;
+      qp->is_busy = 0;
+      complete(qp);
+    }
   int taken = 0;
-  while (taken < count && cq->tail != cq->head) wcs[taken++] = cq->wcs[cq->tail++ % CQ_DEPTH];
+  while (taken < count && cq->tail != cq->head) wcs[taken++] = cq->wcs[cq->tail++ & cq->mask];
   unlock();
   return taken;
 }
@@ -177,12 +189,22 @@ static int req_notify_cq(struct null_cq *cq, int solicited_only) {
 
 static int post_send(struct null_qp *qp, struct send_wr *wr, struct send_wr **bad) {
   knobs.num_posts++;
+  if (!knobs.posted_ns) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    knobs.posted_ns = now.tv_sec * 1000000000l + now.tv_nsec;
+  }
+  if (!qp->is_busy) {
+    qp->is_busy = 1;
+    qp->next_busy = qp->cq->busy;
+    qp->cq->busy = qp;
+  }
   for (; wr; wr = wr->next) {
-    if (knobs.refuses || qp->posted - qp->done == DEPTH) {
+    if (knobs.refuses || qp->posted - qp->done > qp->mask) {
       *bad = wr;
       return ENOMEM;
     }
-    uint32_t at = qp->posted++ % DEPTH;
+    uint32_t at = qp->posted++ & qp->mask;
     struct descriptor *to = &qp->ring[at];
     to->words[0] = (uint64_t)wr->opcode << 32 | wr->send_flags;
     to->words[1] = (uint64_t)wr->imm_data << 32 | wr->rkey;
@@ -193,10 +215,6 @@ static int post_send(struct null_qp *qp, struct send_wr *wr, struct send_wr **ba
     to->words[5] = wr->wr_id;
     to->words[6] = qp->posted;
     to->words[7] = qp->qp.qp_num;
-    qp->ids[at] = wr->wr_id;
-    qp->signaled[at] = (wr->send_flags & 2) != 0;
-    qp->opcodes[at] = wr->opcode;
-    qp->imms[at] = wr->imm_data;
     knobs.num_requests++;
   }
   return 0;
@@ -340,7 +358,7 @@ void ibv_ack_cq_events(void *cq, unsigned count) { (void)cq, (void)count; }
 struct cq *ibv_create_cq(struct context *context, int cqe, void *own, struct channel *channel, int vector) {
   (void)own, (void)vector;
   struct null_cq *cq = calloc(1, sizeof *cq);
-  cq->cq.context = context, cq->cq.channel = channel, cq->cq.cqe = cqe;
+  cq->cq.context = context, cq->cq.channel = channel, cq->cq.cqe = cqe, cq->mask = mask_of(cqe);
   return &cq->cq;
 }
 int ibv_destroy_cq(struct cq *cq) { free(cq); return 0; }
@@ -357,12 +375,13 @@ struct qp *ibv_create_qp(struct pd *pd, struct init *init) {
     errno = ENOMEM;
     return NULL;
   }
-  struct null_qp *qp = calloc(1, sizeof *qp);
+  struct null_qp *qp = aligned_alloc(64, sizeof *qp);
+  memset(qp, 0, sizeof *qp);
   struct null_cq *cq = (struct null_cq *)init->send_cq;
   qp->qp.context = pd->context, qp->qp.pd = pd, qp->qp.srq = init->srq;
   qp->qp.send_cq = init->send_cq, qp->qp.recv_cq = init->recv_cq;
   qp->qp.qp_num = __atomic_add_fetch(&next_number, 1, __ATOMIC_RELAXED);
-  qp->cq = cq, qp->next = cq->qps, cq->qps = qp;
+  qp->cq = cq, qp->mask = mask_of(init->cap[0]);
   all_qps[qp->qp.qp_num % 65536] = qp;
   return &qp->qp;
 }
@@ -376,13 +395,14 @@ int ibv_modify_qp(struct qp *qp, uint32_t *attr, int mask) {
 int ibv_destroy_qp(struct qp *of) {
   struct null_qp *qp = (struct null_qp *)of;
   // As mlx5 does it: its completions go with it.
-  uint32_t kept = qp->cq->tail;
-  for (uint32_t at = qp->cq->tail; at != qp->cq->head; at++)
-    if (qp->cq->wcs[at % CQ_DEPTH].qp_num != of->qp_num) qp->cq->wcs[kept++ % CQ_DEPTH] = qp->cq->wcs[at % CQ_DEPTH];
-  qp->cq->head = kept;
-  struct null_qp **at = &qp->cq->qps;
-  while (*at != qp) at = &(*at)->next;
-  *at = qp->next;
+  struct null_cq *cq = qp->cq;
+  uint32_t kept = cq->tail;
+  for (uint32_t at = cq->tail; at != cq->head; at++)
+    if (cq->wcs[at & cq->mask].qp_num != of->qp_num) cq->wcs[kept++ & cq->mask] = cq->wcs[at & cq->mask];
+  cq->head = kept;
+  struct null_qp **at = &cq->busy;
+  while (*at && *at != qp) at = &(*at)->next_busy;
+  if (*at) *at = qp->next_busy;
   all_qps[of->qp_num % 65536] = NULL;
   free(qp);
   return 0;

@@ -60,6 +60,8 @@ pub(crate) enum Knob {
     DmabufWord,
     /// Registrations that live.
     LiveMemories,
+    /// When something was posted first after this was set to 0.
+    PostedNs,
 }
 
 /// Path of the library, built at the first call.

@@ -1,0 +1,151 @@
+//! Operations with several peers: scatter and barrier.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyfabric_plan::{Extent, Extents};
+use anyfabric_transports::{Failure, PeerIdx, Ticket};
+use anyfabric_wire::{Address, Imm};
+
+use crate::checks::{check_imm, check_target};
+use crate::peer::Peer;
+use crate::peers::Known;
+use crate::region::Slice;
+use crate::submit::{Order, Part, What};
+use crate::transfer::{About, Transfer};
+use crate::{Engine, PeerGroup, Region, Remote, Result, WriteOptions};
+
+/// One destination of a scatter.
+#[derive(Debug, Clone)]
+pub struct ScatterTarget {
+    /// A peer's region.
+    pub remote: Remote,
+    /// First byte in the source region.
+    pub src_offset: u64,
+    /// First byte in the peer's region.
+    pub dst_offset: u64,
+    /// Length in bytes.
+    pub nbytes: u64,
+}
+
+impl Engine {
+    /// Writes one range of `src` to each target; counts once a target, at its
+    /// owner.
+    ///
+    /// # Errors
+    /// As [`Engine::write`].
+    pub fn scatter(
+        &self,
+        src: &Region,
+        targets: &[ScatterTarget],
+        group: Option<&PeerGroup>,
+        options: WriteOptions,
+    ) -> Result<Transfer> {
+        const OPERATION: &str = "scatter";
+        let source = Slice::from(src);
+        self.check_source(&source, OPERATION)?;
+        let imm = check_imm(options.imm, OPERATION)?;
+        let nbytes = targets.iter().fold(0_u64, |sum, target| sum.saturating_add(target.nbytes));
+        let mut about = About { operation: OPERATION, peer: None, region: Some(src.id()), nbytes };
+        let inner = &self.inner;
+        let mut entry = inner.rings.draft();
+        for (idx, target) in targets.iter().enumerate() {
+            check_target(src, (idx, target), group)?;
+            let remote = &target.remote.shared;
+            entry.peers.push(match remote.route(inner).filter(|route| route.peer.lost().is_none()) {
+                Some(route) => {
+                    if imm.is_some() {
+                        inner.check_counted(&route.peer, || about.clone())?;
+                    }
+                    route.peer.idx
+                }
+                None => {
+                    let peer = self.peer(target.remote.address(), imm, &about)?;
+                    remote.find_route(inner, &peer);
+                    peer.idx
+                }
+            });
+        }
+        about.peer = self.only(&entry.peers);
+        if targets.is_empty() {
+            return Ok(Transfer::done(0, None));
+        }
+        let source = Some(Arc::clone(&src.memory));
+        let order = Order { num_parts: targets.len() as u32, nbytes, source, imm, timeout: options.timeout };
+        let ticket = inner.begin(entry, order)?;
+        let peers = inner.peers.known();
+        let parts = targets.iter().filter_map(|target| {
+            let remote = &target.remote.shared;
+            let peer = match remote.route(inner) {
+                Some(route) => &route.peer,
+                None => self.find(&peers, target.remote.address(), imm, &ticket)?,
+            };
+            let extent = Extent { src: target.src_offset, dst: target.dst_offset, nbytes: target.nbytes };
+            Some(Part { peer, what: What::Write { source: &src.memory, remote, extents: Extents::One(extent) } })
+        });
+        inner.submit_all(parts, (imm.map(|imm| (imm, 1)), options.verify), &ticket);
+        Ok(Transfer::pending(Arc::clone(inner), about, ticket))
+    }
+
+    /// Sends one immediate to each peer, this engine excluded. It orders
+    /// nothing: wait first for the writes that it announces.
+    ///
+    /// # Errors
+    /// As [`Engine::write`].
+    pub fn barrier(&self, peers: &[Address], imm: u32, timeout: Option<Duration>) -> Result<Transfer> {
+        const OPERATION: &str = "barrier";
+        self.inner.check_open()?;
+        let imm = check_imm(Some(imm), OPERATION)?;
+        let inner = &self.inner;
+        let others = || peers.iter().filter(|address| address.engine != inner.address.engine);
+        let mut about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
+        let mut entry = inner.rings.draft();
+        let known = inner.peers.known();
+        for address in others() {
+            entry.peers.push(match known.find(address.engine).filter(|peer| peer.lost().is_none()) {
+                Some(peer) => {
+                    inner.check_counted(peer, || about.clone())?;
+                    peer.idx
+                }
+                None => self.peer(address, imm, &about)?.idx,
+            });
+        }
+        about.peer = self.only(&entry.peers);
+        if entry.peers.is_empty() {
+            return Ok(Transfer::done(0, None));
+        }
+        let num_parts = entry.peers.len() as u32;
+        let ticket = inner.begin(entry, Order { num_parts, imm, timeout, ..Order::default() })?;
+        let known = inner.peers.known();
+        let parts = others()
+            .filter_map(|address| Some(Part { peer: self.find(&known, address, imm, &ticket)?, what: What::Signal }));
+        inner.submit_all(parts, (imm.map(|imm| (imm, 1)), false), &ticket);
+        Ok(Transfer::pending(Arc::clone(inner), about, ticket))
+    }
+
+    /// The peer of an operation, where there is but one.
+    fn only(&self, peers: &[PeerIdx]) -> Option<Arc<Peer>> {
+        let (first, others) = peers.split_first()?;
+        others.iter().all(|other| other == first).then(|| self.inner.peer(*first)).flatten()
+    }
+
+    /// A peer that was met before; one that is being met anew this very moment fails
+    /// its part.
+    #[inline]
+    fn find<'p>(&self, peers: &'p Known, address: &Address, imm: Option<Imm>, to: &Ticket) -> Option<&'p Arc<Peer>> {
+        let found = peers.find(address.engine);
+        if found.is_none() {
+            self.fail_part(address, imm, to);
+        }
+        found
+    }
+
+    #[cold]
+    fn fail_part(&self, address: &Address, imm: Option<Imm>, ticket: &Ticket) {
+        let anew = self.inner.peer_at(address);
+        imm.into_iter().for_each(|imm| anew.note_loss(imm));
+        let failure = Failure::ConnectionBroken(format!("{address} called anew meanwhile"));
+        ticket.fail_by(anew.idx, failure.clone());
+        ticket.part_ended(Err(failure));
+    }
+}

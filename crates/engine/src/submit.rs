@@ -1,0 +1,266 @@
+//! Submitting: a ticket, once there is room, and the way to the links.
+
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyfabric_plan::Extents;
+use anyfabric_transports::{Link, Loss, Op, Payload, PeerIdx, Region, Terms, Ticket};
+use anyfabric_wire::Imm;
+
+use crate::early::MAX_EARLY;
+use crate::inner::{nanos, Inner};
+use crate::peer::{Content, Peer, Submission};
+use crate::remote::RemoteShared;
+use crate::transfer::About;
+use crate::under_way::Entry;
+use crate::{Code, Error, QueueFull, Result};
+
+/// What a ticket is asked for.
+#[derive(Default)]
+pub(crate) struct Order {
+    /// Parts, at least one.
+    pub(crate) num_parts: u32,
+    /// Bytes of the operation.
+    pub(crate) nbytes: u64,
+    /// Kept alive until the operation has quiesced.
+    pub(crate) source: Option<Arc<Region>>,
+    pub(crate) imm: Option<Imm>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// One peer's part of an operation.
+pub(crate) struct Part<'p> {
+    pub(crate) peer: &'p Arc<Peer>,
+    pub(crate) what: What<'p>,
+}
+
+/// What a part moves.
+pub(crate) enum What<'p> {
+    Write { source: &'p Arc<Region>, remote: &'p RemoteShared, extents: Extents },
+    Signal,
+}
+
+/// What becomes of a submission.
+pub(crate) enum Prepared<'p> {
+    /// It is to be posted.
+    Op(&'p dyn Link, Op),
+    /// There is no path yet, or none just now.
+    Waits(Submission),
+    /// It has ended.
+    Ended,
+}
+
+/// What the receiver counts, and whether it checks a checksum before.
+pub(crate) type How = (Option<(Imm, u32)>, bool);
+
+impl Inner {
+    /// Begins an operation, once there is room for it: from now on its deadline is
+    /// looked after. `entry` names its peers.
+    pub(crate) fn begin(&self, mut entry: Entry, order: Order) -> Result<Arc<Ticket>> {
+        let timeout = order.timeout.unwrap_or(self.config.timeout);
+        let mut submitted_ns = self.clock.now_ns();
+        let deadline_ns = submitted_ns.saturating_add(nanos(timeout));
+        if !self.has_room() {
+            let waits = self.config.queue_full == QueueFull::Block;
+            if !(waits && self.wait(Some(timeout), || self.has_room() || self.is_closed())) {
+                let depth = self.config.queue_depth;
+                let message = format!("{depth} operations are under way, as many as `queue_depth` allows");
+                return Err(Error::new(Code::QueueFull, message));
+            }
+            submitted_ns = self.clock.now_ns();
+        }
+        let Order { num_parts, nbytes, source, imm, .. } = order;
+        entry.imm = imm;
+        let ticket = entry.issue(&self.office, Terms { num_parts, nbytes, submitted_ns, deadline_ns, source });
+        self.look_after(entry);
+        Ok(ticket)
+    }
+
+    /// As [`Inner::begin`], for an operation with one peer.
+    pub(crate) fn begin_one(&self, peer: &Peer, order: Order) -> Result<Arc<Ticket>> {
+        let mut entry = self.rings.draft();
+        entry.peers.push(peer.idx);
+        self.begin(entry, Order { num_parts: 1, ..order })
+    }
+
+    /// Looks after a ticket's deadline from now on.
+    pub(crate) fn track(&self, ticket: &Arc<Ticket>, imm: Option<Imm>, peer: PeerIdx) {
+        let mut entry = self.rings.draft();
+        entry.peers.push(peer);
+        entry.imm = imm;
+        entry.set_ticket(ticket);
+        self.look_after(entry);
+    }
+
+    fn look_after(&self, mut entry: Entry) {
+        while let Err(back) = self.rings.submit(entry) {
+            entry = back;
+            // Whoever drives is far behind.
+            self.wake();
+            self.glance();
+            std::thread::yield_now();
+        }
+    }
+
+    /// Whether fewer operations are under way than `queue_depth` allows.
+    #[inline]
+    pub(crate) fn has_room(&self) -> bool {
+        self.office.num_under_way() < self.config.queue_depth
+    }
+
+    /// Sends an operation on its way.
+    pub(crate) fn submit(
+        &self,
+        peer: &Arc<Peer>,
+        content: Content,
+        imm: Option<(Imm, u32)>,
+        verify: bool,
+        ticket: &Arc<Ticket>,
+    ) {
+        if let Some((link, op)) = self.prepare_slowly(peer, content, self.next_op_id(), (imm, verify), ticket) {
+            link.post(op);
+        }
+        self.wake();
+    }
+
+    /// Sends the only part of an operation on its way.
+    pub(crate) fn submit_part(&self, part: Part<'_>, how: How, ticket: &Arc<Ticket>) {
+        if let Some((link, op)) = self.prepare_part(part, how, ticket) {
+            link.post(op);
+        }
+        self.wake();
+    }
+
+    /// Sends the parts of an operation on their way, each to its peer; the first
+    /// before the second is looked at.
+    pub(crate) fn submit_all<'p>(&self, mut parts: impl Iterator<Item = Part<'p>>, how: How, ticket: &Arc<Ticket>) {
+        let mut next = parts.next().map(|part| self.prepare_quickly(part, how, ticket));
+        while let Some(prepared) = next.take() {
+            match prepared.map(|(link, op)| (link, link.place(), op)) {
+                Ok((link, Some(place), op)) => {
+                    let mut first = Some((place.link, op));
+                    // The NICs are in our hands meanwhile: what takes time or other locks comes after.
+                    link.post_many(&mut || {
+                        if let Some(first) = first.take() {
+                            return Some(first);
+                        }
+                        match self.prepare_quickly(parts.next()?, how, ticket) {
+                            Ok((link, op)) => match link.place() {
+                                Some(other) if other.group == place.group => return Some((other.link, op)),
+                                _ => next = Some(Ok((link, op))),
+                            },
+                            Err(part) => next = Some(Err(part)),
+                        }
+                        None
+                    });
+                }
+                Ok((link, None, op)) => drop(link.post(op)),
+                Err(part) => {
+                    if let Some((link, op)) = self.prepare_part_slowly(part, how, ticket) {
+                        link.post(op);
+                    }
+                }
+            }
+            next = next.or_else(|| parts.next().map(|part| self.prepare_quickly(part, how, ticket)));
+        }
+        self.wake();
+    }
+
+    /// What is to be posted where; `None` when it waits for a path, or has ended.
+    fn prepare_part<'p>(&self, part: Part<'p>, how: How, ticket: &Arc<Ticket>) -> Option<(&'p dyn Link, Op)> {
+        match self.prepare_quickly(part, how, ticket) {
+            Ok(ready) => Some(ready),
+            Err(part) => self.prepare_part_slowly(part, how, ticket),
+        }
+    }
+
+    /// What is to be posted where, if all that it needs is there already; given
+    /// back otherwise.
+    #[inline]
+    fn prepare_quickly<'p>(
+        &self,
+        part: Part<'p>,
+        (imm, verify): How,
+        ticket: &Arc<Ticket>,
+    ) -> std::result::Result<(&'p dyn Link, Op), Part<'p>> {
+        let peer = part.peer;
+        let Some(link) = peer.open_link().filter(|_| !verify && !self.is_behind(peer, ticket)) else {
+            return Err(part);
+        };
+        let payload = match part.what {
+            What::Signal => Payload::Signal,
+            What::Write { source, remote, extents } => match remote.enter(peer, source) {
+                Some(binding) => Payload::Write { source: Arc::clone(source), binding, extents },
+                None => return Err(Part { peer, what: What::Write { source, remote, extents } }),
+            },
+        };
+        let (id, ticket, loss) = (self.next_op_id(), Arc::clone(ticket), Loss::default());
+        Ok((link, Op { id, peer: peer.idx, payload, imm, verify, ticket, loss }))
+    }
+
+    #[cold]
+    fn prepare_part_slowly<'p>(
+        &self,
+        Part { peer, what }: Part<'p>,
+        how: How,
+        ticket: &Arc<Ticket>,
+    ) -> Option<(&'p dyn Link, Op)> {
+        let content = match what {
+            What::Signal => Content::Signal,
+            What::Write { source, remote, extents } => remote.content(source, extents),
+        };
+        self.prepare_slowly(peer, content, self.next_op_id(), how, ticket)
+    }
+
+    fn prepare_slowly<'p>(
+        &self,
+        peer: &'p Arc<Peer>,
+        content: Content,
+        id: u64,
+        (imm, verify): How,
+        ticket: &Arc<Ticket>,
+    ) -> Option<(&'p dyn Link, Op)> {
+        let submission = Submission { id, content, imm, verify, ticket: Arc::clone(ticket) };
+        let is_behind = self.is_behind(peer, ticket);
+        match if is_behind { Prepared::Waits(submission) } else { peer.prepare_op(submission) } {
+            Prepared::Op(link, op) => Some((link, op)),
+            Prepared::Ended => None,
+            Prepared::Waits(submission) => {
+                peer.push_waiting(submission);
+                if let Some(why) = peer.lost() {
+                    // It was lost in between: nobody looks at what waits for it any more.
+                    peer.fail_waiting(why);
+                }
+                self.prepare(peer);
+                None
+            }
+        }
+    }
+
+    /// Whether a counted operation may go to this peer.
+    ///
+    /// # Errors
+    /// `ResourceExhausted`, once for every notice of the peer's.
+    #[inline]
+    pub(crate) fn check_counted(&self, peer: &Peer, about: impl FnOnce() -> About) -> Result<()> {
+        // ORDERING: a notice; it comes late in any case.
+        if peer.refuses_early.load(Ordering::Relaxed) {
+            return Err(self.uncounted(peer, about()));
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn uncounted(&self, peer: &Peer, about: About) -> Error {
+        let message = format!(
+            "the peer {} keeps {MAX_EARLY} immediates that it has opened no counter for, and takes no more; open the \
+             counters there, or use fewer immediates",
+            peer.address
+        );
+        let About { operation, region, nbytes, .. } = about;
+        let mut error = Error::new(Code::ResourceExhausted, message);
+        *error.context = self.context(operation, Some(peer), region, nbytes);
+        error
+    }
+}

@@ -1,0 +1,132 @@
+//! Libraries without hardware, as benchmarks and tests of the engine use them.
+
+use std::cell::RefCell;
+
+use anyfabric_engine::transports::libfabric::FabricSettings;
+use anyfabric_engine::transports::verbs::VerbsSettings;
+use anyfabric_engine::{Config, Engine};
+
+use crate::fake::Copy;
+use crate::null_nic::{knob, library, Knob};
+
+/// A library, and what it has seen.
+pub(crate) trait Fabric {
+    /// Name of the transport.
+    fn name(&self) -> &'static str;
+
+    fn config(&self) -> Config;
+
+    /// Requests posted so far.
+    fn num_requests(&self) -> u64;
+
+    /// Forgets when something was posted.
+    fn forget_post(&self);
+
+    /// When something was posted first since then.
+    fn posted_ns(&self) -> u64;
+
+    /// What the library takes for a request that it is called for from C, with its completion; 0 where the cost is that of
+    /// filling the descriptor.
+    fn library_ns(&self) -> f64;
+
+    fn engine(&self) -> Engine {
+        Engine::new(self.config()).unwrap()
+    }
+}
+
+/// A libibverbs.
+pub(crate) struct Verbs;
+
+impl Verbs {
+    pub(crate) fn new() -> Self {
+        library();
+        Self
+    }
+}
+
+impl Fabric for Verbs {
+    fn name(&self) -> &'static str {
+        "verbs"
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            transports: vec!["verbs".into()],
+            nics: vec!["null0".into()],
+            verbs: VerbsSettings { library: Some(library().to_owned()), ..VerbsSettings::default() },
+            ..Config::default()
+        }
+    }
+
+    fn num_requests(&self) -> u64 {
+        knob(Knob::NumRequests, None) as u64
+    }
+
+    fn forget_post(&self) {
+        knob(Knob::PostedNs, Some(0));
+    }
+
+    fn posted_ns(&self) -> u64 {
+        knob(Knob::PostedNs, None) as u64
+    }
+
+    fn library_ns(&self) -> f64 {
+        0.0
+    }
+}
+
+/// A libfabric.
+pub(crate) struct Libfabric {
+    copy: RefCell<Copy>,
+}
+
+impl Libfabric {
+    /// `None` without a C compiler.
+    pub(crate) fn new() -> Option<Self> {
+        Self::with(1)
+    }
+
+    /// As [`Libfabric::new`]; one that moves the bytes, and counts arrive.
+    pub(crate) fn delivering() -> Option<Self> {
+        Self::with(0)
+    }
+
+    fn with(null: u64) -> Option<Self> {
+        let copy = Copy::new(|fake| (fake.null, fake.has_fd) = (null, 1))?;
+        Some(Self { copy: RefCell::new(copy) })
+    }
+}
+
+impl Fabric for Libfabric {
+    fn name(&self) -> &'static str {
+        "libfabric"
+    }
+
+    fn config(&self) -> Config {
+        let library = Some(self.copy.borrow().path().to_str().unwrap().to_owned());
+        Config {
+            transports: vec!["libfabric".into()],
+            libfabric: FabricSettings { library, provider: Some("fake".into()), ..FabricSettings::default() },
+            ..Config::default()
+        }
+    }
+
+    fn num_requests(&self) -> u64 {
+        self.copy.borrow_mut().get().writes
+    }
+
+    fn forget_post(&self) {
+        self.copy.borrow_mut().get().posted_ns = 0;
+    }
+
+    fn posted_ns(&self) -> u64 {
+        self.copy.borrow_mut().get().posted_ns
+    }
+
+    fn library_ns(&self) -> f64 {
+        const COUNT: u64 = 1 << 18;
+        let began = std::time::Instant::now();
+        self.copy.borrow().baseline(COUNT);
+        began.elapsed().as_nanos() as f64 / COUNT as f64
+    }
+}

@@ -1,0 +1,73 @@
+//! Tickets: one end, however many threads bring it about.
+
+// A test may unwrap: its panic is the report.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+
+use anyfabric_transports::{Clock, Doorbell, Failure, Terms, Ticket, TicketOffice, TicketState};
+
+fn office() -> Arc<TicketOffice> {
+    Arc::new(TicketOffice::new(Arc::new(Doorbell::private().unwrap()), Clock::Real))
+}
+
+fn ticket(office: &Arc<TicketOffice>, num_parts: u32) -> Ticket {
+    let terms = Terms { num_parts, nbytes: 0, submitted_ns: 0, deadline_ns: 0, source: None };
+    Ticket::new(Arc::clone(office), terms)
+}
+
+fn counts(office: &TicketOffice) -> (usize, usize) {
+    (office.num_pending(), office.num_under_way())
+}
+
+#[test]
+fn what_has_failed_is_under_way_until_it_has_quiesced() {
+    let office = office();
+    let mut ticket = ticket(&office, 2);
+    ticket.count();
+    assert_eq!(counts(&office), (1, 1));
+    ticket.part_ended(Ok(()));
+    ticket.fail(Failure::Cancelled);
+    ticket.fail(Failure::Closed);
+    assert_eq!((ticket.state(), counts(&office)), (TicketState::Failed(Failure::Cancelled), (0, 1)));
+    ticket.part_ended(Err(Failure::Closed));
+    assert_eq!((ticket.state(), counts(&office)), (TicketState::Failed(Failure::Cancelled), (0, 0)));
+}
+
+/// A trigger fires, and its user cancels it this very moment.
+#[test]
+fn one_that_is_cancelled_while_it_is_counted_is_counted_once() {
+    for _ in 0..2000 {
+        let office = office();
+        let ticket = ticket(&office, 1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| ticket.fail(Failure::Cancelled));
+            ticket.count_shared();
+        });
+        assert_eq!(counts(&office), (0, 1));
+        ticket.part_ended(Err(Failure::Cancelled));
+        assert_eq!(counts(&office), (0, 0));
+    }
+}
+
+/// It fails, ends well, and somebody wants to hear of it, all at a time: there is one end, and it is heard once.
+#[test]
+fn there_is_one_end_and_who_wants_to_hear_of_it_does() {
+    for _ in 0..2000 {
+        let office = office();
+        let mut ticket = ticket(&office, 1);
+        ticket.count();
+        let heard = Arc::new(AtomicUsize::new(0));
+        let hears = Arc::clone(&heard);
+        std::thread::scope(|scope| {
+            scope.spawn(|| ticket.fail(Failure::Cancelled));
+            scope.spawn(|| ticket.part_ended(Ok(())));
+            ticket.on_end(Box::new(move || _ = hears.fetch_add(1, Ordering::SeqCst)));
+        });
+        assert_eq!(heard.load(Ordering::SeqCst), 1);
+        assert!(matches!(ticket.state(), TicketState::Done | TicketState::Failed(Failure::Cancelled)));
+        assert!(ticket.culprit().is_none() && ticket.has_quiesced());
+        assert_eq!(counts(&office), (0, 0));
+    }
+}
