@@ -107,12 +107,19 @@ fn fabric(link_layer: &str, driver: Option<&str>) -> Fabric {
 }
 
 fn netdevs(device: &Path, port: &Path, number: u32) -> Vec<String> {
-    // The kernel says of each GID which interface it belongs to; not of InfiniBand's.
-    let mut found: Vec<String> = entries(&port.join("gid_attrs/ndevs"))
-        .iter()
-        .map(|(_, file)| text(file))
-        .filter(|name| !name.is_empty())
-        .collect();
+    // The kernel says of each GID which interface it belongs to; not of InfiniBand's. A new GID gets the first free place
+    // of a table with up to a thousand, and reading them all would take most of an engine's start.
+    let (table, mut found, mut num_empty) = (port.join("gid_attrs/ndevs"), Vec::new(), 0);
+    for index in 0_u32.. {
+        match text(&table.join(index.to_string())) {
+            name if !name.is_empty() => {
+                found.push(name);
+                num_empty = 0;
+            }
+            _ if num_empty < MAX_GID_GAP => num_empty += 1,
+            _ => break,
+        }
+    }
     for (name, folder) in entries(&device.join("device/net")) {
         if text(&folder.join("dev_port")).parse().unwrap_or(0) + 1 == number {
             found.push(name);
@@ -190,5 +197,7 @@ fn text(file: &Path) -> String {
 }
 
 const NVIDIA: &str = "0x10de";
+/// Free places between two GIDs of a port: those of interfaces that were there and are gone.
+const MAX_GID_GAP: u32 = 16;
 /// More than any machine; a list is not believed beyond.
 const MAX_CPUS: u32 = 1 << 16;

@@ -205,6 +205,28 @@ fn a_tree_that_lost_its_links_is_read_by_address() {
 }
 
 #[test]
+fn interfaces_are_those_of_the_gids() {
+    let machine = Machine::from("cpus 0-1 node 0\nnic a pci0000:00/0000:00:01.0 node 0 rate 100 slot 16x16\n");
+    let netdevs = || read_topology(&machine.root).nics[0].netdevs.clone();
+    let own = netdevs();
+    let table = machine.root.join("sys/class/infiniband/a/ports/1/gid_attrs/ndevs");
+    std::fs::create_dir_all(&table).unwrap();
+    // A table has many more places than GIDs, and gaps where interfaces were.
+    for index in 0..256 {
+        let name = match index {
+            0 | 1 => "eth0",
+            18 => "eth0.7",
+            200 => "stray",
+            _ => "",
+        };
+        std::fs::write(table.join(index.to_string()), name).unwrap();
+    }
+    let mut expected = [own, names(&["eth0", "eth0.7"])].concat();
+    expected.sort_unstable();
+    assert_eq!(netdevs(), expected);
+}
+
+#[test]
 fn nothing_and_nonsense_are_no_machine() {
     let empty = read_topology(Path::new("/nonexistent"));
     assert_eq!(empty, Topology::default());
