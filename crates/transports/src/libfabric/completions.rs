@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use super::buffers::Brought;
 use super::endpoint::Read;
 use super::faults::fault_of;
+use super::handshakes::{Ended, MAX_LOOKS};
 use super::nic::{now_ns, FabricNic, Report, OPERATIONS, QUEUE_DEPTH, READ_BATCH};
 use super::provider::Arrivals;
 use super::rail::rail_of;
@@ -56,6 +57,9 @@ impl FabricNic {
         if self.domain.binds_memory() {
             self.domain.unbind();
         }
+        if self.domain.provider().quirks().forgets_handshakes {
+            self.end_handshakes(idx, &mut broken_too);
+        }
         if let Some(open) = self.endpoints[usize::from(idx)].as_mut() {
             open.endpoint.close();
         }
@@ -94,10 +98,23 @@ impl FabricNic {
         }
     }
 
+    /// Ends the connections to an endpoint, until the provider has none of which it
+    /// would still hear once the endpoint is closed.
+    fn end_handshakes(&mut self, closing: u16, broken_too: &mut Vec<(u16, Fault, Option<u32>)>) {
+        let mut ended = Ended::default();
+        for _ in 0..MAX_LOOKS {
+            let Some(open) = self.endpoints[usize::from(closing)].as_ref() else { return };
+            if !ended.end_more(open.endpoint.name()) {
+                return;
+            }
+            broken_too.extend(self.set_aside(closing, true));
+        }
+    }
+
     /// Empties the queue into what is told at the next poll; but no longer than what
     /// fits into it, for peers go on. Returns other endpoints that have failed
     /// meanwhile, with the fault and its batch.
-    fn set_aside(&mut self, closing: u16, is_closed: bool) -> Vec<(u16, Fault, Option<u32>)> {
+    fn set_aside(&mut self, closing: u16, is_over: bool) -> Vec<(u16, Fault, Option<u32>)> {
         let (mut aside, mut failed) = (Aside(std::mem::take(&mut self.reports)), Vec::new());
         for _ in 0..QUEUE_DEPTH / READ_BATCH {
             match self.queue.read(&mut self.entries, &mut self.sources) {
@@ -107,7 +124,7 @@ impl FabricNic {
                         let (entry, source) = (self.entries[idx], self.sources[idx]);
                         // What closing did to operations of its own they end with below.
                         let is_own = |what| matches!(what, Some((of, Some(_))) if of == closing);
-                        if !(is_closed && is_own(self.operation(entry.op_context))) {
+                        if !(is_over && is_own(self.operation(entry.op_context))) {
                             self.take(entry, source, now_ns, &mut aside);
                         }
                     }

@@ -10,6 +10,7 @@ mod completions;
 mod domain;
 mod endpoint;
 mod faults;
+mod handshakes;
 mod library;
 mod nic;
 mod posting;

@@ -1,10 +1,15 @@
 //! Rails between two NICs of one process, over the `tcp` provider.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Instant;
+
 use anyfabric_plan::Extent;
-use anyfabric_transports::libfabric::{FabricDomain, Library};
+use anyfabric_transports::libfabric::sys::version;
+use anyfabric_transports::libfabric::{FabricDomain, FabricNic, FabricSettings, Library};
 use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, NicError, RemoteMemory};
 
-use crate::support::{on_every_library, tcp_nic, Pair, Region};
+use crate::support::{nic_of, on_every_library, tcp_nic, Pair, Region, Seen, LONG};
 
 on_every_library! {
     a_write_arrives_and_is_counted_after_its_bytes,
@@ -17,6 +22,7 @@ on_every_library! {
     a_silent_peer_breaks_the_rail,
     an_address_of_garbage_is_refused,
     an_event_comes_with_the_next_arrival,
+    who_calls_an_endpoint_that_is_closed_harms_nobody,
 }
 
 fn pair(library: &'static Library) -> Pair {
@@ -205,4 +211,60 @@ fn an_event_comes_with_the_next_arrival(library: &'static Library) {
     pair.until("the second", |pair| pair.seen_there.arrived.len() == 2);
 }
 
+/// An endpoint is closed while somebody's connection to it has been accepted and has said nothing; then it speaks.
+fn who_calls_an_endpoint_that_is_closed_harms_nobody(library: &'static Library) {
+    // The provider that is "tcp" by itself, and not under another.
+    let provider = if library.version() < version(1, 18) { "net" } else { "tcp" };
+    let nic = || nic_of(library, provider, Some("127.0.0.1"), &FabricSettings::default());
+    let said = first_words(&mut nic());
+    let mut pair = Pair::new(nic(), nic());
+    for _ in 0..5 {
+        let rail = pair.there.open().unwrap();
+        let mut caller = TcpStream::connect(("127.0.0.1", port_in(&pair.there.address(rail)))).unwrap();
+        (0..100).for_each(|_| pair.poll());
+        pair.there.close(rail);
+        // Other bytes where the endpoint was.
+        let others: Vec<Vec<u8>> = (0..64).map(|idx| vec![0x41; 16 + 16 * idx]).collect();
+        // Refused, if it is known by now that nobody listens.
+        let _ = caller.write_all(&said);
+        (0..100).for_each(|_| pair.poll());
+        drop(others);
+    }
+    while !pair.here.signal(pair.rail, 7, 1).unwrap() {
+        pair.poll();
+    }
+    pair.until("the others go on", |pair| pair.seen_there.arrived == [(pair.back, 7)]);
+}
+
+/// What an endpoint says to the one that it calls.
+fn first_words(nic: &mut FabricNic) -> Vec<u8> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let rail = nic.open().unwrap();
+    let mut address = nic.address(rail);
+    address[PORT_AT..PORT_AT + 2].copy_from_slice(&listener.local_addr().unwrap().port().to_be_bytes());
+    nic.connect(rail, &address).unwrap();
+    let (end, mut seen) = (Instant::now() + LONG, Seen::default());
+    let mut called = None;
+    loop {
+        let _ = nic.signal(rail, 1, 1);
+        nic.poll(&mut seen);
+        called = called.or_else(|| Some(listener.accept().ok()?.0));
+        let mut words = [0; 4096];
+        match called.as_ref().map(|mut stream| {
+            stream.set_nonblocking(true).unwrap();
+            stream.read(&mut words)
+        }) {
+            Some(Ok(nbytes)) if nbytes > 0 => return words[..nbytes].to_vec(),
+            _ => assert!(Instant::now() < end, "it does not call"),
+        }
+    }
+}
+
+fn port_in(address: &[u8]) -> u16 {
+    u16::from_be_bytes([address[PORT_AT], address[PORT_AT + 1]])
+}
+
+/// Where an address of a rail has the port: in its `sockaddr_in`.
+const PORT_AT: usize = 42;
 const MIB: usize = 1 << 20;
