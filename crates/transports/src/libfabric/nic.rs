@@ -24,7 +24,7 @@ use super::rail::{new_tag, Peer, Rail, RailAddress, MAX_RAILS};
 use super::settings::FabricSettings;
 use super::slots::Slots;
 use super::sys::*;
-use crate::rdma::{Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicError, RailIdx};
+use crate::rdma::{Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicError, PortLook, RailIdx};
 
 /// One NIC.
 pub struct FabricNic {
@@ -268,8 +268,9 @@ impl Nic for FabricNic {
         &self.about
     }
 
-    fn is_up(&mut self) -> bool {
-        self.domain.provider().is_up()
+    fn port(&self) -> PortLook {
+        let domain = Arc::clone(&self.domain);
+        Box::new(move || domain.provider().is_up())
     }
 
     fn open(&mut self) -> Result<RailIdx, NicError> {

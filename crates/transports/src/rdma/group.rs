@@ -18,7 +18,7 @@ use crossbeam_queue::ArrayQueue;
 
 use super::book::{Arrival, Book, Stage, Turn};
 use super::link::{PathOptions, RailLink, RailPath};
-use super::nic::{Domain, Nic, NicAbout, NicError, RemoteMemory};
+use super::nic::{Domain, Nic, NicAbout, NicError, PortLook, RemoteMemory};
 use super::registrations::Registrations;
 use super::visible::Visible;
 use crate::sys::populate;
@@ -63,6 +63,7 @@ pub struct RailGroup<N: Nic> {
     /// By NIC; ports of one device have theirs in common.
     registrations: Vec<Arc<Registrations<N::Domain>>>,
     abouts: Vec<NicAbout>,
+    ports: Vec<PortLook>,
     state: Mutex<State<N>>,
     visible: Visible,
     /// Left by threads that found the NICs taken.
@@ -81,6 +82,8 @@ type Then<N> = Box<dyn FnOnce(&RailGroup<N>, Result<Keys, NicError>) + Send>;
 
 pub(super) struct State<N> {
     pub(super) nics: Vec<N>,
+    /// By NIC: whether its port was up when it was last looked at.
+    pub(super) are_up: Vec<bool>,
     pub(super) book: Book,
     /// For the writes of one batch.
     writes: Vec<Extent>,
@@ -105,7 +108,14 @@ impl<N: Nic> RailGroup<N> {
             library,
             registrations,
             abouts: nics.iter().map(|nic| nic.about().clone()).collect(),
-            state: Mutex::new(State { nics, book, writes: Vec::new(), held: Vec::new() }),
+            ports: nics.iter().map(Nic::port).collect(),
+            state: Mutex::new(State {
+                are_up: vec![true; nics.len()],
+                nics,
+                book,
+                writes: Vec::new(),
+                held: Vec::new(),
+            }),
             visible: Visible::default(),
             left: ArrayQueue::new(MAX_LEFT),
             pinning: Mutex::default(),
@@ -375,9 +385,11 @@ impl<N: Nic> NicGroup for RailGroup<N> {
             return;
         }
         self.looked_ns.store(now_ns, Ordering::Relaxed);
+        // Before anybody has to wait for the NICs.
+        let are_up: Vec<bool> = self.ports.iter().map(|port| port()).collect();
         let mut state = self.state();
-        let down: Vec<usize> = (0..state.nics.len()).filter(|nic| !state.nics[*nic].is_up()).collect();
-        for nic in down {
+        state.are_up.clone_from(&are_up);
+        for nic in (0..are_up.len()).filter(|nic| !are_up[*nic]) {
             let rails: Vec<(u32, usize)> = state.book.owners[nic].iter().flatten().copied().collect();
             for (path, rail) in rails {
                 let is_up = state.book.rail(path, rail).is_some_and(|rail| rail.stage == Stage::Up);

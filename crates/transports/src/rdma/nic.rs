@@ -30,6 +30,9 @@ use thiserror::Error;
 /// A rail, by its number at its NIC; numbers of closed rails are used again.
 pub type RailIdx = u32;
 
+/// Whether a port is up, as far as its library can tell. From any thread, and without the NIC: devices take their time.
+pub type PortLook = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// One port, its queues, and the rails that use them.
 pub trait Nic: Send + 'static {
     /// What registers memory with this NIC.
@@ -41,8 +44,8 @@ pub trait Nic: Send + 'static {
     /// What this NIC is and can do.
     fn about(&self) -> &NicAbout;
 
-    /// Whether its port is up, as far as the library can tell.
-    fn is_up(&mut self) -> bool;
+    /// Looks at its port.
+    fn port(&self) -> PortLook;
 
     // ---- rails ---------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ impl<N: Nic> State<N> {
         rail.attempt = rail.attempt.wrapping_add(1);
         let (nic_no, attempt) = (rail.nic, rail.attempt);
         let nic = &mut self.nics[nic_no];
-        let opened = if nic.is_up() {
+        let opened = if self.are_up[nic_no] {
             nic.open().map_err(|error| error.to_string())
         } else {
             Err(format!("{}: its port is down", nic.about().name))

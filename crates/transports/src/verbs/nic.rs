@@ -19,7 +19,7 @@ use super::rails::{id_of, manner, CompletionQueue, Kind, NumberHasher, Rail, Wai
 use super::receives::{ImmReceives, MessageBuffers};
 use super::sys::{self, SendWr, Sge, Wc};
 use super::VerbsSettings;
-use crate::rdma::{Batch, Completions, Fault, Marks, Nic, NicAbout, NicError, RailIdx};
+use crate::rdma::{Batch, Completions, Fault, Marks, Nic, NicAbout, NicError, PortLook, RailIdx};
 
 /// One port of a device, driven through libibverbs.
 pub struct VerbsNic {
@@ -173,8 +173,9 @@ impl Nic for VerbsNic {
         &self.about
     }
 
-    fn is_up(&mut self) -> bool {
-        self.domain.query_port(self.port.number).is_ok_and(|port| port.state == sys::PORT_ACTIVE)
+    fn port(&self) -> PortLook {
+        let (domain, number) = (Arc::clone(&self.domain), self.port.number);
+        Box::new(move || domain.query_port(number).is_ok_and(|port| port.state == sys::PORT_ACTIVE))
     }
 
     fn open(&mut self) -> Result<RailIdx, NicError> {

@@ -1,18 +1,21 @@
-//! Who may block until a NIC has news: a group of NICs over one that is only what the test says.
+//! What a group of NICs does with one that is only what the test says: who may block until it has news, and what becomes
+//! of what it brings.
 
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 
 use anyfabric_cuda::GpuMemory;
 use anyfabric_transports::rdma::{
-    Batch, Completions, Domain, Fault, Nic, NicAbout, NicError, NicGroup, RailGroup, RailIdx, RemoteMemory,
+    Batch, Completions, Domain, Fault, Nic, NicAbout, NicError, NicGroup, PathOptions, PortLook, RailGroup, RailIdx,
+    RemoteMemory,
 };
-use anyfabric_transports::{Clock, PeerIdx, Sink};
-use anyfabric_wire::{Imm, NicLibrary, Refusal};
+use anyfabric_transports::tcp::TcpLink;
+use anyfabric_transports::{lock, Clock, PeerIdx, Sink};
+use anyfabric_wire::{Imm, NicLibrary, Rails, Refusal};
 
 /// What a NIC does, and what was asked of it.
 #[derive(Default)]
@@ -23,15 +26,46 @@ struct Knobs {
     has_news: AtomicBool,
     num_armed: AtomicU32,
     num_polled: AtomicU32,
+    /// The next poll brings these messages.
+    comes: Mutex<Vec<Vec<u8>>>,
+    sent: Mutex<Vec<Vec<u8>>>,
 }
 
-/// A NIC without rails.
+/// A NIC with one rail.
 struct StubNic {
     knobs: Arc<Knobs>,
     domain: Arc<StubDomain>,
     about: NicAbout,
-    /// Whoever asks for the descriptor first stays there, the NICs in its hands, until the second barrier.
-    stay: Option<Arc<(AtomicBool, Barrier, Barrier)>>,
+    stay: Option<Arc<Stay>>,
+}
+
+/// Where a thread stays: while it asks for the descriptor, the NICs in its hands, or while it looks at the port.
+struct Stay {
+    at: Place,
+    entered: Barrier,
+    left: Barrier,
+    was_there: AtomicBool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Descriptor,
+    Port,
+}
+
+impl Stay {
+    fn new(at: Place) -> Arc<Self> {
+        let was_there = AtomicBool::new(false);
+        Arc::new(Self { at, entered: Barrier::new(2), left: Barrier::new(2), was_there })
+    }
+
+    /// The first thread that comes by stays until the test lets it go on.
+    fn pass(&self, place: Place) {
+        if place == self.at && !self.was_there.swap(true, Ordering::SeqCst) {
+            self.entered.wait();
+            self.left.wait();
+        }
+    }
 }
 
 struct StubDomain;
@@ -58,11 +92,15 @@ impl Nic for StubNic {
     fn about(&self) -> &NicAbout {
         &self.about
     }
-    fn is_up(&mut self) -> bool {
-        true
+    fn port(&self) -> PortLook {
+        let stay = self.stay.clone();
+        Box::new(move || {
+            stay.iter().for_each(|stay| stay.pass(Place::Port));
+            true
+        })
     }
     fn open(&mut self) -> Result<RailIdx, NicError> {
-        Err(NicError::Device("it has no rails".into()))
+        Ok(0)
     }
     fn address(&self, _: RailIdx) -> Vec<u8> {
         Vec::new()
@@ -81,21 +119,20 @@ impl Nic for StubNic {
     fn signal(&mut self, _: RailIdx, _: u32, _: u32) -> Result<bool, Fault> {
         Ok(false)
     }
-    fn send(&mut self, _: RailIdx, _: &[u8], _: u32) -> Result<bool, Fault> {
-        Ok(false)
+    fn send(&mut self, _: RailIdx, message: &[u8], _: u32) -> Result<bool, Fault> {
+        lock(&self.knobs.sent).push(message.to_vec());
+        Ok(true)
     }
     fn flush(&mut self, _: RailIdx) -> Result<(), Fault> {
         Ok(())
     }
-    fn poll(&mut self, _: &mut impl Completions) -> bool {
+    fn poll(&mut self, to: &mut impl Completions) -> bool {
+        lock(&self.knobs.comes).drain(..).for_each(|message| to.message(0, &message));
         self.knobs.num_polled.fetch_add(1, Ordering::SeqCst);
         self.knobs.has_news.swap(false, Ordering::SeqCst)
     }
     fn event_fd(&self) -> Option<RawFd> {
-        if let Some(stay) = self.stay.as_ref().filter(|stay| !stay.0.swap(true, Ordering::SeqCst)) {
-            stay.1.wait();
-            stay.2.wait();
-        }
+        self.stay.iter().for_each(|stay| stay.pass(Place::Descriptor));
         Some(-1)
     }
     fn arm(&mut self) -> bool {
@@ -104,7 +141,7 @@ impl Nic for StubNic {
     }
 }
 
-/// Nothing is reported by a NIC without rails.
+/// Nobody cares for what is reported.
 struct Nobody;
 
 impl Sink for Nobody {
@@ -121,7 +158,7 @@ impl Sink for Nobody {
     fn exited(&self, _: PeerIdx) {}
 }
 
-fn nic(stay: Option<Arc<(AtomicBool, Barrier, Barrier)>>) -> (StubNic, Arc<Knobs>) {
+fn nic(stay: Option<Arc<Stay>>) -> (StubNic, Arc<Knobs>) {
     let about = NicAbout {
         name: "stub".into(),
         manner: "none".into(),
@@ -142,19 +179,34 @@ fn armed(knobs: &Knobs) -> u32 {
 /// Whoever has the NICs just now does not wait for their news: who blocks without having asked for an event would miss it.
 #[test]
 fn nobody_may_block_while_another_thread_has_the_nics() {
-    let stay = Arc::new((AtomicBool::new(false), Barrier::new(2), Barrier::new(2)));
+    let stay = Stay::new(Place::Descriptor);
     let (nic, knobs) = nic(Some(Arc::clone(&stay)));
     let group = RailGroup::new(NicLibrary::Verbs, vec![nic], Clock::Real);
     std::thread::scope(|scope| {
         let holder = scope.spawn(|| group.event_fds());
-        stay.1.wait();
+        stay.entered.wait();
         assert!(!group.arm(&Nobody), "nobody was asked for an event");
         assert_eq!(armed(&knobs), 0);
-        stay.2.wait();
+        stay.left.wait();
         holder.join().unwrap();
     });
     assert!(group.arm(&Nobody));
     assert_eq!(armed(&knobs), 1);
+}
+
+/// A device may take its time to say how its port is; what is posted or polled meanwhile does not wait for that.
+#[test]
+fn nobody_waits_for_a_look_at_the_ports() {
+    let stay = Stay::new(Place::Port);
+    let (nic, _) = nic(Some(Arc::clone(&stay)));
+    let group = RailGroup::new(NicLibrary::Verbs, vec![nic], Clock::Real);
+    std::thread::scope(|scope| {
+        let looker = scope.spawn(|| group.look_at_ports(u64::MAX / 2));
+        stay.entered.wait();
+        assert!(group.arm(&Nobody), "the NICs are free");
+        stay.left.wait();
+        looker.join().unwrap();
+    });
 }
 
 /// What came before the event was asked for makes none: it is looked for once more.
