@@ -230,3 +230,30 @@ fn nobody_may_block_while_one_nic_promises_nothing() {
     knobs.refuses.store(false, Ordering::SeqCst);
     assert!(group.arm(&Nobody));
 }
+
+/// The caller may send as soon as both ends are connected, and says so over another way: a message overtakes that word.
+#[test]
+fn a_message_before_the_rail_is_said_to_stand_is_answered() {
+    const KEY: u64 = 0x0123_4567_89ab_cdef;
+    let (nic, knobs) = nic(None);
+    let group = RailGroup::new(NicLibrary::Libfabric, vec![nic], Clock::Real);
+    let control = Arc::new(TcpLink::new(1, Arc::default(), 1 << 16, 1, Clock::Real));
+    let options = PathOptions { peer: 1, regions: Arc::default(), control, is_caller: false, key: KEY };
+    let path = Arc::clone(&group).path(options);
+    path.on_message(Rails::Offer { nics: vec![1] });
+    path.on_message(Rails::Call { rail: 0, attempt: 1, address: vec![1] });
+    let header = |kind: u8, number: u64| {
+        let mut header = vec![0; 24];
+        header[0] = kind;
+        header[8..16].copy_from_slice(&number.to_le_bytes());
+        header[16..].copy_from_slice(&KEY.to_le_bytes());
+        header
+    };
+    lock(&knobs.comes).push([header(0, 7), b"hello".to_vec()].concat());
+    group.poll(&Nobody);
+    assert_eq!(*lock(&knobs.sent), [header(1, 7)]);
+    path.on_message(Rails::Ready { rail: 0, attempt: 1 });
+    lock(&knobs.comes).push(header(0, 8));
+    group.poll(&Nobody);
+    assert_eq!(*lock(&knobs.sent), [header(1, 7), header(1, 8)]);
+}

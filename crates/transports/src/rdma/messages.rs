@@ -91,7 +91,9 @@ impl<N: Nic> State<N> {
     pub(super) fn answer(&mut self) {
         for _ in 0..self.book.answers.len() {
             let Some(Answer { path, rail, bytes }) = self.book.answers.pop_front() else { break };
-            let Some(standing) = self.book.rail(path, rail).filter(|rail| rail.stage == Stage::Up) else { continue };
+            // A message may overtake the word that its rail stands: it came, so the rail does.
+            let stands = |stage| matches!(stage, Stage::Up | Stage::Called);
+            let Some(standing) = self.book.rail(path, rail).filter(|rail| stands(rail.stage)) else { continue };
             let (nic, Some(idx)) = (standing.nic, standing.idx) else { continue };
             // A rail that is broken says so in a poll; nobody waits for the end of an answer.
             if self.nics[nic].send(idx, &bytes, UNTRACKED) == Ok(false) {
