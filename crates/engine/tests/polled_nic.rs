@@ -3,6 +3,7 @@
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
+use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -45,6 +46,7 @@ fn a_nic_without_a_descriptor_is_looked_at_and_does_not_cost_a_core() {
     let Some(library) = fake() else { return };
     // Processor time, so that a busy machine makes it less and not more.
     let adaptive = idle_use(&library, Polling::Adaptive);
+    only_the_library_sees_its_setting(&library);
     assert!(adaptive < 0.2, "an idle engine uses {:.0} % of a core", 100.0 * adaptive);
 
     // What comes after any silence is seen, by the worker and by whoever waits.
@@ -61,6 +63,21 @@ fn a_nic_without_a_descriptor_is_looked_at_and_does_not_cost_a_core() {
     }
     assert_eq!(here.path(there.address()).transport, "libfabric");
     messages_go_over_the_nic(&here, &there);
+}
+
+/// libfabric was told to leave GPUs alone; what this process starts was not.
+fn only_the_library_sees_its_setting(library: &Path) {
+    let name = CString::new(library.to_str().unwrap()).unwrap();
+    // SAFETY: our own library, which the engine has opened; the function has this type and returns a string of its own.
+    let seen = unsafe {
+        let handle = libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD);
+        let hmem = libc::dlsym(handle, c"fake_hmem".as_ptr());
+        CStr::from_ptr(std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> *const libc::c_char>(hmem)())
+    };
+    assert_eq!(seen, c"system");
+    assert_eq!(std::env::var_os("FI_HMEM"), None);
+    let child = Command::new("sh").args(["-c", "echo ${FI_HMEM-none}"]).output().unwrap();
+    assert_eq!(child.stdout, b"none\n");
 }
 
 fn messages_go_over_the_nic(here: &Engine, there: &Engine) {

@@ -14,7 +14,8 @@ use std::sync::OnceLock;
 use anyfabric_cuda::Driver;
 use thiserror::Error;
 
-use super::sys::{fi_fabric_attr, fi_info, fid_fabric, version, FI_SOURCE};
+use super::environment::with_variable;
+use super::sys::{fi_fabric_attr, fi_info, fid_fabric, version, FI_PROV_ATTR_ONLY, FI_SOURCE};
 
 /// Why libfabric, or something of it, cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -172,17 +173,32 @@ impl Library {
     }
 
     fn find(path: Option<&str>) -> Result<Self, FabricError> {
-        // Where CUDA is not in use an EFA provider must not make a context of its own, of some 600 MB on the first GPU;
-        // read when the library is loaded. Whoever set it knows better.
-        if std::env::var_os("FI_HMEM").is_none() && !Driver::is_loaded() {
-            std::env::set_var("FI_HMEM", "system");
+        if Driver::is_loaded() || open(SONAME, libc::RTLD_NOLOAD).is_ok() {
+            return Self::start(path);
         }
+        // Where CUDA is not in use an EFA provider must not make a context of its own, of some 600 MB on the first GPU.
+        // Whoever set it knows better; and processes that are started later may well want their GPUs.
+        with_variable(c"FI_HMEM=system", || Self::start(path))
+    }
+
+    /// Opens the library, and has it read its settings.
+    fn start(path: Option<&str>) -> Result<Self, FabricError> {
         let named = path.map(str::to_owned).or_else(|| std::env::var(LIBRARY_VARIABLE).ok());
         let (handle, name) = match named.filter(|path| !path.is_empty()) {
             Some(path) => (open(&path, 0), path),
             None => search(),
         };
-        Self::bind(handle.map_err(FabricError::Missing)?, name)
+        let library = Self::bind(handle.map_err(FabricError::Missing)?, name)?;
+        let mut list = ptr::null_mut();
+        // SAFETY: nothing is asked for but the names of providers; `list` receives a list of its own, or stays null.
+        unsafe {
+            let version = library.api_version();
+            (library.fi_getinfo)(version, ptr::null(), ptr::null(), FI_PROV_ATTR_ONLY, ptr::null(), &raw mut list);
+            if !list.is_null() {
+                (library.fi_freeinfo)(list);
+            }
+        }
+        Ok(library)
     }
 
     fn bind(handle: *mut c_void, path: String) -> Result<Self, FabricError> {

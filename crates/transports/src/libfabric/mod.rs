@@ -9,6 +9,7 @@ mod buffers;
 mod completions;
 mod domain;
 mod endpoint;
+mod environment;
 mod faults;
 mod handshakes;
 mod library;

@@ -416,6 +416,7 @@ pub const FI_MR_DMABUF: u64 = 1 << 40;
 pub const FI_LOCAL_COMM: u64 = 1 << 51;
 pub const FI_REMOTE_COMM: u64 = 1 << 52;
 pub const FI_HMEM: u64 = 1 << 47;
+pub const FI_PROV_ATTR_ONLY: u64 = 1 << 54;
 pub const FI_SOURCE: u64 = 1 << 57;
 
 pub const FI_CONTEXT2: u64 = 1 << 52;

@@ -39,6 +39,7 @@ struct fake {
     uint64_t writes, immediates, sends, endpoints, memories, dmabufs, options, flags, posts;
     uint64_t has_hmem, no_dmabuf, no_address;  // GPU memory: whether at all, errors of the two ways
     uint64_t gpu_memories, dmabuf_offset, dmabuf_word, device;  // by address; and what the last one was
+    uint64_t takes_keys;  // of ours for memory, if it is asked to, although it chooses them by itself
     uint64_t late;  // arrivals come when their endpoint is being closed (1), or are lost with it (2)
     uint64_t has_trywait, not_now;  // fi_trywait: whether the table has it, and that nobody may wait now
     // When a write was posted first after this was set to 0, where nothing is moved.
@@ -91,6 +92,7 @@ struct plain { struct fid fid; const void *ops, *mr; };
 
 static struct memory *memories[kMaxMemory];
 static struct endpoint *endpoints[kMaxEndpoints];
+static uint64_t mr_mode_in_use;  // of the domain
 static uint64_t random_state = 88172645463325252ULL;
 static uint8_t descriptors[4096][64];
 
@@ -269,8 +271,8 @@ static int mr_regattr(struct fid *domain, const struct mr_attr *attr, uint64_t f
         return -(int)(flags & DMABUF ? fake.no_dmabuf : fake.no_address);
     struct memory *mr = calloc(1, sizeof *mr);
     mr->fid.ops = &mr_fid_ops; mr->desc = mr; mr->access = attr->access;
-    mr->key = fake.mr_mode & MR_PROV_KEY ? next_random() : attr->key;
-    mr->enabled = !(fake.mr_mode & MR_ENDPOINT);
+    mr->key = mr_mode_in_use & MR_PROV_KEY ? next_random() : attr->key;
+    mr->enabled = !(mr_mode_in_use & MR_ENDPOINT);
     if (flags & DMABUF) {
         const struct mr_dmabuf *dmabuf = attr->iov;
         mr->address = dmabuf->base; mr->len = dmabuf->len;
@@ -295,7 +297,7 @@ static uint8_t *landing(const struct rma_iov *to) {
     for (size_t idx = 0; idx < kMaxMemory; idx++) {
         struct memory *mr = memories[idx];
         if (!mr || mr->key != to->key || !mr->enabled || !(mr->access & FLAG(13))) continue;
-        uint64_t offset = fake.mr_mode & MR_VIRT_ADDR ? to->addr - (uint64_t)mr->address : to->addr;
+        uint64_t offset = mr_mode_in_use & MR_VIRT_ADDR ? to->addr - (uint64_t)mr->address : to->addr;
         return offset <= mr->len && to->len <= mr->len - offset ? mr->address + offset : NULL;
     }
     return NULL;
@@ -444,8 +446,9 @@ static int endpoint_open(void *domain, void *info, struct fid **out, void *conte
 static const struct { size_t size; void *av_open, *cq_open, *endpoint; } domain_ops = {
     32, av_open, cq_open, endpoint_open};
 static const struct { size_t size; void *reg, *regv, *regattr; } mr_ops = {32, NULL, NULL, mr_regattr};
-static int domain_open(void *fabric, void *info, struct fid **out, void *context) {
-    (void)fabric; (void)info; (void)context;
+static int domain_open(void *fabric, struct fi_info *info, struct fid **out, void *context) {
+    (void)fabric; (void)context;
+    mr_mode_in_use = (uint64_t)info->domain->mr_mode;
     struct plain *domain = calloc(1, sizeof *domain);
     domain->fid.ops = &plain_ops; domain->ops = &domain_ops; domain->mr = &mr_ops;
     *out = &domain->fid;
@@ -485,21 +488,30 @@ void freeinfo(struct fi_info *info) {
         info = next;
     }
 }
+static char first_hmem[32];
+const char *fake_hmem(void) { return first_hmem; }
 int getinfo(uint32_t version, const char *node, const char *service, uint64_t flags, const struct fi_info *hints,
     struct fi_info **out) {
     (void)node; (void)service; (void)flags;
     *out = NULL;
+    // As the library does it: read once, at the first call.
+    static int has_read;
+    const char *hmem = getenv("FI_HMEM");
+    if (!has_read++ && hmem) strncpy(first_hmem, hmem, sizeof first_hmem - 1);
+    if (!hints) return -ENODATA;
     if (version > fake.version) return -ENOSYS;
     const char *wanted = hints->fabric->prov_name;
     if ((wanted && strcmp(wanted, fake.provider)) || fake.mode & ~hints->mode) return -ENODATA;
-    if (fake.mr_mode & ~(uint64_t)hints->domain->mr_mode) return -ENODATA;
+    uint64_t mr_mode = fake.mr_mode;
+    if (fake.takes_keys && !(hints->domain->mr_mode & MR_PROV_KEY)) mr_mode &= ~(uint64_t)MR_PROV_KEY;
+    if (mr_mode & ~(uint64_t)hints->domain->mr_mode) return -ENODATA;
     if (hints->caps & SOURCE && !fake.has_source) return -ENODATA;
     if (hints->caps & HMEM && !fake.has_hmem) return -ENODATA;
     if (hints->tx->op_flags & DELIVERY_COMPLETE && !fake.has_delivery_complete) return -ENODATA;
     struct fi_info *info = dupinfo(NULL);
     info->caps = hints->caps; info->mode = fake.mode;
     info->tx->size = 256; info->ep->type = 3; info->ep->protocol = 77; info->ep->max_msg_size = 1 << 30;
-    info->domain->name = strdup("fake0"); info->domain->mr_mode = (int)fake.mr_mode;
+    info->domain->name = strdup("fake0"); info->domain->mr_mode = (int)mr_mode;
     info->domain->mr_key_size = 8; info->domain->cq_data_size = fake.cq_data_size; info->domain->ep_cnt = fake.ep_cnt;
     info->fabric->name = strdup(fake.fabric); info->fabric->prov_name = strdup(fake.provider);
     *out = info;

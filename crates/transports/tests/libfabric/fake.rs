@@ -48,6 +48,7 @@ pub(crate) struct Fake {
     pub(crate) dmabuf_offset: u64,
     pub(crate) dmabuf_word: u64,
     pub(crate) device: u64,
+    pub(crate) takes_keys: u64,
     pub(crate) late: u64,
     pub(crate) has_trywait: u64,
     pub(crate) not_now: u64,
