@@ -1,7 +1,7 @@
 //! The NICs that libfabric can drive for us, and which of its providers does.
 
 use std::cmp::Reverse;
-use std::ffi::CString;
+use std::ffi::{c_int, CString};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -67,7 +67,13 @@ impl Provider {
         // With GPU memory only where CUDA is in use: EFA's provider makes a context for the asking.
         let kinds: &[bool] = if Driver::is_loaded() { &[true, false] } else { &[false] };
         for (variant, on_gpus) in VARIANTS.iter().flat_map(|variant| kinds.iter().map(move |kind| (variant, *kind))) {
-            for info in library.entries(&hints(library, wanted, variant, on_gpus)?, source.as_deref())? {
+            let ask = |keys| library.entries(&hints(library, wanted, variant, on_gpus, keys)?, source.as_deref());
+            let mut entries = ask(FI_MR_PROV_KEY)?;
+            if entries.iter().any(renews_keys) {
+                entries.retain(|entry| !renews_keys(entry));
+                entries.extend(ask(0)?);
+            }
+            for info in entries {
                 let Some(mut provider) = Self::new(info, variant) else { continue };
                 if let (Some(_), Some(address)) = (&source, &wanted.nic) {
                     provider.nic.clone_from(address);
@@ -92,7 +98,7 @@ impl Provider {
         if nics.is_empty() {
             return Err(FabricError::NoProvider(format!(
                 "libfabric {} ({}) has no NIC for {}: needed is a reliable datagram endpoint with messages and remote writes \
-                 that complete on delivery",
+                 that complete on delivery, and memory keys that outlive an endpoint",
                 library.version_text(),
                 library.path(),
                 wanted,
@@ -116,7 +122,7 @@ impl Provider {
             return None;
         }
         let arrivals = match domain.cq_data_size {
-            _ if !quirks.has_write_data() => Arrivals::Messages,
+            _ if quirks.drops_write_data => Arrivals::Messages,
             8.. => Arrivals::Tagged,
             4.. if entry.caps & FI_SOURCE != 0 => Arrivals::Sourced,
             // The same NIC comes again, with the source, or not at all.
@@ -206,7 +212,23 @@ struct Variant {
     settles: bool,
 }
 
-fn hints(library: &'static Library, wanted: &Wanted, variant: &Variant, on_gpus: bool) -> Result<Info, FabricError> {
+/// Whether the provider chooses the keys of memory that it binds to an endpoint:
+/// when that is closed and the memory bound to another one, peers have the wrong
+/// key. Asked again, it may take ours, which stay.
+fn renews_keys(info: &Info) -> bool {
+    // SAFETY: an entry has domain attributes for as long as it lives.
+    let mr_mode = unsafe { (*(*info.as_ptr()).domain_attr).mr_mode };
+    mr_mode & FI_MR_ENDPOINT != 0 && mr_mode & FI_MR_PROV_KEY != 0
+}
+
+/// `keys`: FI_MR_PROV_KEY, when the provider may choose those of memory.
+fn hints(
+    library: &'static Library,
+    wanted: &Wanted,
+    variant: &Variant,
+    on_gpus: bool,
+    keys: c_int,
+) -> Result<Info, FabricError> {
     let hints = library.new_info()?;
     // SAFETY: a new entry has all of these attributes, zeroed.
     unsafe {
@@ -218,7 +240,7 @@ fn hints(library: &'static Library, wanted: &Wanted, variant: &Variant, on_gpus:
         let domain = &mut *entry.domain_attr;
         domain.threading = FI_THREAD_SAFE;
         domain.resource_mgmt = FI_RM_ENABLED;
-        domain.mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_ENDPOINT;
+        domain.mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_ENDPOINT | keys;
         domain.mr_mode |= if on_gpus { FI_MR_HMEM } else { 0 };
         if let Some(nic) = wanted.nic.as_ref().filter(|nic| nic.parse::<IpAddr>().is_err()) {
             Info::set_text(&mut domain.name, nic);

@@ -31,9 +31,9 @@ pub struct Quirks {
     /// whose they are, and looks at what was freed when they do. They are ended
     /// before an endpoint is closed.
     pub forgets_handshakes: bool,
-    /// Drops the immediates of writes unless this variable is 1 when the library
-    /// is loaded.
-    pub write_data_variable: Option<&'static str>,
+    /// Drops the immediates of writes, or carries them only with keys of its own
+    /// choice for memory, which would change with every endpoint.
+    pub drops_write_data: bool,
 }
 
 impl Quirks {
@@ -42,11 +42,6 @@ impl Quirks {
         let applies =
             |quirks: &&Self| quirks.provider == provider && (quirks.fabric.is_empty() || quirks.fabric == fabric);
         QUIRKS.iter().find(applies).unwrap_or(&NONE)
-    }
-
-    /// Whether writes carry immediates, as far as the provider's settings go.
-    pub fn has_write_data(&self) -> bool {
-        self.write_data_variable.is_none_or(|variable| std::env::var(variable).is_ok_and(|value| value == "1"))
     }
 }
 
@@ -59,7 +54,7 @@ const NONE: Quirks = Quirks {
     acknowledges_writes: false,
     crashes_after_close: false,
     forgets_handshakes: false,
-    write_data_variable: None,
+    drops_write_data: false,
 };
 
 /// EFA: its shared-memory path bypasses the NIC and its key checks, and failed on
@@ -88,8 +83,8 @@ const QUIRKS: &[Quirks] = &[
     // One provider, under its name of 1.17 and its later one. Mended by ofiwg/libfabric pull request 12709, after 2.6.
     Quirks { provider: "net", forgets_handshakes: true, ..NONE },
     Quirks { provider: "tcp", forgets_handshakes: true, ..NONE },
-    // Rejects or drops immediates of writes before 2.5, and later unless told otherwise.
-    Quirks { provider: "cxi", write_data_variable: Some("FI_CXI_ENABLE_WRITEDATA"), ..NONE },
+    // Before 2.5 the one; later the other, if FI_CXI_ENABLE_WRITEDATA=1.
+    Quirks { provider: "cxi", drops_write_data: true, ..NONE },
 ];
 
 #[cfg(test)]
@@ -109,6 +104,5 @@ mod tests {
         for provider in ["psm3", "verbs;ofi_rxm", "opx"] {
             assert_eq!(Quirks::of(provider, "any"), &NONE);
         }
-        assert!(NONE.has_write_data());
     }
 }

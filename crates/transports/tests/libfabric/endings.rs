@@ -1,9 +1,9 @@
-//! How waiting, rails and endpoints end, where providers leave room: the fake library.
+//! What is certain when an endpoint is closed or somebody waits, whatever the provider: the fake library.
 
-use anyfabric_transports::libfabric::{Arrivals, FabricDomain};
+use anyfabric_transports::libfabric::{Arrivals, FabricDomain, Provider, Wanted};
 use anyfabric_transports::rdma::{Batch, Domain, Marks, Nic};
 
-use crate::fake::Fake;
+use crate::fake::{Copy, Fake};
 use crate::faked::{check_all_arrives, pages, with};
 use crate::support::{Pair, Region};
 
@@ -62,4 +62,32 @@ fn what_came_while_an_endpoint_was_closed_counts() {
     }
 }
 
+/// Peers were given the key that memory had with the endpoint before.
+#[test]
+fn a_provider_that_would_renew_keys_takes_ours() {
+    with(
+        |fake| (fake.mr_mode, fake.takes_keys) = (MR_ENDPOINT | MR_PROV_KEY, 1),
+        |copy, mut pair| {
+            let (from, to) = (Region::new(&pair.here, 1 << 14, 7), Region::new(&pair.there, 1 << 14, 0));
+            pair.there.close(pair.back);
+            pair.here.close(pair.rail);
+            assert_eq!(copy.get().endpoints, 0);
+            pair.connect();
+            pair.write((&from, &to), &pages(6), Marks::Each(1), 1);
+            pair.until("its end", |pair| pair.seen.result(1).is_some());
+            assert_eq!(pair.seen.result(1), Some(Ok(())));
+        },
+    );
+}
+
+#[test]
+fn a_provider_that_insists_on_renewing_keys_is_not_used() {
+    let Some(copy) = Copy::new(|fake| fake.mr_mode = MR_ENDPOINT | MR_PROV_KEY) else { return };
+    let wanted = Wanted { provider: Some("fake".into()), nic: None };
+    let error = Provider::all(copy.library(), &wanted).unwrap_err();
+    assert!(error.to_string().contains("keys that outlive an endpoint"), "{error}");
+}
+
+const MR_PROV_KEY: u64 = 1 << 6;
+const MR_ENDPOINT: u64 = 1 << 9;
 const RX_CQ_DATA: u64 = 1 << 56;

@@ -403,7 +403,7 @@ fn a_provider_without_delivery_completeness_is_not_used() {
 }
 
 #[test]
-fn slingshot_sends_messages_unless_told_otherwise() {
+fn slingshot_sends_messages() {
     with(
         |fake| fake.name("cxi", "cxi"),
         |copy, mut pair| {
