@@ -314,7 +314,7 @@ impl Inner {
             peer.base.send_control(Control::CountFailed { imm }.encode());
         }
         // ORDERING: only the driver looks at it.
-        if peer.told_full.load(Ordering::Relaxed) && self.counters.has_room(peer.idx) {
+        if peer.told_full.load(Ordering::Relaxed) && self.counters.early(|early| early.has_room(peer.idx)) {
             peer.told_full.store(false, Ordering::Relaxed);
             peer.base.send_control(Control::EarlyArrivalsRoom.encode());
         }

@@ -122,7 +122,7 @@ struct Rest {
 }
 
 impl State {
-    fn value(&self) -> u64 {
+    pub(crate) fn value(&self) -> u64 {
         // ORDERING: acquire the bytes; partner: `add`. Sequentially consistent because a sleeper looks here
         // after it has announced itself at the doorbell.
         self.quarters.load(Ordering::SeqCst) / 4
@@ -143,7 +143,7 @@ impl State {
         self.value() >= n || self.settled_early.load(Ordering::Acquire)
     }
 
-    fn outcome(&self, n: u64) -> Result<()> {
+    pub(crate) fn outcome(&self, n: u64) -> Result<()> {
         if self.value() >= n {
             return Ok(());
         }
@@ -325,7 +325,7 @@ impl Counters {
             // Nobody opens an imm of ours but by asking for a fresh one: this is a late arrival.
             None if imm.is_of_engine() => Ok(()),
             None => {
-                let missing = table.early.keep(peer, imm)?;
+                let missing = table.keep(peer, imm)?;
                 let quarters = table.fractions.whole(peer, imm, quarters);
                 table.by_imm.insert(imm.value(), Entry::Early { quarters, peer, missing });
                 Ok(())
@@ -362,7 +362,7 @@ impl Counters {
             Some(Entry::Early { missing, .. }) => *missing = Some(failed),
             None if imm.is_of_engine() => {}
             None => {
-                table.early.keep(peer, imm)?;
+                table.keep(peer, imm)?;
                 table.by_imm.insert(imm.value(), Entry::Early { quarters: 0, peer, missing: Some(failed) });
             }
         }
@@ -437,14 +437,9 @@ impl Counters {
         }
     }
 
-    /// See [`Early::has_room`].
-    pub(crate) fn has_room(&self, peer: PeerIdx) -> bool {
-        self.lock().early.has_room(peer)
-    }
-
-    /// See [`Early::is_flooded_by`].
-    pub(crate) fn is_flooded_by(&self, peer: PeerIdx) -> bool {
-        self.lock().early.is_flooded_by(peer)
+    /// What is kept for counters to come.
+    pub(crate) fn early<R>(&self, ask: impl FnOnce(&mut Early) -> R) -> R {
+        ask(&mut self.lock().early)
     }
 
     #[inline]
@@ -471,14 +466,21 @@ impl Table {
         Err(Error::new(Code::ResourceExhausted, "every immediate is in use").during("counter"))
     }
 
+    /// See [`Early::keep`]; makes room first, where what is kept can go.
+    fn keep(&mut self, peer: PeerIdx, imm: Imm) -> std::result::Result<Option<Missing>, Refusal> {
+        if self.early.takes_leavings() {
+            let Self { by_imm, early, fractions, .. } = self;
+            let is_left = |entry: &Entry| matches!(entry, Entry::Early { peer, .. } if !early.knows(*peer));
+            let left: Vec<_> = by_imm.extract_if(|_, entry| is_left(entry)).map(|(imm, _)| imm).collect();
+            left.iter().filter_map(|imm| Imm::new(*imm)).for_each(|imm| fractions.forget(imm));
+            early.drop_leavings(&left);
+        }
+        self.early.keep(peer, imm)
+    }
+
     fn open_states(&self) -> Vec<Arc<State>> {
-        self.by_imm
-            .values()
-            .filter_map(|entry| match entry {
-                Entry::Open(state) => Some(Arc::clone(state)),
-                Entry::Early { .. } => None,
-            })
-            .collect()
+        let open = |entry: &Entry| if let Entry::Open(state) = entry { Some(Arc::clone(state)) } else { None };
+        self.by_imm.values().filter_map(open).collect()
     }
 }
 

@@ -244,7 +244,7 @@ impl Inner {
     }
 
     fn on_early_full(&self, peer: &Arc<Peer>) {
-        if self.counters.is_flooded_by(peer.idx) {
+        if self.counters.early(|early| early.is_flooded_by(peer.idx)) {
             return self.lose(peer, "it goes on sending immediates that no counter is open for");
         }
         // ORDERING: only the driver looks at it.

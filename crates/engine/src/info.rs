@@ -259,6 +259,7 @@ impl Inner {
         let limits = [
             ("queue_depth", self.config.queue_depth as u64),
             ("max_message_bytes", self.config.max_message_bytes.into()),
+            ("early_imms", crate::early::MAX_EARLY_OF_ALL as u64),
             ("early_imms_per_peer", crate::early::MAX_EARLY.into()),
             ("tcp_streams", self.config.tcp_streams as u64),
         ];

@@ -157,8 +157,11 @@ impl Inner {
             }
         });
         self.peers.note_change();
-        // What it was to be told nobody can tell it any more.
-        forgotten.iter().for_each(|peer| drop(self.office.losses.take(peer.idx)));
+        for peer in &forgotten {
+            // What it was to be told nobody can tell it any more.
+            self.office.losses.take(peer.idx);
+            self.counters.early(|early| early.forget(peer.idx));
+        }
         // Unmapping its rings takes a while; not under the lock.
         drop(forgotten);
     }

@@ -254,8 +254,8 @@ impl Inner {
     #[cold]
     fn uncounted(&self, peer: &Peer, about: About) -> Error {
         let message = format!(
-            "the peer {} keeps {MAX_EARLY} immediates that it has opened no counter for, and takes no more; open the \
-             counters there, or use fewer immediates",
+            "the peer {} keeps no more immediates that it has opened no counter for: at most {MAX_EARLY} of one peer \
+             and {MAX_EARLY_OF_ALL} of all; open the counters there, or use fewer immediates",
             peer.address
         );
         let About { operation, region, nbytes, .. } = about;
