@@ -157,10 +157,9 @@ impl Inner {
             }
             Purpose::Session { .. } => {
                 let mut state = peer.state();
-                state.backoff_ns = (state.backoff_ns * 2).clamp(nanos(self.config.heartbeat) / 64, 250_000_000);
-                let backoff_ns = state.backoff_ns;
+                let wait_ns = state.backoff.next_ns(nanos(self.config.heartbeat));
                 if let Phase::Broken { retry_ns, .. } = &mut state.phase {
-                    *retry_ns = self.clock.now_ns() + backoff_ns;
+                    *retry_ns = self.clock.now_ns() + wait_ns;
                 }
             }
         }

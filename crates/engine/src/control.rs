@@ -56,7 +56,7 @@ impl Inner {
         peer.heard(now_ns);
         {
             let mut state = peer.state();
-            state.backoff_ns = 0;
+            state.backoff.connected(now_ns);
             state.heartbeat = Heartbeat::new(now_ns);
             if resumed {
                 state.phase = Phase::Up;
@@ -236,17 +236,29 @@ impl Inner {
             peer.state().retry_lane_ns = self.clock.now_ns() + nanos(self.config.heartbeat) / 16;
             return;
         }
-        let now_ns = self.clock.now_ns();
-        let is_caller = {
+        let (now_ns, heartbeat_ns) = (self.clock.now_ns(), nanos(self.config.heartbeat));
+        let calls_in_ns = {
             let mut state = peer.state();
-            let until_ns = now_ns + nanos(self.config.heartbeat) * u64::from(self.config.heartbeats_lost);
-            state.phase = Phase::Broken { until_ns, retry_ns: u64::MAX };
-            state.session.as_ref().is_some_and(|session| session.is_caller)
+            let is_caller = state.session.as_ref().is_some_and(|session| session.is_caller);
+            state.backoff.broke(now_ns, heartbeat_ns);
+            let calls_in_ns = is_caller.then(|| state.backoff.next_ns(heartbeat_ns));
+            let retry_ns = calls_in_ns.filter(|wait_ns| *wait_ns > 0).map_or(u64::MAX, |wait_ns| now_ns + wait_ns);
+            let until_ns = now_ns.saturating_add(heartbeat_ns.saturating_mul(self.config.heartbeats_lost.into()));
+            state.phase = Phase::Broken { until_ns, retry_ns };
+            calls_in_ns
         };
-        if is_caller {
-            self.call(driver, peer);
-        } else if self.is_same_host(peer) && !peer.address.sockets.is_empty() {
-            // The caller calls again. Whether it lives at all is quickly asked on the same host.
+        match calls_in_ns {
+            Some(0) => self.call(driver, peer),
+            // It broke as soon as it was made.
+            Some(_) => {}
+            None => self.look_for_end(peer),
+        }
+    }
+
+    /// The caller calls again. Whether it lives at all is quickly asked on the same
+    /// host.
+    fn look_for_end(&self, peer: &Arc<Peer>) {
+        if self.is_same_host(peer) && !peer.address.sockets.is_empty() {
             let gone = peer.address.sockets.iter().all(|socket| {
                 let timeout = Duration::from_millis(20);
                 std::net::TcpStream::connect_timeout(socket, timeout)
@@ -327,7 +339,7 @@ impl Inner {
             let calls = state.session.as_ref().filter(|session| session.is_caller).map(|session| session.token);
             let retry = uses_tcp && now_ns >= state.retry_lane_ns;
             if retry {
-                state.retry_lane_ns = now_ns + nanos(self.config.heartbeat);
+                state.retry_lane_ns = now_ns.saturating_add(nanos(self.config.heartbeat));
             }
             calls.filter(|_| retry)
         };

@@ -37,7 +37,7 @@ impl Heartbeat {
     /// Between messages.
     const fn interval_ns(&self, heartbeat_ns: u64) -> u64 {
         if self.is_mapped {
-            heartbeat_ns * MAPPED_INTERVALS
+            heartbeat_ns.saturating_mul(MAPPED_INTERVALS)
         } else {
             heartbeat_ns
         }
@@ -81,11 +81,11 @@ impl Inner {
         let heartbeat = peer.state().heartbeat;
         let (heartbeat_ns, lost) = (nanos(self.config.heartbeat), u64::from(self.config.heartbeats_lost));
         let silent_ns = now_ns.saturating_sub(peer.heard_ns());
-        if silent_ns > heartbeat_ns * lost {
+        if silent_ns > heartbeat_ns.saturating_mul(lost) {
             return Err(format!("nothing heard for {:.1} s", silent_ns as f64 / 1e9));
         }
         let silent_ns = now_ns.saturating_sub(heartbeat.heard_ns);
-        if heartbeat.is_mapped && silent_ns > heartbeat.interval_ns(heartbeat_ns) * lost {
+        if heartbeat.is_mapped && silent_ns > heartbeat.interval_ns(heartbeat_ns).saturating_mul(lost) {
             return Err(format!("nothing heard on its control connection for {:.1} s", silent_ns as f64 / 1e9));
         }
         Ok(())

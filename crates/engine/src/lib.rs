@@ -19,6 +19,7 @@
 //! are visible; every wait has a deadline; a dead peer fails what concerns it
 //! and nothing else.
 
+mod backoff;
 mod calls;
 mod checks;
 mod close;

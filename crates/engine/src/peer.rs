@@ -16,6 +16,7 @@ use anyfabric_transports::{
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Imm, NicLibrary, Refusal};
 
+use crate::backoff::Backoff;
 use crate::gpu::obstacle;
 use crate::heartbeat::Heartbeat;
 use crate::submit::Prepared;
@@ -134,7 +135,7 @@ pub(crate) struct PeerState {
     pub(crate) heartbeat: Heartbeat,
     pub(crate) established_ns: u64,
     pub(crate) retry_lane_ns: u64,
-    pub(crate) backoff_ns: u64,
+    pub(crate) backoff: Backoff,
 }
 
 impl PeerState {
@@ -191,7 +192,7 @@ impl Peer {
             heartbeat: Heartbeat::new(now_ns),
             established_ns: now_ns,
             retry_lane_ns: 0,
-            backoff_ns: 0,
+            backoff: Backoff::default(),
         };
         Self {
             idx,
