@@ -151,6 +151,7 @@ impl Inner {
                 self.log(30, format!("cannot reach {}: {error}", peer.address));
                 peer.fail_waiting(&failure);
                 self.counters.peer_lost(peer.address.engine, &peer.address.to_string(), &failure);
+                self.forget_strangers();
             }
             Purpose::Session { .. } if refused && self.is_same_host(peer) => {
                 self.lose(peer, why_ended(peer));
@@ -269,7 +270,7 @@ impl Inner {
             }
         } else if resume.is_some() {
             return Err(Rejection::NoSession);
-        } else if self.num_live_peers() >= MAX_PEERS {
+        } else if self.num_met_peers() >= MAX_PEERS {
             return Err(Rejection::Busy);
         }
         self.random().map_err(|_| Rejection::Busy)
@@ -290,16 +291,18 @@ impl Inner {
                 return;
             }
         };
-        let peer = self.peer_at(&hello.address);
         let resume = match hello.purpose {
             Purpose::Session { resume, .. } => resume,
             Purpose::Lane { .. } => None,
         };
-        let welcome = Welcome::Accepted(Box::new(self.accepted(token, peer.base.received())));
+        let received = self.find_peer(hello.address.engine).map_or(0, |peer| peer.base.received());
+        let welcome = Welcome::Accepted(Box::new(self.accepted(token, received)));
         if let Err(error) = self.welcome(&mut way, &hello, &welcome) {
+            // It may have ended while it called; who never was here is not listed.
             self.log(20, format!("dropped a connection: {error}"));
             return;
         }
+        let peer = self.peer_at(&hello.address);
         // Our own call, if there is one, has lost.
         let is_ours = |calling: &Calling| {
             calling.peer.idx == peer.idx && matches!(calling.hello.purpose, Purpose::Session { .. })

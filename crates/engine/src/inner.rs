@@ -240,8 +240,16 @@ impl Inner {
     pub(crate) fn forget(&self, peer: &Arc<Peer>, why: &str) {
         self.unlist(peer.address.engine);
         self.part(peer, Failure::ConnectionBroken(why.to_owned()), 30, why);
-        let next = self.peer_at(&peer.address);
-        self.office.losses.take(peer.idx).into_iter().for_each(|imm| self.office.losses.note(next.idx, imm));
+        let losses = self.office.losses.take(peer.idx);
+        let regions = self.regions.all();
+        let is_owed = !losses.is_empty() || regions.iter().any(|region| region.is_revoked_for(peer.idx));
+        // It may never come again: listed only if it then has to be told, or refused, something.
+        if is_owed {
+            let next = self.peer_at(&peer.address);
+            losses.into_iter().for_each(|imm| next.note_loss(imm));
+            regions.iter().for_each(|region| region.rename(peer.idx, next.idx));
+            self.forget_strangers();
+        }
     }
 
     fn part(&self, peer: &Arc<Peer>, failure: Failure, level: u8, why: &str) {

@@ -1,22 +1,23 @@
 //! The peers that an engine knows: those that it may talk to, and the last of
-//! those that it has lost.
+//! those that it has lost or could not reach.
 //!
 //! A lost peer is remembered so that whoever asks learns why, and so that the
 //! same incarnation stays lost. An engine that serves for weeks loses many: they
 //! are not polled, do not count against the bound of peers, and the oldest that
-//! can touch nothing of ours any more are forgotten.
+//! can touch nothing of ours any more are forgotten. So it is with strangers:
+//! peers that never answered.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyfabric_transports::tcp::TcpLink;
-use anyfabric_transports::{Link, PeerIdx};
+use anyfabric_transports::{Failure, Link, PeerIdx};
 use anyfabric_wire::{Address, EngineId};
 use arc_swap::{ArcSwap, Guard};
 
 use crate::inner::{lock, Inner};
-use crate::peer::{Base, Peer};
+use crate::peer::{Base, Peer, Phase};
 
 /// Every peer that is known.
 #[derive(Default)]
@@ -75,6 +76,19 @@ impl Known {
     pub(crate) fn num_live(&self) -> usize {
         self.by_idx.len() - self.lost.len()
     }
+
+    /// Those that were never met, oldest first.
+    fn strangers(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.live().filter(|peer| is_stranger(peer))
+    }
+
+    fn remove(&mut self, idx: PeerIdx) -> Option<Arc<Peer>> {
+        let peer = self.by_idx.remove(&idx)?;
+        if self.by_engine.get(&peer.address.engine).is_some_and(|listed| listed.idx == idx) {
+            self.by_engine.remove(&peer.address.engine);
+        }
+        Some(peer)
+    }
 }
 
 impl Inner {
@@ -88,8 +102,9 @@ impl Inner {
         self.peers.known().live().cloned().collect()
     }
 
-    pub(crate) fn num_live_peers(&self) -> usize {
-        self.peers.known().num_live()
+    /// Those that count against the bound: met, or being met.
+    pub(crate) fn num_met_peers(&self) -> usize {
+        self.peers.known().live().filter(|peer| !is_stranger(peer)).count()
     }
 
     /// Another number once [`Inner::live_peers`] may be others.
@@ -143,17 +158,13 @@ impl Inner {
     pub(crate) fn note_lost(&self, peer: &Peer) {
         let mut forgotten = Vec::new();
         self.peers.change(|known| {
-            let Known { by_engine, by_idx, lost, .. } = known;
-            lost.push_back(peer.idx);
-            while lost.len() > MAX_LOST {
+            known.lost.push_back(peer.idx);
+            while known.lost.len() > MAX_LOST {
+                let Known { by_idx, lost, .. } = known;
                 // One that may still write is kept, for its exit must be noticed.
                 let is_out = |idx: &PeerIdx| by_idx.get(idx).is_none_or(|peer| peer.links().all(Link::is_quiet));
                 let Some(idx) = lost.iter().position(is_out).and_then(|at| lost.remove(at)) else { break };
-                let Some(peer) = by_idx.remove(&idx) else { continue };
-                if by_engine.get(&peer.address.engine).is_some_and(|listed| listed.idx == idx) {
-                    by_engine.remove(&peer.address.engine);
-                }
-                forgotten.push(peer);
+                forgotten.extend(known.remove(idx));
             }
         });
         self.peers.note_change();
@@ -165,7 +176,40 @@ impl Inner {
         // Unmapping its rings takes a while; not under the lock.
         drop(forgotten);
     }
+
+    /// Another peer could not be reached. Forgets the oldest such, when there are
+    /// many: somebody who tries addresses where nobody answers must not fill the
+    /// list.
+    pub(crate) fn forget_strangers(&self) {
+        if self.peers.known().strangers().count() <= MAX_STRANGERS {
+            return;
+        }
+        let forgotten: Vec<_> = self.peers.change(|known| {
+            let strangers: Vec<_> = known.strangers().cloned().collect();
+            let regions = self.regions.all();
+            let is_out = |peer: &&Arc<Peer>| !regions.iter().any(|region| region.is_revoked_for(peer.idx));
+            let num_more = strangers.len().saturating_sub(MAX_STRANGERS);
+            let oldest = strangers.iter().filter(|peer| peer.is_clear()).filter(is_out).take(num_more);
+            oldest.filter_map(|peer| known.remove(peer.idx)).collect()
+        });
+        for peer in &forgotten {
+            // Whoever found it in the list a moment ago is not left waiting.
+            let why = Failure::ConnectionBroken("nobody answered at its address".into());
+            peer.set_lost(why.clone());
+            peer.fail_waiting(&why);
+            self.office.losses.take(peer.idx);
+        }
+        self.peers.note_change();
+    }
+}
+
+/// Whether the two have never met, and nobody is about to change that.
+fn is_stranger(peer: &Peer) -> bool {
+    let state = peer.state();
+    state.phase == Phase::Idle && state.session.is_none()
 }
 
 /// Lost peers that are remembered.
 const MAX_LOST: usize = 256;
+/// Peers that could not be reached and are remembered, for those who ask why.
+const MAX_STRANGERS: usize = 256;

@@ -198,6 +198,21 @@ impl Region {
             .collect()
     }
 
+    /// Whether some key was taken back from that peer in person.
+    pub fn is_revoked_for(&self, peer: PeerIdx) -> bool {
+        self.access().keys.iter().any(|(_, revoked)| revoked.peers.contains(&peer))
+    }
+
+    /// A peer is known by another number from now on: what was taken back from it
+    /// stays so.
+    pub fn rename(&self, before: PeerIdx, now: PeerIdx) {
+        for (_, revoked) in &mut self.access().keys {
+            if revoked.peers.remove(&before) {
+                revoked.peers.insert(now);
+            }
+        }
+    }
+
     /// Refuses everybody's writes with every key that was given out so far, also
     /// those of peers that are not known yet.
     pub fn revoke_for_all(&self) {

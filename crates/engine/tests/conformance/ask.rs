@@ -230,6 +230,10 @@ pub(crate) enum Ask {
     TakeFiles,
     GiveFiles,
     NumFiles,
+    /// Peers that an engine lists and has not met.
+    NumStrangers {
+        engine: usize,
+    },
     /// Packets with data that came over TCP.
     NumPackets,
     Exit,

@@ -4,7 +4,6 @@
 
 use std::io::Write;
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyfabric_engine::transports::shm::ring::{self, Entry, Producer};
@@ -15,7 +14,7 @@ use anyfabric_wire::{Control, Frame, FrameKind, Imm, Refusal, WireImm, OLDEST_VE
 
 use crate::fabric::{on_every_fabric, on_fabrics, random, Fabric};
 use crate::harness::{assert_code, eventually, fill, Pair, Peer, LONG};
-use crate::intruder::{call, dial, wait_for_end, Intro, Intruder};
+use crate::intruder::{call, dial, reset_on_close, wait_for_end, Intro, Intruder};
 
 on_every_fabric!(scanned_and_flooded, silent_connections_keep_nobody_out, wrong_secret);
 on_fabrics! {
@@ -60,11 +59,7 @@ fn scanned_and_flooded(fabric: &Fabric) {
             }
         };
         if round % 2 == 0 {
-            // Reset rather than closed.
-            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-            let (value, len) = ((&raw const linger).cast(), size_of::<libc::linger>() as libc::socklen_t);
-            // SAFETY: an option of our own socket.
-            unsafe { libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, value, len) };
+            reset_on_close(&stream);
         }
     }
     // Noise is not waited for: the connection ends at once.

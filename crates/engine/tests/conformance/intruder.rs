@@ -72,23 +72,8 @@ impl Intruder {
     /// # Errors
     /// What the engine made of it.
     pub(crate) fn try_meet(address: &Address, random: &mut Random, intro: &Intro<'_>) -> io::Result<Self> {
-        let mut stream = dial(address);
-        let call = call(random, intro);
-        stream.write_all(&call.encode())?;
-        let mut bytes = [0; ANSWER_BYTES];
-        stream.read_exact(&mut bytes)?;
-        let answer = Answer::decode(&bytes).map_err(io::Error::other)?;
-        let version = answer.agreed().map_err(io::Error::other)?;
-        let seal = Seal::new(intro.secret, &call, version, &answer.nonce);
-        let mut engine = EngineId([0; 16]);
-        engine.0.copy_from_slice(&random.bytes(16));
-        let hello = Hello {
-            address: Address { engine, sockets: vec![] },
-            purpose: Purpose::Session { callee: address.engine, resume: None },
-            host: this_host(),
-            transports: vec![intro.transport.into()],
-            max_message_bytes: 1 << 16,
-        };
+        let Knock { mut stream, seal, hello } = Knock::new(address, random, intro)?;
+        let engine = hello.address.engine;
         stream.write_all(&seal.seal(Side::Caller, &hello))?;
         let mut header = [0; SEAL_BYTES];
         stream.read_exact(&mut header)?;
@@ -165,6 +150,53 @@ impl Intruder {
         send_with_fds(&socket, &join.encode(), &fds)?;
         Ok(LocalChannel::new(socket))
     }
+}
+
+/// Somebody who has called and not said yet who he is.
+pub(crate) struct Knock {
+    pub(crate) stream: TcpStream,
+    pub(crate) seal: Seal,
+    pub(crate) hello: Hello,
+}
+
+impl Knock {
+    /// # Errors
+    /// What the engine made of it.
+    pub(crate) fn new(address: &Address, random: &mut Random, intro: &Intro<'_>) -> io::Result<Self> {
+        let mut stream = dial(address);
+        let call = call(random, intro);
+        stream.write_all(&call.encode())?;
+        let mut bytes = [0; ANSWER_BYTES];
+        stream.read_exact(&mut bytes)?;
+        let answer = Answer::decode(&bytes).map_err(io::Error::other)?;
+        let version = answer.agreed().map_err(io::Error::other)?;
+        let seal = Seal::new(intro.secret, &call, version, &answer.nonce);
+        let mut engine = EngineId([0; 16]);
+        engine.0.copy_from_slice(&random.bytes(16));
+        let hello = Hello {
+            address: Address { engine, sockets: vec![] },
+            purpose: Purpose::Session { callee: address.engine, resume: None },
+            host: this_host(),
+            transports: vec![intro.transport.into()],
+            max_message_bytes: 1 << 16,
+        };
+        Ok(Self { stream, seal, hello })
+    }
+
+    /// Introduces himself, and is gone before anybody can answer.
+    pub(crate) fn introduce_and_vanish(mut self) -> io::Result<()> {
+        self.stream.write_all(&self.seal.seal(Side::Caller, &self.hello))?;
+        reset_on_close(&self.stream);
+        Ok(())
+    }
+}
+
+/// When the stream is closed its other end is reset, and not only told of an end.
+pub(crate) fn reset_on_close(stream: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let (value, len) = ((&raw const linger).cast(), size_of::<libc::linger>() as libc::socklen_t);
+    // SAFETY: an option of our own socket.
+    unsafe { libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, value, len) };
 }
 
 /// What a joined intruder holds.

@@ -35,6 +35,7 @@ mod idle;
 mod latency;
 mod limits;
 mod links;
+mod meeting;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod neighbours;

@@ -165,6 +165,10 @@ impl State {
                 Answer::Done
             }
             Ask::NumFiles => Answer::Count(std::fs::read_dir("/proc/self/fd").map_or(0, |list| list.count() as u64)),
+            Ask::NumStrangers { engine } => {
+                let peers = self.engines[engine].info().peers;
+                Answer::Count(peers.iter().filter(|peer| peer.state == "new").count() as u64)
+            }
             Ask::NumPackets => Answer::Count(num_packets()),
             Ask::Exit => Answer::Done,
             operation => self.submit(operation)?,

@@ -1,0 +1,204 @@
+//! Peers that vanish while they meet, and connections that end as soon as they are made.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyfabric_engine::{Address, Code, Engine, EngineId, Remote, WriteOptions};
+use anyfabric_wire::handshake::{
+    Accepted, Answer, Call, Hello, Host, Purpose, Seal, Side, Verdict, Welcome, CALL_BYTES, SEAL_BYTES,
+};
+use anyfabric_wire::OLDEST_VERSION;
+
+use crate::ask::Ask;
+use crate::fabric::{on_fabrics, random, Fabric};
+use crate::harness::{assert_code, eventually, Peer, LONG};
+use crate::intruder::{Intro, Intruder, Knock};
+use crate::pattern::Random;
+
+on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
+on_fabrics! { [reconnects_less_and_less_often] [tcp_1 TCP_1] }
+
+/// Whoever calls and is gone before he can be welcomed was never here: he is neither listed nor counted.
+fn killed_while_it_calls(fabric: &Fabric) {
+    const CALLERS: usize = 20;
+    let mut random = random();
+    let mut hub = Peer::start(&fabric.settings(1));
+    let knock = |random: &mut Random| Knock::new(&hub.address, random, &Intro::default()).unwrap();
+    let knocks: Vec<_> = (0..CALLERS).map(|_| knock(&mut random)).collect();
+    // It finds who he is and that he is gone at once.
+    hub.stop();
+    knocks.into_iter().for_each(|knock| knock.introduce_and_vanish().unwrap());
+    hub.go_on();
+    // By the end of a call that began later it has seen to those that came before.
+    let guest = Intruder::meet(&hub.address, &mut random);
+    // The guest is one itself for a moment; the others would stay.
+    eventually("none of those that were never here is listed", || hub.count(Ask::NumStrangers { engine: 0 }) == 0);
+    drop(guest);
+}
+
+/// Of peers that could not be met the last are remembered, as of those that were lost. What was taken back from one of
+/// them stays so.
+fn killed_while_it_is_called(fabric: &Fabric) {
+    const CALLS: u32 = 300;
+    const REMEMBERED: usize = 256;
+    let engine = Engine::new(fabric.settings(1).config()).unwrap();
+    let region = fabric.region(&engine, 64);
+    // Somebody who holds a descriptor, and whom this engine has not met.
+    let guest = Engine::new(fabric.settings(1).config()).unwrap();
+    let to = Remote::from(region.descriptor().unwrap());
+    region.revoke(Some(guest.address()), LONG).unwrap();
+    let callee = Callee::new();
+    let dies = std::thread::spawn({
+        let listener = callee.listener.try_clone().unwrap();
+        move || {
+            for _ in 0..CALLS {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = stream.read_exact(&mut [0; CALL_BYTES]);
+            }
+        }
+    });
+    let mut last = None;
+    for number in 0..CALLS {
+        let mut id = EngineId([0x11; 16]);
+        id.0[..4].copy_from_slice(&number.to_le_bytes());
+        let address = Address { engine: id, sockets: callee.address().sockets };
+        assert_code(engine.connect(&address, Some(LONG)), Code::ConnectionBroken);
+        last = Some(address);
+    }
+    dies.join().unwrap();
+    let peers = engine.info().peers;
+    assert!((1..=REMEMBERED + 1).contains(&peers.len()), "{} peers are listed", peers.len());
+    assert!(peers.iter().any(|peer| peer.address == last.as_ref().unwrap().to_string()), "the last is forgotten");
+    let source = guest.allocate(64).unwrap();
+    let (src, dst) = (source.slice(0..64).unwrap(), to.slice(0..64).unwrap());
+    let write = guest.write(&src, &dst, WriteOptions::default()).unwrap();
+    assert_code(write.wait(Some(LONG)), Code::Refused);
+    // A later descriptor is another matter.
+    let to = Remote::from(region.descriptor().unwrap());
+    let dst = to.slice(0..64).unwrap();
+    guest.write(&src, &dst, WriteOptions::default()).unwrap().wait(Some(LONG)).unwrap();
+}
+
+/// The time between two attempts at the callee is never shorter than what the caller waits, however busy the machine.
+fn reconnects_less_and_less_often(fabric: &Fabric) {
+    let mut settings = fabric.settings(1);
+    // As long as the test goes on the peer is not given up.
+    (settings.heartbeat, settings.heartbeats_lost) = (Duration::from_millis(640), 200);
+    let first = settings.heartbeat / 64;
+    let longest = Duration::from_millis(250);
+    let engine = Engine::new(settings.config()).unwrap();
+    let mut callee = Callee::new();
+    let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
+    let stream = callee.session().welcome(&callee).unwrap();
+    connect.wait(None).unwrap();
+    drop(stream);
+    // At once, and then after twice the time of the wait before.
+    let mut before = callee.session().end();
+    for factor in [1, 2, 4, 8, 16, 32, 64] {
+        let attempt = callee.session();
+        let (waited, least) = (before.elapsed(), (first * factor).min(longest));
+        assert!(waited >= least, "called again after {waited:?}, not {least:?}");
+        before = attempt.end();
+    }
+    // A connection that ends as soon as it is made is no success.
+    for _ in 0..2 {
+        let stream = callee.session().welcome(&callee).unwrap();
+        assert!(before.elapsed() >= longest, "called again after {:?}", before.elapsed());
+        before = Instant::now();
+        drop(stream);
+    }
+    // One that lasts is: then the waits begin anew. A busy machine may make one seem long, but not again and again.
+    for round in 1.. {
+        let stream = callee.session().welcome(&callee).unwrap();
+        std::thread::sleep(settings.heartbeat * 3 / 2);
+        drop(stream);
+        callee.session().end();
+        let before = callee.session().end();
+        let attempt = callee.session();
+        let waited = before.elapsed();
+        assert!(waited >= first * 2, "called again after {waited:?}");
+        if waited < longest {
+            break;
+        }
+        assert!(round < 20, "the waits do not begin anew");
+        attempt.end();
+    }
+}
+
+/// An engine's listener, made by hand, on another host as far as it says.
+struct Callee {
+    listener: TcpListener,
+    lanes: Vec<TcpStream>,
+}
+
+/// A call that has not been answered.
+struct Attempt {
+    stream: TcpStream,
+    seal: Seal,
+}
+
+impl Callee {
+    fn new() -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").unwrap(), lanes: Vec::new() }
+    }
+
+    fn address(&self) -> Address {
+        Address { engine: EngineId([0x22; 16]), sockets: vec![self.listener.local_addr().unwrap()] }
+    }
+
+    /// The next call for a control connection; streams are accepted, and kept.
+    fn session(&mut self) -> Attempt {
+        loop {
+            let (stream, _) = self.listener.accept().unwrap();
+            let (attempt, purpose) = Attempt::hear(stream).unwrap();
+            match purpose {
+                Purpose::Session { .. } => return attempt,
+                Purpose::Lane { .. } => {
+                    let stream = attempt.welcome(self).unwrap();
+                    self.lanes.push(stream);
+                }
+            }
+        }
+    }
+}
+
+impl Attempt {
+    fn hear(mut stream: TcpStream) -> io::Result<(Self, Purpose)> {
+        let mut bytes = [0; CALL_BYTES];
+        stream.read_exact(&mut bytes)?;
+        let call = Call::decode(&bytes).map_err(io::Error::other)?;
+        let version = call.agree().map_err(io::Error::other)?;
+        let nonce = [0x33; 32];
+        let seal = Seal::new(b"", &call, version, &nonce);
+        let answer = Answer { verdict: Verdict::Ok, version, oldest: OLDEST_VERSION, nonce, proof: seal.proof() };
+        stream.write_all(&answer.encode())?;
+        let mut header = [0; SEAL_BYTES];
+        stream.read_exact(&mut header)?;
+        let mut body = vec![0; Seal::body_bytes(&header).map_err(io::Error::other)?];
+        stream.read_exact(&mut body)?;
+        let hello: Option<Hello> = seal.open(Side::Caller, &header, &body).map_err(io::Error::other)?;
+        let purpose = hello.ok_or(io::ErrorKind::InvalidData)?.purpose;
+        Ok((Self { stream, seal }, purpose))
+    }
+
+    fn welcome(mut self, callee: &Callee) -> io::Result<TcpStream> {
+        let accepted = Accepted {
+            address: callee.address(),
+            host: Host { boot_id: [0x44; 16], pid: 1, name: "elsewhere".into() },
+            transports: vec!["tcp".into()],
+            max_message_bytes: 1 << 16,
+            token: [0x55; 16],
+            received: 0,
+        };
+        self.stream.write_all(&self.seal.seal(Side::Listener, &Welcome::Accepted(Box::new(accepted))))?;
+        Ok(self.stream)
+    }
+
+    /// Ends the connection instead of an answer; returns when.
+    fn end(self) -> Instant {
+        let now = Instant::now();
+        drop(self.stream);
+        now
+    }
+}
