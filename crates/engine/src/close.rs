@@ -20,6 +20,8 @@ impl Inner {
         self.wake();
         self.wait(Some(LAST_TURN), || self.presence.has_turned_last());
         for peer in self.live_peers() {
+            // First: what finds the link closed is told why.
+            peer.set_lost(Failure::Closed);
             let has_let_go = self.let_go_of(&peer);
             if peer.base.has_control() {
                 for imm in self.office.losses.take(peer.idx) {
@@ -85,3 +87,39 @@ impl Inner {
 const LAST_TURN: Duration = Duration::from_secs(1);
 /// Longest time that a thread which copies into a peer's memory is waited for.
 const LAST_COPY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    // A test may unwrap: its panic is the report.
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use anyfabric_transports::loopback::{Fabric, Simulation};
+    use anyfabric_transports::{Terms, Ticket, TicketState};
+
+    use super::*;
+    use crate::submit::Order;
+    use crate::{Code, Config, Engine};
+
+    /// An operation's first look found the engine open; it is submitted when the end has come and gone.
+    #[test]
+    fn what_the_end_did_not_see_is_told_that_the_engine_is_closed() {
+        let simulation = Simulation::new(1, Fabric::default());
+        let engine = || Engine::simulated(&simulation, Config::default(), &[100]).unwrap();
+        let (one, other) = (engine(), engine());
+        one.connect(other.address(), None).unwrap();
+        let peer = one.inner.peer_at(other.address());
+        one.close(Duration::ZERO);
+        let refused = one.inner.begin_one(&peer, Order::default());
+        assert_eq!(refused.unwrap_err().code, Code::Closed);
+        let terms = Terms { num_parts: 1, nbytes: 0, submitted_ns: 0, deadline_ns: u64::MAX, source: None };
+        let fired = Arc::new(Ticket::new(Arc::clone(&one.inner.office), terms));
+        one.inner.track(&fired, None, peer.idx);
+        assert_eq!(fired.state(), TicketState::Failed(Failure::Closed));
+        fired.part_ended(Ok(()));
+        assert_eq!(one.inner.office.num_under_way(), 0, "something is left under way");
+        let counter = one.inner.counters.open(None, Vec::new(), |_| String::new());
+        assert!(counter.is_err_and(|error| error.code == Code::Closed));
+    }
+}

@@ -219,6 +219,8 @@ struct Table {
     /// Imms of ours that may still be under way somewhere.
     retiring: HashMap<u32, HashSet<EngineId>>,
     next: u32,
+    /// The engine closes: nothing is counted any more.
+    is_closed: bool,
 }
 
 enum Entry {
@@ -256,6 +258,9 @@ impl Counters {
         name_of: impl FnOnce(PeerIdx) -> String,
     ) -> Result<Arc<State>> {
         let mut table = self.lock();
+        if table.is_closed {
+            return Err(Error::new(Code::Closed, "the engine is closed").during("counter"));
+        }
         let imm = match imm {
             Some(imm) => imm,
             None => table.fresh()?,
@@ -392,7 +397,10 @@ impl Counters {
 
     /// Fails every counter: the engine closes.
     pub(crate) fn close_all(&self) {
-        let states = self.lock().open_states();
+        let mut table = self.lock();
+        table.is_closed = true;
+        let states = table.open_states();
+        drop(table);
         for state in states {
             // ORDERING: for people.
             state.closed.store(true, Ordering::Relaxed);

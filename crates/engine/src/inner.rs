@@ -60,7 +60,7 @@ pub(crate) struct Inner {
     pub(crate) log: Mutex<EventLog>,
     next_op: AtomicU64,
     next_region: AtomicU64,
-    closed: AtomicBool,
+    pub(crate) closed: AtomicBool,
     uses_streams: AtomicBool,
     pub(crate) groups: Groups,
     pub(crate) pinning: Pinning,
@@ -149,7 +149,7 @@ impl Inner {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        // ORDERING: what comes late is failed by `close` itself.
+        // ORDERING: a first look; operations look again once they are looked after (`submit`).
         self.closed.load(Ordering::Acquire)
     }
 
@@ -166,7 +166,8 @@ impl Inner {
 
     /// True the first time.
     pub(crate) fn set_closed(&self) -> bool {
-        !self.closed.swap(true, Ordering::AcqRel)
+        // ORDERING: see `has_begun_to_close`.
+        !self.closed.swap(true, Ordering::SeqCst)
     }
 
     /// Random bytes: the system's, or the simulation's.

@@ -369,6 +369,9 @@ impl Peer {
         *waiting = kept;
         // ORDERING: under the lock.
         self.has_waiting.store(!waiting.is_empty(), Ordering::Relaxed);
+        drop(waiting);
+        // The end of the engine may have come meanwhile, and not have seen what was in our hands.
+        self.lost().into_iter().for_each(|why| self.fail_waiting(why));
         moved
     }
 
@@ -419,7 +422,8 @@ impl Peer {
                 match binding.enter() {
                     Ok(()) => Some(binding),
                     Err(BindingState::Refused(refusal)) => {
-                        submission.end(Failure::Refused(refusal), self);
+                        // A link that closes refuses everything: the reason is why it does.
+                        submission.end(self.lost().cloned().unwrap_or(Failure::Refused(refusal)), self);
                         return Prepared::Ended;
                     }
                     Err(_) => return Prepared::Waits(submission),
@@ -453,9 +457,7 @@ impl Peer {
     /// Ends everything that waits.
     pub(crate) fn fail_waiting(&self, why: &Failure) {
         let batch = std::mem::take(&mut *self.waiting());
-        for submission in batch {
-            submission.end(why.clone(), self);
-        }
+        batch.into_iter().for_each(|submission| submission.end(why.clone(), self));
     }
 
     /// Ends what waits and was given up.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyfabric_plan::Extents;
-use anyfabric_transports::{Link, Loss, Op, Payload, PeerIdx, Region, Terms, Ticket};
+use anyfabric_transports::{Failure, Link, Loss, Op, Payload, PeerIdx, Region, Terms, Ticket};
 use anyfabric_wire::Imm;
 
-use crate::early::MAX_EARLY;
+use crate::early::{MAX_EARLY, MAX_EARLY_OF_ALL};
 use crate::inner::{nanos, Inner};
 use crate::peer::{Content, Peer, Submission};
 use crate::remote::RemoteShared;
@@ -74,6 +74,10 @@ impl Inner {
         entry.imm = imm;
         let ticket = entry.issue(&self.office, Terms { num_parts, nbytes, submitted_ns, deadline_ns, source });
         self.look_after(entry);
+        if self.has_begun_to_close() {
+            (0..num_parts).for_each(|_| ticket.part_ended(Err(Failure::Closed)));
+            return Err(Error::new(Code::Closed, "the engine is closed"));
+        }
         Ok(ticket)
     }
 
@@ -91,6 +95,18 @@ impl Inner {
         entry.imm = imm;
         entry.set_ticket(ticket);
         self.look_after(entry);
+        if self.has_begun_to_close() {
+            ticket.fail(Failure::Closed);
+        }
+    }
+
+    /// Asked once an operation is looked after: if not, the end of the engine finds
+    /// it there and waits for it; if so, nothing of it may be posted, for links that
+    /// close refuse it in words of their own.
+    fn has_begun_to_close(&self) -> bool {
+        // ORDERING: sequentially consistent with the ring of what was submitted: `set_closed` comes before `finish`
+        // looks there, this after the operation was put there.
+        self.closed.load(Ordering::SeqCst)
     }
 
     fn look_after(&self, mut entry: Entry) {

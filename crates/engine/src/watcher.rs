@@ -191,6 +191,11 @@ impl Watcher {
         let (ticket, shared) = (Arc::clone(&trigger.ticket), Arc::downgrade(&self.shared));
         {
             let mut armed = lock(&self.shared.armed);
+            if let Err(error) = self.check_open() {
+                // Who closes it empties it under this lock, and had not seen this one.
+                trigger.end(Failure::Closed);
+                return Err(error);
+            }
             armed.entry(value).or_default().push(trigger);
             self.shared.note_next(&armed);
         }

@@ -9,7 +9,7 @@ use anyfabric_wire::{Local, Refusal};
 
 use super::incoming::Incoming;
 use super::local::LocalChannel;
-use super::outgoing::{enqueue, Job, Outgoing};
+use super::outgoing::{given_up, Job, Outgoing};
 use super::ring::{Consumer, Producer};
 use crate::mutant::Mutant;
 use crate::sys::{is_readable_within, Fd, Interest, Mapping, Poller, Ready};
@@ -207,8 +207,8 @@ impl ShmLink {
         }
     }
 
-    fn is_closed(&self) -> bool {
-        // ORDERING: a late look posts into a ring that nobody reads, no more.
+    pub(super) fn is_closed(&self) -> bool {
+        // ORDERING: a late look posts into a ring that nobody reads, no more; what is kept looks under its lock.
         self.closed.load(Ordering::Relaxed)
     }
 
@@ -228,6 +228,10 @@ impl ShmLink {
         }
     }
 
+    /// Queues a message.
+    ///
+    /// # Errors
+    /// `TimedOut` when the peer reads none; else the socket has ended.
     pub(super) fn send(&self, message: &Local, fd: Option<Arc<Fd>>) -> std::io::Result<()> {
         let ends = self.ends();
         let ends = ends.as_ref().ok_or(std::io::ErrorKind::NotConnected)?;
@@ -266,7 +270,9 @@ impl Link for ShmLink {
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
         let (binding, request) = lock(&self.bindings).find_or_ask(region, key, nbytes);
         let Some(request) = request else { return binding };
-        if self.is_closed() || self.send(&Local::Import { request, region, key }, None).is_err() {
+        let asked = self.send(&Local::Import { request, region, key }, None);
+        // A socket that has ended is noticed where it is read, and what waits for the binding then learns why.
+        if self.is_closed() || asked.is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut) {
             binding.refuse(Refusal::Closing);
         }
         binding
@@ -296,6 +302,8 @@ impl Link for ShmLink {
         let admitted = if is_short { write.binding.check() } else { write.binding.enter() };
         if let Err(state) = admitted {
             return match state {
+                // A link that closes refuses everything: whoever submits again learns why it does.
+                BindingState::Refused(_) if self.is_closed() => None,
                 BindingState::Refused(refusal) => Some(Err(Failure::Refused(refusal))),
                 _ => None,
             };
@@ -326,7 +334,7 @@ impl Link for ShmLink {
 
     fn post(&self, op: Op) -> bool {
         if self.is_closed() {
-            self.end(op, Err(Failure::PeerLost("it was given up".into())));
+            self.end(op, Err(given_up()));
             return false;
         }
         if matches!(op.payload, Payload::Signal) {
@@ -341,11 +349,7 @@ impl Link for ShmLink {
             // ORDERING: a hint.
             return self.busy.load(Ordering::Relaxed);
         }
-        let mut queue = lock(&self.queue);
-        enqueue(&mut queue, Job { op, extent_idx: 0, done: 0 }, false);
-        // ORDERING: a hint for `poll`; the queue's lock orders the rest.
-        self.busy.store(true, Ordering::Release);
-        true
+        self.keep(Job { op, extent_idx: 0, done: 0 }, false)
     }
 
     fn poll(&self, sink: &dyn Sink) -> bool {

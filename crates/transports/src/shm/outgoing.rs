@@ -92,6 +92,9 @@ impl ShmLink {
         } else {
             // ORDERING: statistics.
             self.stats.nic(0).retries.fetch_add(1, Ordering::Relaxed);
+            if self.is_closed() {
+                return self.end(op, Err(given_up()));
+            }
             outgoing.backlog.push_back(op);
             // ORDERING: see `poll`.
             self.busy.store(true, Ordering::Release);
@@ -154,6 +157,21 @@ impl ShmLink {
         moved
     }
 
+    /// Queues a large operation; false when the link closed, and it has ended.
+    pub(super) fn keep(&self, job: Job, has_begun: bool) -> bool {
+        let mut queue = lock(&self.queue);
+        // Under the lock: `close` says so before it empties the queue.
+        if self.is_closed() {
+            drop(queue);
+            self.end(job.op, Err(given_up()));
+            return false;
+        }
+        enqueue(&mut queue, job, has_begun);
+        // ORDERING: a hint for `poll`; the queue's lock orders the rest.
+        self.busy.store(true, Ordering::Release);
+        true
+    }
+
     /// One chunk of the oldest large operation.
     pub(super) fn advance_queue(&self) -> bool {
         let Some(mut job) = lock(&self.queue).pop_front() else { return false };
@@ -165,7 +183,13 @@ impl ShmLink {
             Ok(Step::Done) => self.finish(job.op, &mut lock(&self.outgoing)),
             Ok(Step::Bounced) => {
                 let id = job.op.id;
-                lock(&self.outgoing).awaiting.insert(id, job.op);
+                let mut outgoing = lock(&self.outgoing);
+                if self.is_closed() {
+                    self.end(job.op, Err(given_up()));
+                    return true;
+                }
+                outgoing.awaiting.insert(id, job.op);
+                drop(outgoing);
                 let end = self.push_bounce_end(id);
                 if !end {
                     // No room for the end: it follows the answers.
@@ -173,9 +197,9 @@ impl ShmLink {
                     lock(&self.outgoing).answers.push_back(Entry::BounceEnd { op: id, imm });
                 }
             }
-            Ok(Step::More) => enqueue(&mut lock(&self.queue), job, true),
+            Ok(Step::More) => drop(self.keep(job, true)),
             Ok(Step::Blocked) => {
-                enqueue(&mut lock(&self.queue), job, true);
+                self.keep(job, true);
                 return false;
             }
             Err(error) => self.end(job.op, Err(self.system_failure(&error))),
@@ -299,7 +323,7 @@ impl ShmLink {
 
 /// Small operations are not stuck behind large ones, not even behind one whose
 /// turn has just ended.
-pub(super) fn enqueue(queue: &mut VecDeque<Job>, job: Job, has_begun: bool) {
+fn enqueue(queue: &mut VecDeque<Job>, job: Job, has_begun: bool) {
     let is_small = |job: &Job| job.op.nbytes() <= INLINE_BYTES;
     let num_small = queue.iter().take_while(|job| is_small(job)).count();
     let at = match (is_small(&job), has_begun) {
@@ -308,6 +332,11 @@ pub(super) fn enqueue(queue: &mut VecDeque<Job>, job: Job, has_begun: bool) {
         (false, false) => queue.len(),
     };
     queue.insert(at, job);
+}
+
+/// What is submitted while the link closes; why it does was said to what it found.
+pub(super) fn given_up() -> Failure {
+    Failure::PeerLost("it was given up".into())
 }
 
 /// What one turn of a large operation came to.
