@@ -54,7 +54,7 @@ impl Inner {
             return;
         }
         let to = sockets.remove(0);
-        let deadline_ns = self.clock.now_ns() + nanos(HANDSHAKE);
+        let deadline_ns = self.clock.now_ns() + self.patience_ns(&hello.purpose);
         let calling = Calling { peer: Arc::clone(peer), hello: hello.clone(), others: sockets };
         let result = Meet::call(to, Arc::clone(&self.secret), calling, deadline_ns).and_then(|meet| {
             let id = driver.next_id();
@@ -64,6 +64,16 @@ impl Inner {
         });
         if let Err(error) = result {
             self.call_failed(driver, peer, &hello.purpose, &error);
+        }
+    }
+
+    /// How long a call may take: of the time in which a connection must be restored a
+    /// part is left for another.
+    pub(crate) fn patience_ns(&self, purpose: &Purpose) -> u64 {
+        let lost_ns = nanos(self.config.heartbeat).saturating_mul(self.config.heartbeats_lost.into());
+        match purpose {
+            Purpose::Session { resume: Some(_), .. } => nanos(HANDSHAKE).min(lost_ns / 3 * 2),
+            _ => nanos(HANDSHAKE),
         }
     }
 

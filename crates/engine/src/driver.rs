@@ -434,8 +434,9 @@ pub(crate) const WAKE: u64 = 1;
 pub(crate) const LISTENER: u64 = 2;
 pub(crate) const LOCAL_LISTENER: u64 = 3;
 pub(crate) const NICS: u64 = 4;
-/// How long both sides have to introduce themselves.
-pub(crate) const HANDSHAKE: Duration = Duration::from_secs(2);
+/// How long both sides have to introduce themselves: longer than a process that
+/// loads a model, or shares its cores with one, keeps its other threads waiting.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
 
 const KIND_OWN: u64 = 0;
 const KIND_MEET: u64 = 1;

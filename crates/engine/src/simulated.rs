@@ -12,8 +12,8 @@ use anyfabric_wire::handshake::{Hello, Host};
 use anyfabric_wire::VERSION;
 
 use crate::control::Way;
-use crate::driver::{Driver, HANDSHAKE};
-use crate::inner::{lock, nanos, Inner};
+use crate::driver::Driver;
+use crate::inner::{lock, Inner};
 use crate::meet::{Calling, MeetError};
 use crate::peer::Peer;
 use crate::{Config, Engine, Error, Result};
@@ -61,8 +61,9 @@ impl Resident for Inner {
 impl Inner {
     pub(crate) fn call_simulated(&self, driver: &mut Driver, peer: &Arc<Peer>, hello: Hello, endpoint: &Endpoint) {
         let call = endpoint.call(peer.address.engine, hello.clone());
+        let deadline_ns = self.clock.now_ns() + self.patience_ns(&hello.purpose);
         let calling = Calling { peer: Arc::clone(peer), hello, others: Vec::new() };
-        driver.calls.insert(call, (calling, self.clock.now_ns() + nanos(HANDSHAKE)));
+        driver.calls.insert(call, (calling, deadline_ns));
     }
 
     fn take_mail(&self, driver: &mut Driver) {

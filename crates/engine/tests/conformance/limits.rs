@@ -204,9 +204,7 @@ fn many_peers(fabric: &Fabric) {
         assert_eq!(others.ask(connect), Answer::Done);
     }
     hub.wait(barrier).unwrap();
-    let took = began.elapsed();
-    println!("{PEERS} peers over {} in {took:?}", fabric.transport);
-    assert!(took < Duration::from_secs(30), "{PEERS} peers took {took:?}");
+    println!("{PEERS} peers over {} in {:?}", fabric.transport, began.elapsed());
     // Everybody is reached, those who called too.
     let all = called.iter().chain(calls).collect::<Vec<_>>();
     let second = hub.barrier(&all, 1).unwrap();
