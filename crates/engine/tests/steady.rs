@@ -89,7 +89,7 @@ fn steady(fabric: &impl Fabric) {
 
 /// Runs an operation until whatever grows with the first ones has grown, then counts. Timers go on meanwhile, with
 /// locks of their own, and a thread that is late may want one more of what is used again and again. So what counts is
-/// the quietest of many short batches, for what every operation takes is in each; and in all there is next to nothing.
+/// the quietest of many short batches, for what every operation takes is in each; and in all there is little.
 /// On a machine so busy that timers go off in every batch, shorter ones are taken.
 fn check(fabric: &impl Fabric, what: &str, num_operations: u64, mut operation: impl FnMut()) {
     (0..WARM_UP).for_each(|_| operation());
@@ -119,7 +119,7 @@ fn check(fabric: &impl Fabric, what: &str, num_operations: u64, mut operation: i
     assert_eq!(allocated, 0, "{}: {what} allocates", fabric.name());
     assert_eq!(taken, 0, "{}: {what} takes locks", fabric.name());
     assert!(tried <= (TRIES * num_operations) as f64, "{}: {what} tries for {tried} locks", fabric.name());
-    assert!(in_all <= num_done * num_operations / 50, "{}: {what} allocates {in_all} times", fabric.name());
+    assert!(in_all <= num_done * num_operations / 10, "{}: {what} allocates {in_all} times", fabric.name());
 }
 
 fn engine(fabric: &impl Fabric) -> Engine {
