@@ -122,6 +122,21 @@ def test_bad_operations_are_refused_and_the_engine_goes_on(engine, peer):
     assert (dst.numpy() == src.numpy()).all()
 
 
+def test_a_later_engine_takes_nothing_from_an_earlier_one_that_used_the_same_descriptor():
+    with af.Engine(transports=("tcp",)) as peer:
+        region = peer.allocate(8)
+        remote = region.descriptor()
+        for turn in range(50):  # some of them lie where another one lay
+            with af.Engine(transports=("tcp",)) as engine:
+                src = engine.allocate(8)
+                src.numpy()[:] = turn
+                engine.connect(peer.address)
+                engine.write(src, remote).wait(10)
+                engine.scatter(src, [af.Target(remote, 0, 0, 8)]).wait(10)
+            assert (region.numpy() == turn).all()
+            del engine, src
+
+
 def test_foreign_and_closed_things(engine, peer):
     src, dst = engine.allocate(8), peer.allocate(8)
     foreign = peer.allocate(8)

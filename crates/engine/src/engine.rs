@@ -327,7 +327,7 @@ impl Engine {
         if count == 0 {
             return Ok(Transfer::done(0, None));
         }
-        let route = dst.shared.route(inner).filter(|route| route.peer.lost().is_none());
+        let route = dst.shared.route(inner);
         let found;
         let peer = match route {
             Some(route) => {

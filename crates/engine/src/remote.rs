@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyfabric_plan::Extents;
 use anyfabric_transports::{Binding, Link, Region as Memory};
-use anyfabric_wire::{Address, Descriptor, Device};
+use anyfabric_wire::{Address, Descriptor, Device, EngineId};
 
 use crate::inner::Inner;
 use crate::peer::{Content, Peer};
@@ -27,7 +27,8 @@ pub(crate) struct RemoteShared {
 
 /// Found once, used for every operation.
 pub(crate) struct Route {
-    engine: usize,
+    /// By its name, which no later engine has; one may well lie where another lay.
+    engine: EngineId,
     pub(crate) peer: Arc<Peer>,
     pub(crate) link: Arc<dyn Link>,
     pub(crate) binding: Arc<Binding>,
@@ -76,10 +77,11 @@ impl From<Descriptor> for Remote {
 }
 
 impl RemoteShared {
-    /// How this engine reaches the region, once that is known.
+    /// How this engine reaches the region, once that is known and as long as its
+    /// peer is not lost.
     #[inline]
-    pub(crate) fn route(&self, inner: &Arc<Inner>) -> Option<&Route> {
-        self.route.get().filter(|route| route.engine == Arc::as_ptr(inner) as usize)
+    pub(crate) fn route(&self, inner: &Inner) -> Option<&Route> {
+        self.route.get().filter(|route| route.engine == inner.address.engine && route.peer.lost().is_none())
     }
 
     /// What is submitted to write ranges of `source` here.
@@ -100,13 +102,12 @@ impl RemoteShared {
     }
 
     /// Remembers how this engine reaches the region.
-    pub(crate) fn find_route(&self, inner: &Arc<Inner>, peer: &Arc<Peer>) {
+    pub(crate) fn find_route(&self, inner: &Inner, peer: &Arc<Peer>) {
         let reaches = |link: &&Arc<dyn Link>| self.descriptor.device == Device::Host || link.reaches_gpu_memory();
         if let (Some(link), None) = (peer.link().filter(reaches), self.route.get()) {
             let Descriptor { region, key, nbytes, .. } = self.descriptor;
             let binding = link.bind(region, key, nbytes);
-            let engine = Arc::as_ptr(inner) as usize;
-            let route = Route { engine, peer: Arc::clone(peer), link: Arc::clone(link), binding };
+            let route = Route { engine: inner.address.engine, peer: Arc::clone(peer), link: Arc::clone(link), binding };
             let _ = self.route.set(route);
         }
     }

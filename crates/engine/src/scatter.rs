@@ -52,7 +52,7 @@ impl Engine {
         for (idx, target) in targets.iter().enumerate() {
             check_target(src, (idx, target), group)?;
             let remote = &target.remote.shared;
-            entry.peers.push(match remote.route(inner).filter(|route| route.peer.lost().is_none()) {
+            entry.peers.push(match remote.route(inner) {
                 Some(route) => {
                     if imm.is_some() {
                         inner.check_counted(&route.peer, || about.clone())?;
