@@ -447,7 +447,7 @@ SETTINGS: tuple[Setting, ...] = (
         "queue_depth",
         "ANYFABRIC_QUEUE_DEPTH",
         1024,
-        "Operations that may wait for a worker",
+        "Operations under way at most; a connect counts as none",
         _integer(1, 1 << 20),
     ),
     Setting(

@@ -110,7 +110,7 @@ class Engine(_core.Engine):
             heartbeat_s: Seconds between heartbeats, 1.
             heartbeats_lost: Heartbeats missed in a row before a peer is lost, 3.
             timeout_s: Deadline in seconds of submissions that name none, 30.
-            queue_depth: Operations that may wait for a worker, 1024.
+            queue_depth: Operations under way at most, 1024; a `connect` counts as none.
             queue_full: `"block"` until the deadline, or `"raise"` `QueueFull`.
             max_message_bytes: Largest message of `send`, 65536.
 

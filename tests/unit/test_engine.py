@@ -137,6 +137,15 @@ def test_a_later_engine_takes_nothing_from_an_earlier_one_that_used_the_same_des
             del engine, src
 
 
+def test_connecting_needs_no_room():
+    with (
+        af.Engine(queue_depth=1, queue_full="raise") as engine,
+        af.Engine() as one,
+        af.Engine() as other,
+    ):
+        assert len(engine.peer_group([one.address, other.address])) == 2
+
+
 def test_foreign_and_closed_things(engine, peer):
     src, dst = engine.allocate(8), peer.allocate(8)
     foreign = peer.allocate(8)

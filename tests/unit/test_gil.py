@@ -111,6 +111,32 @@ def test_full_queue(stopped):
         stopped.go_on()
 
 
+def test_room_that_another_thread_took(stopped):
+    stopped.go_on()
+    with af.Engine(queue_depth=1, transports=("tcp",), timeout_s=LONG_S, heartbeat_s=LONG_S) as engine:
+        src = engine.allocate(8)
+        engine.connect(stopped.remote.address)
+        over = threading.Event()
+
+        def submit():
+            while not over.is_set():
+                engine.write(src, stopped.remote[:8])
+
+        threads = [threading.Thread(target=submit) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        began = time.monotonic()
+        for _ in range(20):
+            time.sleep(0.02)  # one writes, the others wait for room
+            stop(stopped.process.pid)
+            time.sleep(0.02)
+            stopped.go_on()
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - began < LONG_S, "who waited for room kept this thread out"
+
+
 def test_engine_close(engine, stopped):
     pending(engine, stopped)
     ends_by(stopped.go_on, lambda: engine.close(timeout_s=LONG_S))

@@ -76,7 +76,7 @@ pub struct Config {
     pub heartbeats_lost: u32,
     /// Deadline of a submission that names none.
     pub timeout: Duration,
-    /// Operations under way at most.
+    /// Operations under way at most; a connect counts as none.
     pub queue_depth: usize,
     /// What a submission to a full queue does.
     pub queue_full: QueueFull,

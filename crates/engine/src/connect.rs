@@ -53,7 +53,7 @@ impl Engine {
         let mut about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
         let peer = self.peer(address, None, &about)?;
         about.peer = Some(Arc::clone(&peer));
-        let ticket = self.inner.begin_one(&peer, Order { timeout, ..Order::default() })?;
+        let ticket = self.inner.begin_one(&peer, Order { timeout, is_probe: true, ..Order::default() })?;
         self.inner.submit(&peer, Content::Probe, None, false, &ticket);
         Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
     }

@@ -368,7 +368,7 @@ impl Engine {
         let mut entry = entry.unwrap_or_else(|| inner.rings.draft());
         entry.peers.push(peer.idx);
         let source = Some(Arc::clone(&src.memory));
-        let order = Order { num_parts: 1, nbytes, source, imm, timeout: options.timeout };
+        let order = Order { num_parts: 1, nbytes, source, imm, timeout: options.timeout, is_probe: false };
         let ticket = inner.begin(entry, order)?;
         let what = What::Write { source: &src.memory, remote: &dst.shared, extents };
         inner.submit_part(Part { peer, what }, (counted, options.verify), &ticket);

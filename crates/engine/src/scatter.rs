@@ -71,7 +71,8 @@ impl Engine {
             return Ok(Transfer::done(0, None));
         }
         let source = Some(Arc::clone(&src.memory));
-        let order = Order { num_parts: targets.len() as u32, nbytes, source, imm, timeout: options.timeout };
+        let num_parts = targets.len() as u32;
+        let order = Order { num_parts, nbytes, source, imm, timeout: options.timeout, is_probe: false };
         let ticket = inner.begin(entry, order)?;
         let peers = inner.peers.known();
         let parts = targets.iter().filter_map(|target| {

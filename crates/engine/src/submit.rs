@@ -1,5 +1,6 @@
 //! Submitting: a ticket, once there is room, and the way to the links.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub(crate) struct Order {
     pub(crate) source: Option<Arc<Region>>,
     pub(crate) imm: Option<Imm>,
     pub(crate) timeout: Option<Duration>,
+    /// It moves nothing, and goes on its way whether there is room or not.
+    pub(crate) is_probe: bool,
 }
 
 /// One peer's part of an operation.
@@ -61,13 +64,9 @@ impl Inner {
         let timeout = order.timeout.unwrap_or(self.config.timeout);
         let mut submitted_ns = self.clock.now_ns();
         let deadline_ns = submitted_ns.saturating_add(nanos(timeout));
-        if !self.has_room() {
-            let waits = self.config.queue_full == QueueFull::Block;
-            if !(waits && self.wait(Some(timeout), || self.has_room() || self.is_closed())) {
-                let depth = self.config.queue_depth;
-                let message = format!("{depth} operations are under way, as many as `queue_depth` allows");
-                return Err(Error::new(Code::QueueFull, message));
-            }
+        let limit = if order.is_probe { usize::MAX } else { self.config.queue_depth };
+        if !self.office.enter(limit) {
+            self.enter_once_there_is_room(timeout)?;
             submitted_ns = self.clock.now_ns();
         }
         let Order { num_parts, nbytes, source, imm, .. } = order;
@@ -79,6 +78,28 @@ impl Inner {
             return Err(Error::new(Code::Closed, "the engine is closed"));
         }
         Ok(ticket)
+    }
+
+    #[cold]
+    fn enter_once_there_is_room(&self, timeout: Duration) -> Result<()> {
+        let depth = self.config.queue_depth;
+        let has_entered = Cell::new(false);
+        // Who waits may ask again after a yes.
+        let enters = || {
+            if !has_entered.get() {
+                has_entered.set(self.office.enter(depth));
+            }
+            has_entered.get()
+        };
+        if self.config.queue_full == QueueFull::Block {
+            self.wait(Some(timeout), || enters() || self.is_closed());
+        }
+        if has_entered.get() {
+            return Ok(());
+        }
+        self.check_open()?;
+        let message = format!("{depth} operations are under way, as many as `queue_depth` allows");
+        Err(Error::new(Code::QueueFull, message))
     }
 
     /// As [`Inner::begin`], for an operation with one peer.

@@ -75,7 +75,7 @@ impl Rings {
 }
 
 impl Entry {
-    /// The ticket of a new operation; a used one, if this entry has one that nobody
+    /// The ticket of a new operation that has entered the office; a used one, if this entry has one that nobody
     /// else has.
     pub(crate) fn issue(&mut self, office: &Arc<TicketOffice>, terms: Terms) -> Arc<Ticket> {
         self.is_kept = false;
@@ -199,6 +199,7 @@ mod tests {
     fn begin(rings: &Rings, office: &Arc<TicketOffice>) -> Arc<Ticket> {
         let mut entry = rings.draft();
         let terms = Terms { num_parts: 1, nbytes: 0, submitted_ns: 0, deadline_ns: 0, source: None };
+        assert!(office.enter(usize::MAX));
         let ticket = entry.issue(office, terms);
         assert!(rings.submit(entry).is_ok());
         ticket

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyfabric_engine as native;
-use native::{QueueFull, WriteOptions};
+use native::{Code, QueueFull, WriteOptions};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -43,19 +43,26 @@ impl Engine {
         slf: &Bound<'_, Self>,
         nbytes: u64,
         timeout: Option<Seconds>,
-        call: impl FnOnce(&native::Engine, Option<Duration>) -> native::Result<native::Transfer> + Send,
+        call: impl Fn(&native::Engine, Option<Duration>) -> native::Result<native::Transfer> + Send + Sync,
     ) -> PyResult<Transfer> {
         let (py, this) = (slf.py(), slf.get());
         let mut timeout = duration(timeout);
-        if this.waits_for_room && !this.native.has_room() {
-            timeout = Some(this.wait_for_room(py, timeout.unwrap_or(this.timeout))?);
+        loop {
+            if this.waits_for_room && !this.native.has_room() {
+                timeout = Some(this.wait_for_room(py, timeout.unwrap_or(this.timeout))?);
+            }
+            let result = if nbytes <= WITH_GIL_BYTES {
+                call(&this.native, timeout)
+            } else {
+                py.detach(|| call(&this.native, timeout))
+            };
+            match result {
+                // Somebody else took the room, be it while this thread waited for the GIL.
+                Err(error)
+                    if error.code == Code::QueueFull && this.waits_for_room && timeout != Some(Duration::ZERO) => {}
+                result => return Ok(Transfer::new(result.or_raise(py)?, slf)),
+            }
         }
-        let result = if nbytes <= WITH_GIL_BYTES {
-            call(&this.native, timeout)
-        } else {
-            py.detach(|| call(&this.native, timeout))
-        };
-        Ok(Transfer::new(result.or_raise(py)?, slf))
     }
 
     /// Waits until the queue has room; returns what is left of the timeout.
@@ -86,8 +93,10 @@ impl Engine {
     #[new]
     fn new(config: &Bound<'_, PyDict>) -> PyResult<Self> {
         let py = config.py();
-        let config = settings::config(config)?;
+        let mut config = settings::config(config)?;
         let (timeout, waits_for_room) = (config.timeout, config.queue_full == QueueFull::Block);
+        // It is waited for room here, without the GIL.
+        config.queue_full = QueueFull::Raise;
         let native = py.detach(|| native::Engine::new(config)).or_raise(py)?;
         let address = Py::new(py, Address { native: native.address().clone() })?;
         Ok(Self { native, address, timeout, waits_for_room })

@@ -134,6 +134,17 @@ impl TicketOffice {
         (self.under_way.load(Ordering::Relaxed) & u64::from(u32::MAX)) as usize
     }
 
+    /// Counts one more operation, if fewer than `limit` are under way; see
+    /// [`Ticket::count`].
+    #[inline]
+    pub fn enter(&self, limit: usize) -> bool {
+        // ORDERING: a bound; who ends a part was given its ticket after this.
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        let one_more =
+            |now: u64| ((now & u64::from(u32::MAX)) < limit as u64).then_some(now + NOT_ENDED + NOT_QUIESCED);
+        self.under_way.fetch_update(set, fetch, one_more).is_ok()
+    }
+
     /// Counted operations that have not ended.
     pub fn num_pending(&self) -> usize {
         // ORDERING: acquire what ended; partner: `leave`.
@@ -200,20 +211,19 @@ impl Ticket {
         });
     }
 
-    /// Counts the operation among those under way, until it has quiesced. Before
-    /// any part of it is carried out, and before anybody else has the ticket.
+    /// The operation that was counted with [`TicketOffice::enter`] is this one, until
+    /// it has quiesced. Before any part of it is carried out, and before anybody else
+    /// has the ticket.
     pub fn count(&mut self) {
         *self.is_counted.get_mut() = true;
-        // ORDERING: who ends a part was given it after this.
-        self.office.under_way.fetch_add(NOT_ENDED | NOT_QUIESCED, Ordering::Relaxed);
     }
 
-    /// As [`Ticket::count`], of an operation that somebody may cancel this very
+    /// Counts an operation, whatever the limit, that somebody may cancel this very
     /// moment.
     pub fn count_shared(&self) {
         let _end = self.lock();
         let share = if self.has_ended() { NOT_QUIESCED } else { NOT_ENDED | NOT_QUIESCED };
-        // ORDERING: as in `count`; it fails under the lock, and then sees this.
+        // ORDERING: as in `enter`; it fails under the lock, and then sees this.
         self.is_counted.store(true, Ordering::Relaxed);
         self.office.under_way.fetch_add(share, Ordering::Relaxed);
     }
@@ -292,7 +302,7 @@ impl Ticket {
     }
 
     fn quiesced(&self) {
-        // ORDERING: see `count`.
+        // ORDERING: as in `enter`.
         let is_counted = self.is_counted.load(Ordering::Relaxed);
         let ends_now = self.settle_well();
         drop(self.take_source());

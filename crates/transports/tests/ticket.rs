@@ -25,6 +25,7 @@ fn counts(office: &TicketOffice) -> (usize, usize) {
 fn what_has_failed_is_under_way_until_it_has_quiesced() {
     let office = office();
     let mut ticket = ticket(&office, 2);
+    assert!(office.enter(1) && !office.enter(1));
     ticket.count();
     assert_eq!(counts(&office), (1, 1));
     ticket.part_ended(Ok(()));
@@ -33,6 +34,28 @@ fn what_has_failed_is_under_way_until_it_has_quiesced() {
     assert_eq!((ticket.state(), counts(&office)), (TicketState::Failed(Failure::Cancelled), (0, 1)));
     ticket.part_ended(Err(Failure::Closed));
     assert_eq!((ticket.state(), counts(&office)), (TicketState::Failed(Failure::Cancelled), (0, 0)));
+}
+
+#[test]
+fn no_more_enter_than_may() {
+    const LIMIT: usize = 3;
+    let (office, inside) = (office(), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..20_000 {
+                    if office.enter(LIMIT) {
+                        assert!(inside.fetch_add(1, Ordering::SeqCst) < LIMIT);
+                        let mut ticket = ticket(&office, 1);
+                        ticket.count();
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        ticket.part_ended(Ok(()));
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(counts(&office), (0, 0));
 }
 
 /// A trigger fires, and its user cancels it this very moment.
@@ -57,6 +80,7 @@ fn there_is_one_end_and_who_wants_to_hear_of_it_does() {
     for _ in 0..2000 {
         let office = office();
         let mut ticket = ticket(&office, 1);
+        assert!(office.enter(1));
         ticket.count();
         let heard = Arc::new(AtomicUsize::new(0));
         let hears = Arc::clone(&heard);
