@@ -50,6 +50,25 @@ def test_info_and_stats_are_json_and_name_the_transports(engine, peer):
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_stats_have_what_was_waited_for(transport):
+    with af.Engine(transports=(transport,), tcp_streams=1) as engine, af.Engine() as peer:
+        num_pages, page_bytes = 256, 4096
+        nbytes = num_pages * page_bytes
+        src, dst = engine.allocate(nbytes), peer.allocate(nbytes)
+        remote = dst.descriptor()
+        pages = [af.Pages(region, np.arange(num_pages), page_bytes) for region in (src, remote)]
+        engine.connect(peer.address)
+        for number in range(1, 101):
+            if number % 2:
+                engine.write_pages(*pages).wait(10)
+            else:
+                engine.write(src, remote, verify=True).wait(10)  # by another link than the path's
+            stats = engine.stats()["peers"][str(peer.address)]
+            assert (stats["bytes"], stats["operations"], stats["errors"]) == (number * nbytes, number, 0)
+            assert stats["bytes"] == sum(nic["bytes"] for nic in stats["nics"].values())
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_path(transport):
     with af.Engine(transports=(transport,)) as engine, af.Engine() as peer:
         assert engine.path(peer.address).state == "new"

@@ -431,25 +431,35 @@ fn peer_use(peer: &Peer) -> Option<PeerUse> {
     // A path over NICs keeps room for the most rails that there can be.
     let is_rails = matches!(link.transport(), "verbs" | "libfabric");
     let stats = if is_rails { &stats[..link.num_nics().min(stats.len())] } else { stats };
-    let name = |idx: usize| match (link.transport(), idx) {
-        ("shm", _) => "memory".to_owned(),
-        ("loopback", idx) => format!("nic{idx}"),
-        ("verbs" | "libfabric", idx) => format!("rail{idx}"),
-        (_, 0) => "control".to_owned(),
-        (_, idx) => format!("stream{idx}"),
-    };
-    let sum = |pick: fn(&NicStats) -> u64| stats.iter().map(pick).sum();
+    let mut nics: Vec<_> = stats.iter().enumerate().map(|(idx, nic)| (nic_name(link.transport(), idx), nic)).collect();
+    if matches!(link.transport(), "shm" | "verbs" | "libfabric") {
+        // What the path does not carry, as checksums, goes over the link that every peer has.
+        let base = peer.base.as_link();
+        let others = base.stats().nics().iter().enumerate().filter(|(_, nic)| nic.operations.load(Relaxed) > 0);
+        nics.extend(others.map(|(idx, nic)| (nic_name(base.transport(), idx), nic)));
+    }
+    let sum = |pick: fn(&NicStats) -> u64| nics.iter().map(|(_, nic)| pick(nic)).sum();
     let total = Histogram::default();
-    stats.iter().for_each(|nic| total.merge(&nic.latency));
+    nics.iter().for_each(|(_, nic)| total.merge(&nic.latency));
     Some(PeerUse {
         transport: link.transport().into(),
         bytes: sum(|nic| nic.bytes.load(Relaxed)),
         operations: sum(|nic| nic.operations.load(Relaxed)),
         errors: sum(|nic| nic.errors.load(Relaxed)),
         retries: sum(|nic| nic.retries.load(Relaxed)),
-        nics: stats.iter().enumerate().map(|(idx, nic)| (name(idx), nic_use(nic))).collect(),
+        nics: nics.into_iter().map(|(name, nic)| (name, nic_use(nic))).collect(),
         latency_us: latency(&total),
     })
+}
+
+fn nic_name(transport: &str, idx: usize) -> String {
+    match (transport, idx) {
+        ("shm", _) => "memory".to_owned(),
+        ("loopback", idx) => format!("nic{idx}"),
+        ("verbs" | "libfabric", idx) => format!("rail{idx}"),
+        (_, 0) => "control".to_owned(),
+        (_, idx) => format!("stream{idx}"),
+    }
 }
 
 fn nic_use(nic: &NicStats) -> NicUse {

@@ -269,7 +269,7 @@ impl TcpLink {
         let now_ns = self.clock.now_ns();
         for record in records.as_chunks::<{ Frame::ACK_BYTES }>().0 {
             let (op, result) = Frame::decode_ack(record).map_err(invalid)?;
-            if let Some(part) = acknowledged(lane, op, result) {
+            if let Some(part) = acknowledged(lane, op) {
                 let nic = self.stats.nic(usize::from(lane.idx));
                 nic.sent(part.nbytes());
                 nic.latency.record(now_ns.saturating_sub(part.submitted_ns));
@@ -277,6 +277,8 @@ impl TcpLink {
                     // ORDERING: statistics.
                     nic.errors.fetch_add(1, Ordering::Relaxed);
                 }
+                // Last: whoever waited for it finds it in the statistics.
+                part.end(result.map_err(Failure::Refused));
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyfabric_plan::Extents;
-use anyfabric_wire::{Imm, Refusal};
+use anyfabric_wire::Imm;
 
 use super::batch::Batch;
 use super::lane::Lane;
@@ -248,11 +248,9 @@ impl Cursor {
     }
 }
 
-/// The end of an operation, as the peer acknowledged it.
-pub(super) fn acknowledged(lane: &Lane, op: u64, result: Result<(), Refusal>) -> Option<Arc<Part>> {
-    let part = lock(&lane.send).awaiting.remove(&op)?;
-    part.end(result.map_err(Failure::Refused));
-    Some(part)
+/// What the peer has acknowledged.
+pub(super) fn acknowledged(lane: &Lane, op: u64) -> Option<Arc<Part>> {
+    lock(&lane.send).awaiting.remove(&op)
 }
 
 const MAX_PIECES: usize = 1024;
