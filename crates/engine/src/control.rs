@@ -335,9 +335,9 @@ impl Inner {
         }
         let missing = {
             let mut state = peer.state();
-            let uses_tcp = peer.link().is_some_and(|link| link.transport() == "tcp");
+            let has_streams = peer.link().is_some_and(|link| link.has_streams());
             let calls = state.session.as_ref().filter(|session| session.is_caller).map(|session| session.token);
-            let retry = uses_tcp && now_ns >= state.retry_lane_ns;
+            let retry = has_streams && now_ns >= state.retry_lane_ns;
             if retry {
                 state.retry_lane_ns = now_ns.saturating_add(nanos(self.config.heartbeat));
             }

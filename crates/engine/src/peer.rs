@@ -389,7 +389,7 @@ impl Peer {
     #[inline]
     pub(crate) fn open_link(&self) -> Option<&dyn Link> {
         let link = self.link()?;
-        let is_open = self.lost().is_none() && (self.base.has_control() || link.transport() == "shm");
+        let is_open = self.lost().is_none() && (self.base.has_control() || link.sees_exit());
         is_open.then_some(&**link)
     }
 
@@ -408,8 +408,8 @@ impl Peer {
             }
             Some(link) => &**link,
         };
-        // On the same host the process itself is watched; elsewhere nothing new goes to a peer that may be gone.
-        if !self.base.has_control() && link.transport() != "shm" {
+        // Nothing new goes to a peer that may be gone.
+        if !self.base.has_control() && !link.sees_exit() {
             return Prepared::Waits(submission);
         }
         let binding = match &submission.content {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use anyfabric_transports::rdma::RailPath;
 use anyfabric_transports::{Link, PeerIdx, Region};
 use anyfabric_wire::Control;
 
@@ -119,7 +120,10 @@ impl Inner {
 
     /// A peer has not answered: acts alone, where our own NICs let it write.
     fn expel(&self, region: &Region, peer: &Peer) {
-        let path = peer.link().and_then(|link| peer.all_rails().find(|path| path.transport() == link.transport()));
+        let is_in_use = |path: &&Arc<dyn RailPath>| {
+            peer.link().is_some_and(|link| std::ptr::addr_eq(Arc::as_ptr(path), Arc::as_ptr(link)))
+        };
+        let path = peer.all_rails().find(is_in_use);
         if let (Some(path), true) = (path, region.owed_by().contains(&peer.idx)) {
             path.expel();
             region.released_by(peer.idx);

@@ -191,6 +191,17 @@ pub trait Link: Send + Sync {
         false
     }
 
+    /// Whether it notices by itself when the peer's process exits: then operations
+    /// go on while the control connection is made again.
+    fn sees_exit(&self) -> bool {
+        false
+    }
+
+    /// Whether it goes over streams, of which those that are missing are called.
+    fn has_streams(&self) -> bool {
+        false
+    }
+
     /// Whether source and destination may lie on GPUs.
     fn reaches_gpu_memory(&self) -> bool {
         false

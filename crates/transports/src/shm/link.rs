@@ -254,6 +254,10 @@ impl Link for ShmLink {
         "shm"
     }
 
+    fn sees_exit(&self) -> bool {
+        true
+    }
+
     fn num_nics(&self) -> usize {
         1
     }

@@ -330,6 +330,10 @@ impl Link for TcpLink {
         "tcp"
     }
 
+    fn has_streams(&self) -> bool {
+        true
+    }
+
     fn num_nics(&self) -> usize {
         self.num_streams
     }
