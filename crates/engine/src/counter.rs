@@ -9,6 +9,8 @@
 //! and it is not handed out again before every source has said that nothing
 //! with it is under way.
 
+mod missed;
+
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

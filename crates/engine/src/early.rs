@@ -122,12 +122,14 @@ pub(crate) enum Missing {
     Dropped(PeerIdx),
     /// It came, and the GPU's driver could not make its bytes visible.
     Invisible(PeerIdx),
+    /// It may have come unseen: a NIC's queue of completions overran.
+    Missed(PeerIdx),
 }
 
 impl Missing {
     pub(crate) const fn peer(self) -> PeerIdx {
         match self {
-            Self::Failed(peer) | Self::Dropped(peer) | Self::Invisible(peer) => peer,
+            Self::Failed(peer) | Self::Dropped(peer) | Self::Invisible(peer) | Self::Missed(peer) => peer,
         }
     }
 
@@ -145,6 +147,10 @@ impl Missing {
             Self::Invisible(_) => format!(
                 "an arrival of imm {imm} from {peer} is not counted: the GPU's driver cannot make its bytes visible (the \
                  log says why)"
+            ),
+            Self::Missed(_) => format!(
+                "arrivals of imm {imm} from {peer} may be missing: the NIC's queue of completions overran (the log says more); \
+                 write again what it counts"
             ),
         };
         let code = if matches!(self, Self::Invisible(_)) { Code::DeviceLost } else { Code::TransferFailed };

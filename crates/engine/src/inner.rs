@@ -318,6 +318,12 @@ impl Sink for Inner {
         }
     }
 
+    fn missed(&self, peer: PeerIdx, why: &str) {
+        let Some(peer) = self.peer(peer) else { return };
+        self.log(40, format!("counts of {} may lack arrivals: {why}", peer.address));
+        self.counters.missed(peer.idx, peer.address.engine, &peer.address.to_string());
+    }
+
     fn message(&self, peer: PeerIdx, bytes: Vec<u8>) -> std::result::Result<(), Refusal> {
         if bytes.len() > self.config.max_message_bytes as usize {
             return Err(Refusal::TooLarge);

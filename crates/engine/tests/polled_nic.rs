@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyfabric_engine::transports::libfabric::FabricSettings;
-use anyfabric_engine::{Config, Engine, Polling, WriteOptions};
+use anyfabric_engine::{Code, Config, Engine, Polling, WriteOptions};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -63,21 +63,65 @@ fn a_nic_without_a_descriptor_is_looked_at_and_does_not_cost_a_core() {
     }
     assert_eq!(here.path(there.address()).transport, "libfabric");
     messages_go_over_the_nic(&here, &there);
+    what_a_nic_lost_fails_its_counters(&library, &here, &there);
+}
+
+/// A NIC's queue overruns: no counter that may lack something waits for ever, and all goes on.
+fn what_a_nic_lost_fails_its_counters(library: &Path, here: &Engine, there: &Engine) {
+    let set_full = |is_full: u64| {
+        // SAFETY: the function has this type.
+        unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn(u64)>(symbol(library, c"fake_full"))(is_full) }
+    };
+    let (source, target) = (here.allocate(4096).unwrap(), there.allocate(4096).unwrap());
+    let remote = here.import(&target.descriptor().unwrap().encode()).unwrap();
+    let write = |imm| {
+        let (src, dst) = (source.slice(0..64).unwrap(), remote.slice(0..64).unwrap());
+        here.write(&src, &dst, WriteOptions { timeout: Some(LONG), ..WriteOptions::counted(imm) }).unwrap()
+    };
+    // The fake keeps the order, so that the first has come when the second is counted.
+    [20, 19].into_iter().for_each(|imm| write(imm).wait(None).unwrap());
+    there.counter(Some(19), &[]).unwrap().wait(1, Some(LONG)).unwrap();
+    let counters = [there.counter(Some(21), &[]).unwrap(), there.counter(Some(22), &[here.address().clone()]).unwrap()];
+    set_full(1);
+    let transfers: Vec<_> = (0..8).map(|_| write(21)).collect();
+    let errors = counters.map(|counter| counter.wait(9, Some(LONG)).unwrap_err());
+    assert!(errors.iter().all(|error| error.code == Code::TransferFailed), "{errors:?}");
+    // Of the first its writers may have told before. With the second nobody wrote anything.
+    assert!(errors[1].to_string().contains("overran"), "{}", errors[1]);
+    set_full(0);
+    // What had come for nobody may lack something too.
+    let error = there.counter(Some(20), &[]).unwrap().wait(2, Some(LONG)).unwrap_err();
+    assert_eq!(error.code, Code::TransferFailed, "{error}");
+    transfers.iter().for_each(|transfer| drop(transfer.wait_quiesced(Some(LONG))));
+    // The last overrun may not have been seen yet.
+    let until = Instant::now() + LONG;
+    let goes_on = |imm| {
+        let counter = there.counter(Some(imm), &[here.address().clone()]).unwrap();
+        write(imm).wait(None).is_ok() && counter.wait(1, Some(LONG)).is_ok()
+    };
+    assert!((30..).take_while(|_| Instant::now() < until).any(goes_on), "no write after it");
 }
 
 /// libfabric was told to leave GPUs alone; what this process starts was not.
 fn only_the_library_sees_its_setting(library: &Path) {
-    let name = CString::new(library.to_str().unwrap()).unwrap();
-    // SAFETY: our own library, which the engine has opened; the function has this type and returns a string of its own.
+    // SAFETY: the function has this type, and returns a string of its own.
     let seen = unsafe {
-        let handle = libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD);
-        let hmem = libc::dlsym(handle, c"fake_hmem".as_ptr());
+        let hmem = symbol(library, c"fake_hmem");
         CStr::from_ptr(std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> *const libc::c_char>(hmem)())
     };
     assert_eq!(seen, c"system");
     assert_eq!(std::env::var_os("FI_HMEM"), None);
     let child = Command::new("sh").args(["-c", "echo ${FI_HMEM-none}"]).output().unwrap();
     assert_eq!(child.stdout, b"none\n");
+}
+
+/// Of the library that the engines have opened.
+fn symbol(library: &Path, name: &CStr) -> *mut libc::c_void {
+    let path = CString::new(library.to_str().unwrap()).unwrap();
+    // SAFETY: our own library, which is open, and strings that live through the calls.
+    let found = unsafe { libc::dlsym(libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD), name.as_ptr()) };
+    assert!(!found.is_null(), "the fake has no {name:?}");
+    found
 }
 
 fn messages_go_over_the_nic(here: &Engine, there: &Engine) {

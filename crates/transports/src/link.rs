@@ -302,6 +302,10 @@ pub trait Sink {
     /// An immediate came, and its bytes cannot be made visible.
     fn invisible(&self, peer: PeerIdx, imm: Imm, why: &str);
 
+    /// Immediates of the peer's may have come that nobody knows of: how many, and
+    /// which.
+    fn missed(&self, peer: PeerIdx, why: &str);
+
     /// A message.
     ///
     /// # Errors

@@ -149,6 +149,7 @@ impl Sink for Nobody {
         Ok(())
     }
     fn invisible(&self, _: PeerIdx, _: Imm, _: &str) {}
+    fn missed(&self, _: PeerIdx, _: &str) {}
     fn message(&self, _: PeerIdx, _: Vec<u8>) -> Result<(), Refusal> {
         Ok(())
     }

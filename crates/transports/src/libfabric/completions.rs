@@ -7,7 +7,8 @@ use super::buffers::Brought;
 use super::endpoint::Read;
 use super::faults::fault_of;
 use super::handshakes::{Ended, MAX_LOOKS};
-use super::nic::{now_ns, FabricNic, Report, OPERATIONS, QUEUE_DEPTH, READ_BATCH};
+use super::library::FabricError;
+use super::nic::{now_ns, FabricNic, Report, OPERATIONS, READ_BATCH};
 use super::provider::Arrivals;
 use super::rail::rail_of;
 use super::slots::Use;
@@ -32,7 +33,7 @@ impl FabricNic {
                 something = true;
                 self.on_failed(context, error, prov_error);
             }
-            Read::Broken(error) => self.close_all(fault_of(error)),
+            Read::Broken(error) => something = self.close_all(Fault::Missed(error.unsigned_abs())),
         }
         let is_pending = !(self.announcements.is_empty() && self.reposts.is_empty() && self.reports.is_empty());
         if is_pending {
@@ -86,8 +87,10 @@ impl FabricNic {
                 continue;
             };
             state.is_broken = true;
-            if quiet != Some(rail as RailIdx) {
-                self.reports.push_back(Report::Broken(rail as RailIdx, why));
+            // What arrived before may be lost, whoever closed it.
+            let missed = self.queue.broken().map(|error| Fault::Missed(error.unsigned_abs()));
+            if missed.is_some() || quiet != Some(rail as RailIdx) {
+                self.reports.push_back(Report::Broken(rail as RailIdx, missed.unwrap_or(why)));
             }
         }
         let slots = &mut self.slots;
@@ -116,7 +119,7 @@ impl FabricNic {
     /// meanwhile, with the fault and its batch.
     fn set_aside(&mut self, closing: u16, is_over: bool) -> Vec<(u16, Fault, Option<u32>)> {
         let (mut aside, mut failed) = (Aside(std::mem::take(&mut self.reports)), Vec::new());
-        for _ in 0..QUEUE_DEPTH / READ_BATCH {
+        for _ in 0..self.queue.depth() / READ_BATCH {
             match self.queue.read(&mut self.entries, &mut self.sources) {
                 Read::Some(count) => {
                     let now_ns = now_ns();
@@ -216,12 +219,16 @@ impl FabricNic {
     #[inline]
     fn on_empty(&mut self) {
         if !self.resting.is_empty() {
-            self.resting.clear();
-            self.orphans.drain(..).for_each(|slot| self.slots.put_back(slot));
+            self.have_rested();
         }
         if self.under_way > 0 || self.unsettled > 0 {
             self.check_answers();
         }
+    }
+
+    fn have_rested(&mut self) {
+        self.resting.clear();
+        self.orphans.drain(..).for_each(|slot| self.slots.put_back(slot));
     }
 
     /// Lets endpoints that took no more try again. Of those that were not tried since
@@ -273,10 +280,26 @@ impl FabricNic {
         }
     }
 
+    /// Closes every endpoint; true when there was one.
     #[cold]
-    fn close_all(&mut self, why: Fault) {
-        log::warn!("a completion queue of libfabric is broken: {why}");
-        (0..self.endpoints.len()).for_each(|idx| self.close_endpoint(idx as u16, why, None, None));
+    fn close_all(&mut self, why: Fault) -> bool {
+        let open: Vec<usize> = (0..self.endpoints.len()).filter(|idx| self.endpoints[*idx].is_some()).collect();
+        if !open.is_empty() {
+            log::warn!("{}: {why}", self.about.name);
+        }
+        open.iter().for_each(|idx| self.close_endpoint(*idx as u16, why, None, None));
+        !open.is_empty()
+    }
+
+    /// Puts another queue in the place of one that is broken, before an endpoint
+    /// completes into it.
+    pub(super) fn mend_queue(&mut self) -> Result<(), FabricError> {
+        if let Some(error) = self.queue.broken() {
+            self.close_all(Fault::Missed(error.unsigned_abs()));
+            self.queue.renew()?;
+            self.have_rested();
+        }
+        Ok(())
     }
 
     /// What could not be done at once, and what is still to be told.

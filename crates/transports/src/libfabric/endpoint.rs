@@ -17,8 +17,13 @@ pub(super) struct Queue {
     cq: *mut fid_cq,
     av: *mut fid_av,
     event_fd: Option<RawFd>,
+    depth: usize,
     with_source: bool,
     may_try: bool,
+    /// Why it is of no more use.
+    broken: Option<i32>,
+    /// It was opened anew: whoever waits does so for the descriptor of another.
+    is_renewed: bool,
     generation: u32,
 }
 
@@ -36,9 +41,13 @@ pub(super) enum Read {
 }
 
 impl Queue {
-    /// Room for `depth` completions; with a descriptor to wait for, if the
-    /// provider has one.
-    pub(super) fn open(domain: &Arc<FabricDomain>, depth: usize, with_source: bool) -> Result<Self, FabricError> {
+    /// With a descriptor to wait for, if the provider has one. Room for so many
+    /// completions: the first of `depths` that the provider grants.
+    pub(super) fn open(
+        domain: &Arc<FabricDomain>,
+        depths: impl Iterator<Item = usize>,
+        with_source: bool,
+    ) -> Result<Self, FabricError> {
         let library = domain.library();
         let mut av = ptr::null_mut();
         // SAFETY: zeroes and null pointers are the defaults of every member.
@@ -49,39 +58,50 @@ impl Queue {
             ((*(*domain.as_ptr()).ops).av_open)(domain.as_ptr(), &raw mut av_attr, &raw mut av, ptr::null_mut())
         };
         library.check("fi_av_open", code)?;
-        let mut cq = ptr::null_mut();
-        let mut opened = Ok(0);
-        for wait_obj in [FI_WAIT_FD, FI_WAIT_NONE] {
-            // SAFETY: as above.
-            let mut cq_attr: fi_cq_attr = unsafe { std::mem::zeroed() };
-            (cq_attr.size, cq_attr.format, cq_attr.wait_obj) = (depth, FI_CQ_FORMAT_DATA, wait_obj);
-            // SAFETY: as above, for `cq`.
-            let code = unsafe {
-                ((*(*domain.as_ptr()).ops).cq_open)(domain.as_ptr(), &raw mut cq_attr, &raw mut cq, ptr::null_mut())
-            };
-            opened = library.check("fi_cq_open", code);
+        let mut opened = Err(library.error("fi_cq_open", libc::EINVAL.into()));
+        for depth in depths {
+            opened = open_cq(domain, depth).map(|opened| (opened, depth));
             if opened.is_ok() {
                 break;
             }
         }
-        if let Err(error) = opened {
-            close(av.cast(), fork_generation());
-            return Err(error);
+        match opened {
+            Ok(((cq, event_fd), depth)) => Ok(Self {
+                domain: Arc::clone(domain),
+                cq,
+                av,
+                event_fd,
+                depth,
+                with_source,
+                may_try: true,
+                broken: None,
+                is_renewed: false,
+                generation: fork_generation(),
+            }),
+            Err(error) => {
+                close(av.cast(), fork_generation());
+                Err(error)
+            }
         }
-        let mut fd: c_int = -1;
-        // SAFETY: the queue is open; the command writes a descriptor, if the queue has one.
-        let code = unsafe { ((*(*cq).fid.ops).control)(cq.cast(), FI_GETWAIT, (&raw mut fd).cast()) };
-        let event_fd = (code == 0 && fd >= 0).then_some(fd);
-        event_fd.into_iter().for_each(|fd| close_in_children(fd, true));
-        Ok(Self {
-            domain: Arc::clone(domain),
-            cq,
-            av,
-            event_fd,
-            with_source,
-            may_try: true,
-            generation: fork_generation(),
-        })
+    }
+
+    /// Puts another in the place of one that is broken; no endpoint is open.
+    pub(super) fn renew(&mut self) -> Result<(), FabricError> {
+        let (cq, event_fd) = open_cq(&self.domain, self.depth)?;
+        self.event_fd.into_iter().for_each(|fd| close_in_children(fd, false));
+        close(self.cq.cast(), self.generation);
+        (self.cq, self.event_fd, self.broken, self.is_renewed) = (cq, event_fd, None, true);
+        Ok(())
+    }
+
+    /// Why it is of no more use, if it is not.
+    pub(super) const fn broken(&self) -> Option<i32> {
+        self.broken
+    }
+
+    /// Completions that it holds.
+    pub(super) const fn depth(&self) -> usize {
+        self.depth
     }
 
     pub(super) const fn event_fd(&self) -> Option<RawFd> {
@@ -94,6 +114,9 @@ impl Queue {
         // SAFETY: both objects are open.
         unsafe {
             let ops = (*self.domain.fabric()).ops;
+            if self.is_renewed {
+                return false;
+            }
             if !self.may_try || !has((*ops).size, std::mem::offset_of!(fi_ops_fabric, trywait)) {
                 return true;
             }
@@ -109,6 +132,9 @@ impl Queue {
     /// Takes completions; `sources` are known only where they were asked for.
     #[inline]
     pub(super) fn read(&mut self, entries: &mut [fi_cq_data_entry], sources: &mut [fi_addr_t]) -> Read {
+        if let Some(error) = self.broken {
+            return Read::Broken(error);
+        }
         let (into, count) = (entries.as_mut_ptr().cast(), entries.len().min(sources.len()));
         // SAFETY: the queue is open, and both arrays have room for `count` entries of the format that was asked for.
         let result = unsafe {
@@ -123,7 +149,7 @@ impl Queue {
             0 => Read::Empty,
             _ if -result == FI_EAGAIN => Read::Empty,
             _ if -result == FI_EAVAIL => self.read_error(),
-            _ => Read::Broken(-result as i32),
+            _ => self.is_over(-result as i32),
         }
     }
 
@@ -134,14 +160,22 @@ impl Queue {
         // SAFETY: the queue is open; the entry is as long as the newest API has it.
         let result = unsafe { ((*(*self.cq).ops).readerr)(self.cq, &raw mut error, 0) };
         match result {
+            1.. if error.err == FI_EOVERRUN && error.op_context.is_null() => self.is_over(error.err),
             1.. => {
                 log::debug!("libfabric: {}", self.describe(&error));
                 Read::Failed(error.op_context, error.err, error.prov_errno)
             }
             0 => Read::Empty,
             _ if -result == FI_EAGAIN => Read::Empty,
-            _ => Read::Broken(-result as i32),
+            _ => self.is_over(-result as i32),
         }
+    }
+
+    /// Nothing is read from it any more.
+    #[cold]
+    fn is_over(&mut self, error: i32) -> Read {
+        self.broken = Some(error);
+        Read::Broken(error)
     }
 
     fn describe(&self, error: &fi_cq_err_entry) -> String {
@@ -167,6 +201,32 @@ impl Queue {
         // SAFETY: the table is open; the address is one of its own.
         unsafe { ((*(*self.av).ops).remove)(self.av, &raw mut address, 1, 0) };
     }
+}
+
+/// A queue of completions, and its descriptor if the provider has one.
+fn open_cq(domain: &FabricDomain, depth: usize) -> Result<(*mut fid_cq, Option<RawFd>), FabricError> {
+    let mut cq = ptr::null_mut();
+    let mut opened = Ok(0);
+    for wait_obj in [FI_WAIT_FD, FI_WAIT_NONE] {
+        // SAFETY: zeroes and null pointers are the defaults of every member.
+        let mut cq_attr: fi_cq_attr = unsafe { std::mem::zeroed() };
+        (cq_attr.size, cq_attr.format, cq_attr.wait_obj) = (depth, FI_CQ_FORMAT_DATA, wait_obj);
+        // SAFETY: the domain is open; `cq` receives the object.
+        let code = unsafe {
+            ((*(*domain.as_ptr()).ops).cq_open)(domain.as_ptr(), &raw mut cq_attr, &raw mut cq, ptr::null_mut())
+        };
+        opened = domain.library().check("fi_cq_open", code);
+        if opened.is_ok() {
+            break;
+        }
+    }
+    opened?;
+    let mut fd: c_int = -1;
+    // SAFETY: the queue is open; the command writes a descriptor, if the queue has one.
+    let code = unsafe { ((*(*cq).fid.ops).control)(cq.cast(), FI_GETWAIT, (&raw mut fd).cast()) };
+    let event_fd = (code == 0 && fd >= 0).then_some(fd);
+    event_fd.into_iter().for_each(|fd| close_in_children(fd, true));
+    Ok((cq, event_fd))
 }
 
 impl Drop for Queue {

@@ -132,7 +132,14 @@ impl FabricNic {
             if domain.binds_memory() { 1 } else { max_endpoints.clamp(1, settings.max_endpoints.max(1)) };
         // Where immediates use up receives there must be many.
         let num_receives = if mode & FI_RX_CQ_DATA != 0 { 4 * RECEIVES } else { RECEIVES };
-        let queue = Queue::open(&domain, QUEUE_DEPTH, provider.arrivals == Arrivals::Sourced).map_err(device)?;
+        // Room for all that can complete; and for what cannot be known, where it would be lost.
+        let depth_for = |endpoints: usize| OPERATIONS as usize + (endpoints + SPARE) * num_receives as usize;
+        let enough = depth_for(max_endpoints);
+        let most = if provider.quirks().drops_completions { enough.max(DEEPEST_QUEUE) } else { enough };
+        let depths =
+            std::iter::successors(Some(most), |depth| Some(depth / 2)).take_while(|depth| *depth >= depth_for(1));
+        let queue = Queue::open(&domain, depths, provider.arrivals == Arrivals::Sourced).map_err(device)?;
+        let max_endpoints = (1..=max_endpoints).rev().find(|num| depth_for(*num) <= queue.depth()).unwrap_or(1);
         let endpoint = Endpoint::open(&domain, &queue).map_err(device)?;
         if domain.binds_memory() {
             domain.bind_to(endpoint.as_ptr())?;
@@ -198,7 +205,9 @@ impl FabricNic {
     }
 
     fn open_endpoint(&mut self) -> Result<u16, NicError> {
-        let failed = |error: FabricError| NicError::Device(format!("{}: {error}", self.about.name));
+        let name = self.about.name.clone();
+        let failed = |error: FabricError| NicError::Device(format!("{name}: {error}"));
+        self.mend_queue().map_err(failed)?;
         let endpoint = Endpoint::open(&self.domain, &self.queue).map_err(failed)?;
         let is_bound = if self.domain.binds_memory() { self.domain.bind_to(endpoint.as_ptr()) } else { Ok(()) };
         match is_bound.and_then(|()| self.prepare_endpoint()) {
@@ -329,8 +338,10 @@ impl Nic for FabricNic {
             self.queue.remove(peer.address);
             self.by_source.remove(&peer.address);
         }
-        self.reports
-            .retain(|report| report.rail() != rail || matches!(report, Report::Arrived(..) | Report::Message(..)));
+        let stays = |report: &Report| {
+            matches!(report, Report::Arrived(..) | Report::Message(..) | Report::Broken(_, Fault::Missed(_)))
+        };
+        self.reports.retain(|report| report.rail() != rail || stays(report));
     }
 
     #[inline]
@@ -465,7 +476,8 @@ const SPARE: usize = 8;
 const RECEIVES: u32 = 32;
 /// Messages of a NIC on their way.
 const SENDS: u32 = 64;
-pub(super) const QUEUE_DEPTH: usize = 8192;
+/// Completions that a queue holds at most.
+const DEEPEST_QUEUE: usize = 1 << 16;
 const MAX_MESSAGE_BYTES: usize = 4096;
 /// A longer write would complete nothing for longer than a rail may be silent.
 const MAX_WRITE_BYTES: u64 = 256 << 20;

@@ -31,6 +31,9 @@ pub struct Quirks {
     /// whose they are, and looks at what was freed when they do. They are ended
     /// before an endpoint is closed.
     pub forgets_handshakes: bool,
+    /// Drops completions for which its queue has no room; and immediates of peers
+    /// need none of our receives, so that nothing bounds how many come at once.
+    pub drops_completions: bool,
     /// Drops the immediates of writes, or carries them only with keys of its own
     /// choice for memory, which would change with every endpoint.
     pub drops_write_data: bool,
@@ -54,6 +57,7 @@ const NONE: Quirks = Quirks {
     acknowledges_writes: false,
     crashes_after_close: false,
     forgets_handshakes: false,
+    drops_completions: false,
     drops_write_data: false,
 };
 
@@ -75,9 +79,10 @@ const QUIRKS: &[Quirks] = &[
         dialect: 1,
         options: EFA_OPTIONS,
         acknowledges_writes: true,
+        drops_completions: true,
         ..NONE
     },
-    Quirks { provider: "efa", preference: 1, options: EFA_OPTIONS, ..NONE },
+    Quirks { provider: "efa", preference: 1, options: EFA_OPTIONS, drops_completions: true, ..NONE },
     // Seen with 1.17.
     Quirks { provider: "tcp;ofi_rxm", crashes_after_close: true, ..NONE },
     // One provider, under its name of 1.17 and its later one. Mended by ofiwg/libfabric pull request 12709, after 2.6.

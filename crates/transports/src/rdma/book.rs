@@ -486,10 +486,14 @@ impl Completions for Turn<'_> {
 
     fn broken(&mut self, rail: RailIdx, why: Fault) {
         let Some((path, rail_no)) = self.owner(rail) else { return };
-        if let Some(rail) = self.book.rail(path, rail_no) {
-            rail.set_broken(self.now_ns);
+        // One that was closed meanwhile has nothing left to end.
+        if let Some(standing) = self.book.rail(path, rail_no).filter(|standing| standing.idx == Some(rail)) {
+            standing.set_broken(self.now_ns);
+            self.book.faulty.push((path, rail_no));
+            self.book.rail_stopped(path, rail_no, &why.to_string(), self.now_ns);
         }
-        self.book.faulty.push((path, rail_no));
-        self.book.rail_stopped(path, rail_no, &why.to_string(), self.now_ns);
+        if let (Fault::Missed(_), Some(path)) = (why, self.book.paths.get(path)) {
+            self.sink.missed(path.peer, &why.to_string());
+        }
     }
 }

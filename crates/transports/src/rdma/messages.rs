@@ -139,6 +139,7 @@ mod tests {
             Ok(())
         }
         fn invisible(&self, _: PeerIdx, _: Imm, _: &str) {}
+        fn missed(&self, _: PeerIdx, _: &str) {}
         fn message(&self, _: PeerIdx, bytes: Vec<u8>) -> Result<(), Refusal> {
             if bytes.len() == 3 {
                 return Err(Refusal::Full);

@@ -206,7 +206,8 @@ pub trait Completions {
     /// A message of the peer's has come.
     fn message(&mut self, rail: RailIdx, message: &[u8]);
 
-    /// The rail is broken, and what caused it.
+    /// The rail is broken, and what caused it; after [`Nic::close`] only for
+    /// [`Fault::Missed`].
     fn broken(&mut self, rail: RailIdx, why: Fault);
 }
 
@@ -259,6 +260,11 @@ pub enum Fault {
     /// Our own side: memory no longer registered, a queue overrun.
     #[error("the NIC refused the work request (code {0})")]
     Local(u32),
+    /// The queue of completions is broken, overrun for instance: there may have
+    /// been arrivals that were not reported, although their writers were told
+    /// that they had arrived.
+    #[error("the NIC's queue of completions broke, overrun perhaps (code {0}): arrivals may not have been counted")]
+    Missed(u32),
     /// Anything else, with the library's code.
     #[error("the NIC reports error {0}")]
     Other(u32),

@@ -1,7 +1,7 @@
 //! What is certain when an endpoint is closed or somebody waits, whatever the provider: the fake library.
 
 use anyfabric_transports::libfabric::{Arrivals, FabricDomain, Provider, Wanted};
-use anyfabric_transports::rdma::{Batch, Domain, Marks, Nic};
+use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic};
 
 use crate::fake::{Copy, Fake};
 use crate::faked::{check_all_arrives, pages, with};
@@ -86,6 +86,68 @@ fn a_provider_that_insists_on_renewing_keys_is_not_used() {
     let wanted = Wanted { provider: Some("fake".into()), nic: None };
     let error = Provider::all(copy.library(), &wanted).unwrap_err();
     assert!(error.to_string().contains("keys that outlive an endpoint"), "{error}");
+}
+
+/// More came than the queue holds: who waits for a count must not do so for ever, and the NIC goes on with another queue.
+#[test]
+fn a_queue_that_is_overrun_breaks_every_rail_and_is_renewed() {
+    for says_so in 0..2 {
+        with(
+            |fake| fake.says_so = says_so,
+            |copy, mut pair| {
+                let (from, to) = (Region::new(&pair.here, 1 << 14, 7), Region::new(&pair.there, 1 << 14, 0));
+                let target = FabricDomain::remote(&to.memory);
+                let (first, first_back) = (pair.rail, pair.back);
+                pair.connect();
+                copy.get().is_full = 1;
+                let batch = Batch { source: &from.memory, target, writes: &pages(12), marks: Marks::Each(1), token: 1 };
+                assert_eq!(pair.here.post(pair.rail, &batch), Ok(12));
+                pair.until("both ends know", |pair| pair.seen.broken.len() == 2 && pair.seen_there.broken.len() == 2);
+                let missed = Fault::Missed(268);
+                for (seen, rails) in [(&pair.seen, [first, pair.rail]), (&pair.seen_there, [first_back, pair.back])] {
+                    assert!(rails.iter().all(|rail| seen.broken.contains(&(*rail, missed))), "{:?}", seen.broken);
+                }
+                assert_eq!(pair.seen.result(1), Some(Err(Fault::Flushed)));
+                for (rail, back) in [(first, first_back), (pair.rail, pair.back)] {
+                    pair.here.close(rail);
+                    pair.there.close(back);
+                }
+                copy.get().is_full = 0;
+                pair.connect();
+                pair.seen.completed.clear();
+                check_all_arrives(&mut pair, 5);
+                assert!(!pair.here.arm(), "nobody waits for the descriptor of a queue that is gone");
+            },
+        );
+    }
+}
+
+/// Nobody has looked at the queue when the peer's word ends the rail: that something may be missing is told all the same.
+#[test]
+fn an_overrun_is_told_of_a_rail_that_is_closed() {
+    with(
+        |_| {},
+        |copy, mut pair| {
+            let (from, to) = (Region::new(&pair.here, 1 << 14, 7), Region::new(&pair.there, 1 << 14, 0));
+            let target = FabricDomain::remote(&to.memory);
+            copy.get().is_full = 1;
+            let batch = Batch { source: &from.memory, target, writes: &pages(6), marks: Marks::Each(1), token: 1 };
+            assert_eq!(pair.here.post(pair.rail, &batch), Ok(6));
+            pair.there.close(pair.back);
+            pair.there.poll(&mut pair.seen_there);
+            assert_eq!(pair.seen_there.broken, [(pair.back, Fault::Missed(268))]);
+        },
+    );
+}
+
+#[test]
+fn a_queue_is_as_deep_as_what_may_complete() {
+    let least = 2048 + (64 + 8) * 32;
+    let efa = |fake: &mut Fake| fake.name("efa", "efa");
+    with(|_| {}, |copy, _| assert_eq!(copy.get().depth, least));
+    with(efa, |copy, _| assert_eq!(copy.get().depth, 1 << 16));
+    with(|fake| (efa(fake), fake.deepest = 20_000).1, |copy, _| assert_eq!(copy.get().depth, 1 << 14));
+    with(|fake| (efa(fake), fake.deepest = 5_000).1, |copy, _| assert_eq!(copy.get().depth, 1 << 12));
 }
 
 const MR_PROV_KEY: u64 = 1 << 6;

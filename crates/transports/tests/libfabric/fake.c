@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define FLAG(bit) (1ULL << (bit))
-enum { EAVAIL = 259, EBADFLAGS = 260 };
+enum { EAVAIL = 259, EBADFLAGS = 260, EOVERRUN = 268 };
 enum { MR_VIRT_ADDR = 1 << 4, MR_PROV_KEY = 1 << 6, MR_ENDPOINT = 1 << 9 };
 enum { kMaxEndpoints = 512, kMaxMemory = 4096, kMaxEntries = 1 << 16, kMaxReceives = 512 };
 #define MODE_CONTEXT2 FLAG(52)
@@ -39,6 +39,8 @@ struct fake {
     uint64_t writes, immediates, sends, endpoints, memories, dmabufs, options, flags, posts;
     uint64_t has_hmem, no_dmabuf, no_address;  // GPU memory: whether at all, errors of the two ways
     uint64_t gpu_memories, dmabuf_offset, dmabuf_word, device;  // by address; and what the last one was
+    uint64_t is_full, says_so;  // queues take no more; an overrun is an entry, and not what reading gives
+    uint64_t deepest, depth;  // queue that can be opened, 0: any; and the last one's
     uint64_t takes_keys;  // of ours for memory, if it is asked to, although it chooses them by itself
     uint64_t late;  // arrivals come when their endpoint is being closed (1), or are lost with it (2)
     uint64_t has_trywait, not_now;  // fi_trywait: whether the table has it, and that nobody may wait now
@@ -81,7 +83,7 @@ struct cq_error { void *context; uint64_t flags; size_t len; void *buf; uint64_t
 struct memory { struct fid fid; void *desc; uint64_t key; uint8_t *address; size_t len; uint64_t access; int enabled;
     struct fid *endpoint; };
 struct waiting { struct cq_entry entry; uint64_t source; int error; };
-struct cq { struct fid fid; const void *ops; struct waiting *entries; size_t first, num; int fd; };
+struct cq { struct fid fid; const void *ops; struct waiting *entries; size_t first, num; int fd, overrun; };
 struct av { struct fid fid; const void *ops; uint64_t ids[kMaxEndpoints]; size_t num; };
 struct endpoint { struct fid fid; const void *ops, *cm, *msg, *rma; struct cq *cq; struct av *av; uint64_t id;
     int enabled;
@@ -125,6 +127,11 @@ static void compact(struct cq *cq) {
 static void complete(struct cq *cq, struct cq_entry entry, uint64_t source, int error) {
     if (cq->first == cq->num) cq->first = cq->num = 0;
     if (cq->num == kMaxEntries && cq->first) compact(cq);
+    if (fake.is_full) {
+        if (!fake.says_so) cq->overrun = 1;
+        else cq->entries[cq->num++] = (struct waiting){{0}, 0, EOVERRUN};
+        return;
+    }
     if (cq->num < kMaxEntries) cq->entries[cq->num++] = (struct waiting){entry, source, error};
 }
 
@@ -149,6 +156,7 @@ static ssize_t cq_readfrom(struct cq *cq, void *into, size_t count, uint64_t *so
     GUARD;
     struct cq_entry *out = into;
     size_t n = 0;
+    if (cq->overrun) return -EOVERRUN;
     if (fake.order && cq->first) compact(cq);
     while (n < count && cq->num) {
         size_t at = fake.order ? pick(cq) : cq->first + n;
@@ -204,6 +212,8 @@ static const struct fi_ops cq_fid_ops = {sizeof(struct fi_ops), cq_close, bind_p
 static int cq_open(void *domain, struct cq_attr *attr, struct fid **out, void *context) {
     (void)domain; (void)context;
     if (attr->wait_obj && !fake.has_fd) return -ENOSYS;
+    if (fake.deepest && attr->size > fake.deepest) return -EINVAL;
+    fake.depth = attr->size;
     struct cq *cq = calloc(1, sizeof *cq);
     cq->fid.ops = &cq_fid_ops; cq->ops = &cq_ops;
     cq->entries = calloc(kMaxEntries, sizeof *cq->entries);
@@ -488,6 +498,8 @@ void freeinfo(struct fi_info *info) {
         info = next;
     }
 }
+// For tests of engines.
+void fake_full(uint64_t is_full) { fake.is_full = is_full; }
 static char first_hmem[32];
 const char *fake_hmem(void) { return first_hmem; }
 int getinfo(uint32_t version, const char *node, const char *service, uint64_t flags, const struct fi_info *hints,
