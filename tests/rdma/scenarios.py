@@ -1,7 +1,7 @@
 """The scenarios of `make test-rdma`: how the NICs are used, and what happens to them meanwhile.
 
 Each runs in a virtual machine of its own, made afresh by `guest/nics`: what one does to a link concerns no
-other. Together they take less than 5 minutes on 2 cores; those that are `long` run when they are asked for.
+other. Those that are `long` run when they are asked for.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ __all__ = ["SCENARIOS", "Scenario", "Tests"]
 
 # Two NICs of ours, two of the peer's; the peer takes them from the end.
 TWO_EACH = "rxe1,rxe2,rxe3,rxe4"
+FOUR_EACH = "rxe1,rxe2,rxe3,rxe4,rxe5,rxe6,rxe7,rxe8"
 ENDS = "death|fencing::revoked"
 # A selection: over a bad cable everything takes its time.
 LIGHT = "counts|visibility::each_imm|barrier::messages"
-BAD_CABLES = "\n".join(f"tc qdisc add dev nic{n} root netem delay 1ms loss 0.2%" for n in (1, 2, 3, 4))
+# Links that between them are under every rail, at either end.
+STORMS = (("2", "port1,port7"), ("4_2", "port8,port2,port4"), ("1_3", "port6,port7,port8"))
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,30 @@ class Scenario:
     deadline_s: float = 600
 
 
+def netem(what: str) -> str:
+    """Shell lines that make every cable bad, both ways."""
+    return "\n".join(f"tc qdisc add dev nic{n} root netem {what}" for n in range(1, 9))
+
+
+def bad_cable(name: str, what: str) -> Scenario:
+    """A long scenario on cables that are much worse than any in use."""
+    light = Tests("engine", TWO_EACH, rf"({LIGHT}).*::verbs_(2|1_2)")
+    return Scenario(name, what, ("rxe1 rxe4",), (light, *storms(3)), setup=netem(what), is_long=True)
+
+
+def storms(num_rounds: int) -> tuple[Tests, ...]:
+    """All links of two peers go down and come back, some of them or all: each time alone in its machine."""
+    return tuple(
+        Tests(
+            "engine",
+            FOUR_EACH,
+            f"storm::storm::verbs_{fabric}",
+            {"ANYFABRIC_TEST_LINKS": links, "ANYFABRIC_TEST_ROUNDS": str(num_rounds)},
+        )
+        for fabric, links in STORMS
+    )
+
+
 SCENARIOS = (
     Scenario(
         "one-nic",
@@ -80,7 +106,7 @@ SCENARIOS = (
         "two NICs at each end, or one and two: the whole suite",
         ("rxe2 rxe3",),
         (
-            Tests("engine", TWO_EACH, r"(?!links).*::verbs_(2|1_2|2_1)"),
+            Tests("engine", TWO_EACH, r"(?!links|midst|storm).*::verbs_(2|1_2|2_1)"),
             Tests("engine", TWO_EACH, "links::many_pages::.*", {"ANYFABRIC_TEST_PAGES": "20000"}),
         ),
     ),
@@ -89,7 +115,7 @@ SCENARIOS = (
         "delay of 1 ms and loss of 0.2 %, both ways",
         ("rxe1 rxe4",),
         (Tests("nic", "rxe1,rxe4"), Tests("engine", TWO_EACH, rf"({LIGHT}).*::verbs_(2|1_2)")),
-        setup=BAD_CABLES,
+        setup=netem("delay 1ms loss 0.2%"),
     ),
     Scenario(
         "flap",
@@ -97,6 +123,32 @@ SCENARIOS = (
         ("rxe1 rxe4 port4", "rxe1 rxe4 port1"),
         (Tests("engine", TWO_EACH, "links::flaps::.*", {"ANYFABRIC_TEST_LINK": "port4"}),),
     ),
+    Scenario(
+        "storm",
+        "links of two to four NICs go down and up, some or all, under every kind of operation",
+        ("rxe2 rxe7 port2",),
+        (Tests("engine", FOUR_EACH, r"counts::uneven::write.*::verbs_(1_3|3_4|4_2)"), *storms(2)),
+    ),
+    Scenario(
+        "many-counts",
+        "one to four NICs against other numbers; peers killed, stopped and overrun in the midst",
+        ("rxe5 rxe8",),
+        (
+            Tests("engine", FOUR_EACH, r"counts::uneven::.*::verbs_(1_3|3_2|3_4|4_2)"),
+            Tests("engine", FOUR_EACH, r"(fencing::uneven|midst).*::verbs_(1|2|1_3|4_2)"),
+        ),
+        is_long=True,
+    ),
+    Scenario(
+        "many-storms",
+        "the same twenty times",
+        ("rxe2 rxe7",),
+        storms(20),
+        is_long=True,
+    ),
+    bad_cable("losing", "delay 1ms loss 3%"),
+    bad_cable("reordering", "delay 2ms 1ms reorder 25% 50%"),
+    bad_cable("doubling", "delay 1ms duplicate 5%"),
     Scenario(
         "many-flaps",
         "the same fifty times",

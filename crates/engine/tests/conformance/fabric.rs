@@ -40,6 +40,10 @@ pub(crate) const VERBS_2: Fabric = Fabric { name: "verbs_2", streams: (2, 2), me
 /// Peers with different numbers of NICs.
 pub(crate) const VERBS_1_2: Fabric = Fabric { name: "verbs_1_2", streams: (1, 2), ..VERBS_1 };
 pub(crate) const VERBS_2_1: Fabric = Fabric { name: "verbs_2_1", streams: (2, 1), ..VERBS_1 };
+pub(crate) const VERBS_1_3: Fabric = Fabric { name: "verbs_1_3", streams: (1, 3), ..VERBS_1 };
+pub(crate) const VERBS_3_2: Fabric = Fabric { name: "verbs_3_2", streams: (3, 2), ..VERBS_1 };
+pub(crate) const VERBS_3_4: Fabric = Fabric { name: "verbs_3_4", streams: (3, 4), ..VERBS_1 };
+pub(crate) const VERBS_4_2: Fabric = Fabric { name: "verbs_4_2", streams: (4, 2), ..VERBS_2 };
 
 /// libfabric's `tcp` provider; a NIC is a loopback address.
 pub(crate) const LIBFABRIC_1: Fabric = Fabric { name: "libfabric_1", transport: "libfabric", ..SHM_FOREIGN };

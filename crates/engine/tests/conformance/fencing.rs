@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyfabric_engine::{Code, WriteOptions};
 
 use crate::ask::{Answer, Ask, How};
-use crate::fabric::{on_every_fabric, random, Fabric};
+use crate::fabric::{on_every_fabric, on_fabrics, random, Fabric};
 use crate::harness::{assert_code, assert_fault, bytes, eventually, fill, Pair, LONG};
 use crate::pattern;
 
@@ -22,6 +22,13 @@ on_every_fabric!(
     source_is_held,
     closed_under_load,
 );
+
+/// Different numbers of NICs.
+mod uneven {
+    use super::*;
+
+    on_fabrics! { [revoked_under_load] [verbs_4_2 VERBS_4_2, verbs_1_3 VERBS_1_3] }
+}
 
 fn revoked_is_refused(fabric: &Fabric) {
     let mut pair = Pair::connected(fabric, 1 << 20);

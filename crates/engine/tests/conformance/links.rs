@@ -104,11 +104,12 @@ fn flaps(fabric: &Fabric) {
     eventually("the path is whole again", || pair.engine.path(&pair.peer.address).state == "ready");
 }
 
-fn number(name: &str, default: u32) -> u32 {
+/// What a variable of the environment says.
+pub(crate) fn number(name: &str, default: u32) -> u32 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-fn set_link(name: &str, state: &str) {
+pub(crate) fn set_link(name: &str, state: &str) {
     let set = Command::new("ip").args(["link", "set", name, state]).status().unwrap();
     assert!(set.success(), "ip link set {name} {state}");
 }

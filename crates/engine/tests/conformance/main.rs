@@ -36,11 +36,13 @@ mod latency;
 mod limits;
 mod links;
 mod meeting;
+mod midst;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod neighbours;
 mod nic;
 mod sizes;
+mod storm;
 mod strangers;
 mod visibility;
 mod watching;
