@@ -6,6 +6,9 @@
 //! - `post_ns`: from the call until it returns, for each request. A call posts all that the NIC takes.
 //! - `whole_ns`: from the call until the transfer was waited for, for each request.
 //! - `first_post_ns`: from the call until the library is handed the first request.
+//!
+//! With `--count` nothing is timed: all calls are made in `counted`, whose cost callgrind writes down
+//! (`--zero-before=posting::counted --dump-after=posting::counted`), and the line says how many requests these were.
 
 // What the tests share is more than is used here; a panic is the report.
 #![allow(dead_code, unused_imports, unused_macros, clippy::unwrap_used)]
@@ -25,23 +28,24 @@ use anyfabric_engine::{Address, Engine, PageList, Region, Remote, ScatterTarget,
 use fabrics::{Fabric, Libfabric, Verbs};
 
 fn main() {
-    let (mut rounds, mut wanted) = (200, Vec::new());
+    let (mut rounds, mut counts, mut wanted) = (200, false, Vec::new());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--rounds" => rounds = arguments.next().unwrap().parse().unwrap(),
+            "--count" => counts = true,
             // From cargo.
             "--bench" => {}
             _ => wanted.push(argument),
         }
     }
-    run(&Verbs::new(), rounds, &wanted);
+    run(&Verbs::new(), (rounds, counts), &wanted);
     if let Some(libfabric) = Libfabric::new() {
-        run(&libfabric, rounds, &wanted);
+        run(&libfabric, (rounds, counts), &wanted);
     }
 }
 
-fn run(fabric: &impl Fabric, rounds: usize, wanted: &[String]) {
+fn run(fabric: &impl Fabric, (rounds, counts): (usize, bool), wanted: &[String]) {
     let is_wanted = |row: &str| wanted.is_empty() || wanted.iter().any(|it| *it == format!("{}/{row}", fabric.name()));
     if !ROWS.iter().any(|row| is_wanted(row)) {
         return;
@@ -49,7 +53,7 @@ fn run(fabric: &impl Fabric, rounds: usize, wanted: &[String]) {
     let here = fabric.engine();
     let region = here.allocate(u64::from(PAGES) * PAGE).unwrap();
     let peers: Vec<Peer> = (0..PEERS).map(|_| Peer::new(fabric, &here)).collect();
-    let bench = Bench { fabric, rounds, read_ns: clock_ns() };
+    let bench = Bench { fabric, rounds, counts, read_ns: clock_ns() };
 
     let row = "write";
     if is_wanted(row) {
@@ -83,6 +87,7 @@ fn run(fabric: &impl Fabric, rounds: usize, wanted: &[String]) {
 struct Bench<'f, F> {
     fabric: &'f F,
     rounds: usize,
+    counts: bool,
     /// What reading the clock adds to what is measured with it.
     read_ns: f64,
 }
@@ -91,6 +96,9 @@ impl<F: Fabric> Bench<'_, F> {
     /// Runs `num_calls` calls in each of the rounds, one after the other, and prints
     /// the medians over the rounds.
     fn row(&self, row: &str, num_calls: usize, call: impl Fn(usize) -> Transfer) {
+        if self.counts {
+            return self.count(row, num_calls, &call);
+        }
         let warm_up = self.rounds / 10 + 1;
         let (mut post, mut whole, mut first) = (Vec::new(), Vec::new(), Vec::new());
         let (mut num_requests, in_all) = (0, self.fabric.num_requests());
@@ -129,6 +137,14 @@ impl<F: Fabric> Bench<'_, F> {
         );
     }
 
+    fn count(&self, row: &str, num_calls: usize, call: &dyn Fn(usize) -> Transfer) {
+        calls(COUNT_WARM_UP * num_calls, call);
+        let before = self.fabric.num_requests();
+        counted(self.rounds * num_calls, call);
+        let num_requests = self.fabric.num_requests() - before;
+        println!("{{\"library\": \"{}\", \"row\": \"{row}\", \"requests\": {num_requests}}}", self.fabric.name());
+    }
+
     fn first_post_ns(&self, call: impl FnOnce() -> Transfer) -> f64 {
         self.fabric.forget_post();
         let began_ns = monotonic_ns();
@@ -137,6 +153,16 @@ impl<F: Fabric> Bench<'_, F> {
         transfer.wait(None).unwrap();
         posted_ns as f64 - began_ns as f64 - self.read_ns
     }
+}
+
+/// While this runs instructions are counted, of all threads.
+#[inline(never)]
+fn counted(num_calls: usize, call: &dyn Fn(usize) -> Transfer) {
+    calls(num_calls, call);
+}
+
+fn calls(num_calls: usize, call: &dyn Fn(usize) -> Transfer) {
+    (0..num_calls).for_each(|idx| call(idx).wait(None).unwrap());
 }
 
 struct Peer {
@@ -197,6 +223,8 @@ fn shuffled(num: u32) -> Vec<u32> {
     indices
 }
 
+/// Rounds before anything is counted.
+const COUNT_WARM_UP: usize = 4;
 const PAGE: u64 = 1024;
 const PAGES: u32 = 4096;
 const PEERS: usize = 63;
