@@ -17,37 +17,37 @@ pub(crate) fn check_pages(src: &Slice, src_pages: &PageList, dst: &RemoteSlice, 
 }
 
 #[inline]
-pub(crate) fn check_target(src: &Region, target: (usize, &ScatterTarget), group: Option<&PeerGroup>) -> Result<()> {
-    let ScatterTarget { remote, src_offset, dst_offset, nbytes } = target.1;
-    let fits = |offset: &u64, limit: u64| offset.checked_add(*nbytes).is_some_and(|end| end <= limit);
-    if fits(src_offset, src.nbytes()) && fits(dst_offset, remote.nbytes()) && group.is_none() {
-        return Ok(());
+pub(crate) fn check_target(
+    src: &Region,
+    (idx, target): (usize, &ScatterTarget),
+    group: Option<&PeerGroup>,
+) -> Result<()> {
+    let ScatterTarget { remote, src_offset, dst_offset, nbytes } = target;
+    let fits = |offset: u64, limit: u64| offset.checked_add(*nbytes).is_some_and(|end| end <= limit);
+    if !(fits(*src_offset, src.nbytes()) && fits(*dst_offset, remote.nbytes())) {
+        return Err(does_not_fit(src, idx, target));
     }
-    check_target_slowly(src, target, group)
+    group.map_or(Ok(()), |group| check_member(group, idx, remote.address()))
 }
 
-fn check_target_slowly(src: &Region, (idx, target): (usize, &ScatterTarget), group: Option<&PeerGroup>) -> Result<()> {
+#[cold]
+fn does_not_fit(src: &Region, idx: usize, target: &ScatterTarget) -> Error {
     let ScatterTarget { remote, src_offset, dst_offset, nbytes } = target;
-    let fits = |offset: &u64, limit: u64| offset.checked_add(*nbytes).is_some_and(|end| end <= limit);
-    if !fits(src_offset, src.nbytes()) || !fits(dst_offset, remote.nbytes()) {
-        let message = format!(
-            "target {idx}: {nbytes} bytes from {src_offset} of {} to {dst_offset} of {} do not fit",
-            src.nbytes(),
-            remote.nbytes()
-        );
-        return Err(Error::invalid(message).during("scatter"));
+    let message = format!(
+        "target {idx}: {nbytes} bytes from {src_offset} of {} to {dst_offset} of {} do not fit",
+        src.nbytes(),
+        remote.nbytes()
+    );
+    Error::invalid(message).during("scatter")
+}
+
+fn check_member(group: &PeerGroup, idx: usize, address: &Address) -> Result<()> {
+    let is_it = |member: &Address| member.engine == address.engine;
+    // Most list the targets in the order of the group.
+    if group.addresses.get(idx).is_some_and(is_it) || group.addresses.iter().any(is_it) {
+        return Ok(());
     }
-    let address = remote.address();
-    let is_member = |group: &PeerGroup| {
-        // Most list the targets in the order of the group.
-        let is_it = |member: &Address| member.engine == address.engine;
-        group.addresses.get(idx).is_some_and(is_it) || group.addresses.iter().any(is_it)
-    };
-    if group.is_some_and(|group| !is_member(group)) {
-        let message = format!("target {idx} is at {address}, which is not in the group");
-        return Err(Error::invalid(message).during("scatter"));
-    }
-    Ok(())
+    Err(Error::invalid(format!("target {idx} is at {address}, which is not in the group")).during("scatter"))
 }
 
 pub(crate) fn check_imm(imm: Option<u32>, operation: &'static str) -> Result<Option<Imm>> {
