@@ -141,7 +141,7 @@ SCENARIOS = (
     ),
     Scenario(
         "many-storms",
-        "the same twenty times",
+        "as storm, twenty times",
         ("rxe2 rxe7",),
         storms(20),
         is_long=True,
@@ -151,7 +151,7 @@ SCENARIOS = (
     bad_cable("doubling", "delay 1ms duplicate 5%"),
     Scenario(
         "many-flaps",
-        "the same fifty times",
+        "as flap, fifty times",
         ("rxe1 rxe4",),
         (
             Tests(
