@@ -3,7 +3,7 @@
 //! A counter's number is its total of arrived quarters, divided by four; it
 //! only grows. Quarters of different peers are kept apart until they make a
 //! whole: two writes that both fail halfway are not one that came. Arrivals that
-//! nobody has opened a counter for are kept, up to a bound per peer
+//! nobody has opened a counter for are kept, up to a bound
 //! ([`crate::early`]). Immediates of the engine's own (2^29 and up) are handed out
 //! in one sequence; a late arrival for one whose counter is closed is dropped,
 //! and it is not handed out again before every source has said that nothing
@@ -12,7 +12,6 @@
 mod missed;
 
 use std::collections::{HashMap, HashSet};
-use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -20,9 +19,10 @@ use std::time::Duration;
 use anyfabric_transports::{Doorbell, Failure, PeerIdx};
 use anyfabric_wire::{EngineId, Imm, Refusal};
 use arc_swap::ArcSwapOption;
+use rustc_hash::FxHashMap;
 
 use crate::early::{Early, Missing};
-use crate::fractions::{Fractions, ImmHasher};
+use crate::fractions::Fractions;
 use crate::inner::{lock, Inner};
 use crate::{Code, Error, Result};
 
@@ -213,7 +213,7 @@ pub(crate) struct Counters {
 
 #[derive(Default)]
 struct Table {
-    by_imm: HashMap<u32, Entry, BuildHasherDefault<ImmHasher>>,
+    by_imm: FxHashMap<u32, Entry>,
     early: Early,
     /// Quarters that do not make a whole yet, by imm and peer. Only of imms that
     /// have an entry.

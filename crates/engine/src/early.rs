@@ -11,12 +11,11 @@
 //! that may still be waited for.
 
 use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 
 use anyfabric_transports::PeerIdx;
 use anyfabric_wire::{Imm, Refusal};
+use rustc_hash::FxHashMap;
 
-use crate::fractions::ImmHasher;
 use crate::{Code, Error};
 
 /// Who keeps how many, and what could not be kept.
@@ -25,7 +24,7 @@ pub(crate) struct Early {
     /// Of peers that are known.
     of_peer: HashMap<PeerIdx, Share>,
     num_kept: usize,
-    dropped: HashMap<u32, PeerIdx, BuildHasherDefault<ImmHasher>>,
+    dropped: FxHashMap<u32, PeerIdx>,
     /// Some of what is kept, or noted, was a forgotten peer's.
     has_leavings: bool,
 }

@@ -1,14 +1,12 @@
 //! Quarters of counts: what has come of split writes.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
 use anyfabric_transports::PeerIdx;
 use anyfabric_wire::Imm;
+use rustc_hash::FxHashMap;
 
 /// Quarters that do not make a whole yet, by imm and peer.
 #[derive(Default)]
-pub(crate) struct Fractions(HashMap<u32, Vec<(PeerIdx, u8)>, BuildHasherDefault<ImmHasher>>);
+pub(crate) struct Fractions(FxHashMap<u32, Vec<(PeerIdx, u8)>>);
 
 impl Fractions {
     /// What of `quarters` and those kept makes whole counts; keeps the rest.
@@ -30,25 +28,5 @@ impl Fractions {
     /// Nobody counts that imm any more.
     pub(crate) fn forget(&mut self, imm: Imm) {
         self.0.remove(&imm.value());
-    }
-}
-
-/// Immediates are small numbers that users choose; multiplying spreads them.
-#[derive(Default)]
-pub(crate) struct ImmHasher(u64);
-
-impl Hasher for ImmHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u32(byte.into());
-        }
-    }
-
-    fn write_u32(&mut self, value: u32) {
-        self.0 = (self.0 ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
     }
 }

@@ -5,17 +5,17 @@
 //! request; a completion ends all up to its own number. After a fault the
 //! device flushes what was posted, one completion a request.
 
-use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
 
 use super::chain::{Chain, Request};
 use super::device::VerbsDomain;
 use super::memory::VerbsMemory;
 use super::port::Port;
 use super::qp::{End, QueuePair};
-use super::rails::{id_of, manner, CompletionQueue, Kind, NumberHasher, Rail, Waiting, MAX_RAILS};
+use super::rails::{id_of, manner, CompletionQueue, Kind, Rail, Waiting, MAX_RAILS};
 use super::receives::{ImmReceives, MessageBuffers};
 use super::sys::{self, SendWr, Sge, Wc};
 use super::VerbsSettings;
@@ -26,7 +26,7 @@ pub struct VerbsNic {
     // Queue pairs go before the queues that they use.
     pub(super) rails: Vec<Rail>,
     pub(super) free: Vec<RailIdx>,
-    pub(super) by_number: HashMap<u32, RailIdx, BuildHasherDefault<NumberHasher>>,
+    pub(super) by_number: FxHashMap<u32, RailIdx>,
     pub(super) imms: ImmReceives,
     pub(super) messages: MessageBuffers,
     pub(super) queue: CompletionQueue,
@@ -74,7 +74,7 @@ impl VerbsNic {
         Ok(Self {
             rails: Vec::new(),
             free: Vec::new(),
-            by_number: HashMap::default(),
+            by_number: FxHashMap::default(),
             imms,
             messages,
             queue,

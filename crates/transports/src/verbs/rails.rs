@@ -1,7 +1,6 @@
 //! What a NIC keeps of its rails, and how its completions find them.
 
 use std::collections::VecDeque;
-use std::hash::Hasher;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
@@ -211,26 +210,6 @@ impl Drop for CompletionQueue {
                 (self.domain.library.destroy_comp_channel)(self.channel);
             }
         }
-    }
-}
-
-/// Queue pair numbers are small and distinct: a multiplication spreads them.
-#[derive(Default)]
-pub(super) struct NumberHasher(u64);
-
-impl Hasher for NumberHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u32((*byte).into());
-        }
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
 
