@@ -3,6 +3,7 @@
 //! Every lock of the project is taken through these functions; `clippy.toml`
 //! sees to that. So a test that counts them here has counted all.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 /// Takes a lock, whoever panicked while holding it: a user's callback or owner
@@ -46,28 +47,16 @@ pub fn write<T: ?Sized>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 #[cfg(debug_assertions)]
 pub fn num_locks() -> (u64, u64) {
     // ORDERING: read when what is counted is over.
-    (TAKEN.load(std::sync::atomic::Ordering::Relaxed), TRIED.load(std::sync::atomic::Ordering::Relaxed))
+    (TAKEN.load(Ordering::Relaxed), TRIED.load(Ordering::Relaxed))
 }
 
-#[cfg(debug_assertions)]
-type Count = std::sync::atomic::AtomicU64;
-#[cfg(not(debug_assertions))]
-type Count = ();
-
-#[cfg(debug_assertions)]
-static TAKEN: Count = Count::new(0);
-#[cfg(debug_assertions)]
-static TRIED: Count = Count::new(0);
-#[cfg(not(debug_assertions))]
-static TAKEN: Count = ();
-#[cfg(not(debug_assertions))]
-static TRIED: Count = ();
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+static TRIED: AtomicU64 = AtomicU64::new(0);
 
 #[inline]
-fn count(count: &Count) {
-    #[cfg(debug_assertions)]
-    // ORDERING: a number, no more.
-    count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    #[cfg(not(debug_assertions))]
-    let () = count;
+fn count(number: &AtomicU64) {
+    if cfg!(debug_assertions) {
+        // ORDERING: a number, no more.
+        number.fetch_add(1, Ordering::Relaxed);
+    }
 }
