@@ -92,7 +92,7 @@ impl Libfabric {
     }
 
     fn with(null: u64) -> Option<Self> {
-        let copy = Copy::new(|fake| (fake.null, fake.has_fd) = (null, 1))?;
+        let copy = Copy::new(|fake| (fake.null, fake.has_fd, fake.has_trywait) = (null, 1, 1))?;
         Some(Self { copy: RefCell::new(copy) })
     }
 }

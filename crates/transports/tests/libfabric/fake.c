@@ -83,7 +83,7 @@ struct cq_error { void *context; uint64_t flags; size_t len; void *buf; uint64_t
 struct memory { struct fid fid; void *desc; uint64_t key; uint8_t *address; size_t len; uint64_t access; int enabled;
     struct fid *endpoint; };
 struct waiting { struct cq_entry entry; uint64_t source; int error; };
-struct cq { struct fid fid; const void *ops; struct waiting *entries; size_t first, num; int fd, overrun; };
+struct cq { struct fid fid; const void *ops; struct waiting *entries; size_t first, num; int fd, is_armed, overrun; };
 struct av { struct fid fid; const void *ops; uint64_t ids[kMaxEndpoints]; size_t num; };
 struct endpoint { struct fid fid; const void *ops, *cm, *msg, *rma; struct cq *cq; struct av *av; uint64_t id;
     int enabled;
@@ -133,6 +133,7 @@ static void complete(struct cq *cq, struct cq_entry entry, uint64_t source, int 
         return;
     }
     if (cq->num < kMaxEntries) cq->entries[cq->num++] = (struct waiting){entry, source, error};
+    if (cq->is_armed) cq->is_armed = 0, eventfd_write(cq->fd, 1);
 }
 
 static void arrive(struct endpoint *to, struct cq_entry entry, uint64_t source) {
@@ -201,7 +202,8 @@ static int cq_close(struct fid *fid) {
     free(cq->entries); free(fid);
     return 0;
 }
-// A descriptor that never becomes readable: what was posted has completed before anybody can wait for it.
+// A descriptor that becomes readable with the first entry after `trywait` said that it may be waited for. Where there
+// is no `trywait` it never does.
 static int cq_control(struct fid *fid, int command, void *value) {
     struct cq *cq = (struct cq *)fid;
     if (command != 5 || cq->fd < 0) return -ENOSYS;
@@ -217,7 +219,7 @@ static int cq_open(void *domain, struct cq_attr *attr, struct fid **out, void *c
     struct cq *cq = calloc(1, sizeof *cq);
     cq->fid.ops = &cq_fid_ops; cq->ops = &cq_ops;
     cq->entries = calloc(kMaxEntries, sizeof *cq->entries);
-    cq->fd = attr->wait_obj ? eventfd(0, EFD_CLOEXEC) : -1;
+    cq->fd = attr->wait_obj ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
     *out = &cq->fid;
     return 0;
 }
@@ -465,8 +467,18 @@ static int domain_open(void *fabric, struct fi_info *info, struct fid **out, voi
     return 0;
 }
 static int trywait(void *fabric, struct fid **fids, int count) {
-    (void)fabric; (void)fids; (void)count;
-    return fake.not_now ? -EAGAIN : 0;
+    (void)fabric;
+    GUARD;
+    if (fake.not_now) return -EAGAIN;
+    for (int idx = 0; idx < count; idx++) {
+        struct cq *cq = (struct cq *)fids[idx];
+        eventfd_t seen;
+        if (cq->first < cq->num) return -EAGAIN;
+        if (cq->fd < 0) continue;
+        (void)eventfd_read(cq->fd, &seen);
+        cq->is_armed = 1;
+    }
+    return 0;
 }
 // An old table ends before `trywait`.
 static struct { size_t size; void *domain, *rest[3], *trywait; } fabric_ops = {40, domain_open, {0}, trywait};
