@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -181,8 +182,14 @@ impl Inner {
     }
 
     pub(crate) fn next_op_id(&self) -> u64 {
+        self.next_op_ids(1).start
+    }
+
+    /// So many at once; not all need be used.
+    pub(crate) fn next_op_ids(&self, count: u64) -> Range<u64> {
         // ORDERING: as above.
-        self.next_op.fetch_add(1, Ordering::Relaxed)
+        let first = self.next_op.fetch_add(count, Ordering::Relaxed);
+        first..first + count
     }
 
     // ---- peers ---------------------------------------------------------------------------------

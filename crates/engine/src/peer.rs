@@ -22,25 +22,26 @@ use crate::heartbeat::Heartbeat;
 use crate::submit::Prepared;
 use crate::wait::FRESH_NS;
 
-/// One incarnation of another engine, and the way to it.
+/// One incarnation of another engine; what an operation looks at comes first.
+#[repr(C)]
 pub(crate) struct Peer {
     pub(crate) idx: PeerIdx,
-    pub(crate) address: Address,
-    pub(crate) base: Base,
-    office: Arc<TicketOffice>,
+    /// The peer keeps no more arrivals that nobody waits for.
+    pub(crate) refuses_early: AtomicBool,
+    has_waiting: AtomicBool,
+    lost: OnceLock<Failure>,
     link: OnceLock<Arc<dyn Link>>,
+    pub(crate) base: Base,
+    /// When it was last seen to have said nothing that nobody has read.
+    silent_ns: AtomicU64,
+    pub(crate) address: Address,
+    office: Arc<TicketOffice>,
     shm: OnceLock<Arc<ShmLink>>,
     /// By library.
     rails: [OnceLock<Arc<dyn RailPath>>; 2],
     state: Mutex<PeerState>,
     waiting: Mutex<VecDeque<Submission>>,
-    has_waiting: AtomicBool,
-    lost: OnceLock<Failure>,
     heard_ns: AtomicU64,
-    /// When it was last seen to have said nothing that nobody has read.
-    silent_ns: AtomicU64,
-    /// The peer keeps no more arrivals that nobody waits for.
-    pub(crate) refuses_early: AtomicBool,
     /// We have told the peer so.
     pub(crate) told_full: AtomicBool,
 }

@@ -15,6 +15,7 @@ use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::{Failure, Link, PeerIdx};
 use anyfabric_wire::{Address, EngineId};
 use arc_swap::{ArcSwap, Guard};
+use foldhash::fast::RandomState;
 
 use crate::inner::{lock, Inner};
 use crate::peer::{Base, Peer, Phase};
@@ -33,7 +34,8 @@ pub(crate) struct PeerTable {
 /// The peers as they are at one moment; changes make another list.
 #[derive(Default, Clone)]
 pub(crate) struct Known {
-    by_engine: HashMap<EngineId, Arc<Peer>>,
+    /// A barrier looks for each of its peers. Names are theirs to choose, so the hash is keyed.
+    by_engine: HashMap<EngineId, Arc<Peer>, RandomState>,
     pub(crate) by_idx: BTreeMap<PeerIdx, Arc<Peer>>,
     /// Of those, the lost ones, oldest first.
     lost: VecDeque<PeerIdx>,

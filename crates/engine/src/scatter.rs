@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyfabric_plan::{Extent, Extents};
 use anyfabric_transports::{Failure, PeerIdx, Ticket};
 use anyfabric_wire::{Address, Imm};
+use arrayvec::ArrayVec;
 
 use crate::checks::{check_imm, check_target};
 use crate::peer::Peer;
@@ -102,10 +103,12 @@ impl Engine {
         let mut about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
         let mut entry = inner.rings.draft();
         let known = inner.peers.known();
+        let mut at_hand = ArrayVec::<&Arc<Peer>, AT_HAND>::new();
         for address in others() {
             entry.peers.push(match known.find(address.engine).filter(|peer| peer.lost().is_none()) {
                 Some(peer) => {
                     inner.check_counted(peer, || about.clone())?;
+                    let _ = at_hand.try_push(peer);
                     peer.idx
                 }
                 None => self.peer(address, imm, &about)?.idx,
@@ -115,12 +118,17 @@ impl Engine {
         if entry.peers.is_empty() {
             return Ok(Transfer::done(0, None));
         }
-        let num_parts = entry.peers.len() as u32;
-        let ticket = inner.begin(entry, Order { num_parts, imm, timeout, ..Order::default() })?;
-        let known = inner.peers.known();
-        let parts = others()
-            .filter_map(|address| Some(Part { peer: self.find(&known, address, imm, &ticket)?, what: What::Signal }));
-        inner.submit_all(parts, (imm.map(|imm| (imm, 1)), false), &ticket);
+        let num_parts = entry.peers.len();
+        let order = Order { num_parts: num_parts as u32, imm, timeout, ..Order::default() };
+        let (ticket, how) = (inner.begin(entry, order)?, (imm.map(|imm| (imm, 1)), false));
+        let signal = |peer| Part { peer, what: What::Signal };
+        if at_hand.len() == num_parts {
+            inner.submit_all(at_hand.into_iter().map(signal), how, &ticket);
+        } else {
+            let known = inner.peers.known();
+            let find = |address| self.find(&known, address, imm, &ticket);
+            inner.submit_all(others().filter_map(find).map(signal), how, &ticket);
+        }
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
     }
 
@@ -150,3 +158,6 @@ impl Engine {
         ticket.part_ended(Err(failure));
     }
 }
+
+/// Peers of a barrier that are looked up once only.
+const AT_HAND: usize = 256;

@@ -172,7 +172,14 @@ impl Inner {
     /// Sends the parts of an operation on their way, each to its peer; the first
     /// before the second is looked at.
     pub(crate) fn submit_all<'p>(&self, mut parts: impl Iterator<Item = Part<'p>>, how: How, ticket: &Arc<Ticket>) {
-        let mut next = parts.next().map(|part| self.prepare_quickly(part, how, ticket));
+        let mut ids = 0..0;
+        let mut prepare = |part| {
+            if ids.is_empty() {
+                ids = self.next_op_ids(IDS);
+            }
+            self.prepare_quickly(part, ids.next().unwrap_or_default(), how, ticket)
+        };
+        let mut next = parts.next().map(&mut prepare);
         while let Some(prepared) = next.take() {
             match prepared.map(|(link, op)| (link, link.place(), op)) {
                 Ok((link, Some(place), op)) => {
@@ -182,7 +189,7 @@ impl Inner {
                         if let Some(first) = first.take() {
                             return Some(first);
                         }
-                        match self.prepare_quickly(parts.next()?, how, ticket) {
+                        match prepare(parts.next()?) {
                             Ok((link, op)) => match link.place() {
                                 Some(other) if other.group == place.group => return Some((other.link, op)),
                                 _ => next = Some(Ok((link, op))),
@@ -199,14 +206,14 @@ impl Inner {
                     }
                 }
             }
-            next = next.or_else(|| parts.next().map(|part| self.prepare_quickly(part, how, ticket)));
+            next = next.or_else(|| parts.next().map(&mut prepare));
         }
         self.wake();
     }
 
     /// What is to be posted where; `None` when it waits for a path, or has ended.
     fn prepare_part<'p>(&self, part: Part<'p>, how: How, ticket: &Arc<Ticket>) -> Option<(&'p dyn Link, Op)> {
-        match self.prepare_quickly(part, how, ticket) {
+        match self.prepare_quickly(part, self.next_op_id(), how, ticket) {
             Ok(ready) => Some(ready),
             Err(part) => self.prepare_part_slowly(part, how, ticket),
         }
@@ -218,6 +225,7 @@ impl Inner {
     fn prepare_quickly<'p>(
         &self,
         part: Part<'p>,
+        id: u64,
         (imm, verify): How,
         ticket: &Arc<Ticket>,
     ) -> std::result::Result<(&'p dyn Link, Op), Part<'p>> {
@@ -232,7 +240,7 @@ impl Inner {
                 None => return Err(Part { peer, what: What::Write { source, remote, extents } }),
             },
         };
-        let (id, ticket, loss) = (self.next_op_id(), Arc::clone(ticket), Loss::default());
+        let (ticket, loss) = (Arc::clone(ticket), Loss::default());
         Ok((link, Op { id, peer: peer.idx, payload, imm, verify, ticket, loss }))
     }
 
@@ -301,3 +309,6 @@ impl Inner {
         error
     }
 }
+
+/// Numbers of operations that are taken at once, for the parts of one.
+const IDS: u64 = 64;

@@ -203,6 +203,9 @@ impl Ticket {
     pub fn await_parts_of(&mut self, peers: &[PeerIdx]) {
         self.awaited.clear();
         self.awaited.extend(peers.iter().map(|peer| (*peer, AtomicU32::new(1))));
+        if peers.is_sorted_by(|peer, next| peer < next) {
+            return;
+        }
         self.awaited.sort_unstable_by_key(|(peer, _)| *peer);
         self.awaited.dedup_by(|(peer, _), (before, parts)| {
             let is_same = peer == before;

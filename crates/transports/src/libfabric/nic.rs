@@ -468,8 +468,8 @@ pub(super) fn now_ns() -> u64 {
 
 /// Operations under way on a NIC at most; slots beyond are receives.
 pub(super) const OPERATIONS: u32 = 2048;
-/// Completions taken at once.
-pub(super) const READ_BATCH: usize = 16;
+/// Completions taken at once: a turn of the driver costs as much as some dozen of them.
+pub(super) const READ_BATCH: usize = 64;
 /// Numbers of endpoints beyond those that are open: of some that were just closed.
 const SPARE: usize = 8;
 /// Receives of an endpoint.
