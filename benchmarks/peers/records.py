@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 KIND = "peers"
+FAR = 3
 
 
 class RecordError(ValueError):
@@ -47,6 +48,8 @@ class Round:
         p99_ns: 99th percentile of the same.
         max_ns: Slowest call.
         foreign_cpu: Share of the machine's cores that other processes used meanwhile.
+        ring_ns: What a bare ring took, the slower of before and after the turn; 0 for not known.
+        is_near: Whether that was at most `FAR` times the best of the run. Others do not count where some do.
     """
 
     num_calls: int
@@ -55,6 +58,8 @@ class Round:
     p99_ns: int
     max_ns: int
     foreign_cpu: float = 0.0
+    ring_ns: int = 0
+    is_near: bool = True
 
     @staticmethod
     def of(durations_ns: Sequence[int], foreign_cpu: float = 0.0) -> Round:
@@ -99,8 +104,9 @@ class Row:
         return statistics.median(values) if values else None
 
     def values(self, name: str) -> list[float]:
-        """Return one of `rates` for every round."""
-        return [self._rates(turn)[name] for turn in self.rounds]
+        """Return one of `rates` for every round that counts."""
+        near = [turn for turn in self.rounds if turn.is_near]
+        return [self._rates(turn)[name] for turn in near or self.rounds]
 
     def _rates(self, turn: Round) -> dict[str, float]:
         mean_ns = turn.total_ns / turn.num_calls

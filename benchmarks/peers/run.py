@@ -5,8 +5,11 @@ Usage: python -m benchmarks.peers.run [--rounds 5] [--only TEXT] [--op NAME] [--
 
 In each round every contender has one turn, in an order that rotates by one from round to round. A
 turn starts a fresh pair of processes, runs all operations, checks every byte of every operation and
-ends the pair. A contender that cannot be started is recorded as unavailable with the reason; one that
-moves a wrong byte, or fails, is recorded as failed, keeps no number, and makes this program exit 1.
+ends the pair. A bare ring before and after it tells how far apart the cores are: a turn that found them
+far apart is taken again, three times at most, and counts only where no other does.
+
+A contender that cannot be started is recorded as unavailable with the reason; one that moves a wrong
+byte, or fails, is recorded as failed, keeps no number, and makes this program exit 1.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.peers import machine, records
+from benchmarks.peers import machine, placement, records
 from benchmarks.peers.contenders import REPOSITORY, Contender, UnavailableError, all_contenders
 from benchmarks.peers.pair import Pair, PairError
 from benchmarks.peers.workload import DATA_BYTES, Load, Operation, Shape
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 RECORDS = REPOSITORY / "benchmarks" / "records"
 KIB, MIB = 1 << 10, 1 << 20
 QUICK_DIVISOR = 8
+MAX_TURNS = 3
 
 
 # Each shape with the calls that a turn times, and those before them that it does not.
@@ -88,24 +92,36 @@ def load_of(shape: Shape, contender: Contender, seed: int, *, quick: bool) -> Lo
     return Load(shape, num_calls, num_warmup, seed)
 
 
-def take_turn(standing: Standing, shapes: Sequence[Shape], round_idx: int, *, quick: bool) -> None:
-    """Let one contender run all operations once; what goes wrong is noted, not raised."""
+def take_turn(standing: Standing, shapes: Sequence[Shape], round_idx: int, *, quick: bool) -> int:
+    """Let one contender run all operations once; what goes wrong is noted, not raised.
+
+    Returns:
+        What a bare ring took meanwhile, in nanoseconds; 0 for not known.
+    """
     todo = [
         shape
         for shape in shapes
         if shape.op not in standing.contender.unsupported and shape not in standing.problems
     ]
+    turns: dict[Shape, records.Round] = {}
+    ring_ns = placement.ring_ns()
     while todo and standing.problem is None:
-        todo = _one_pair(standing, todo, round_idx, quick=quick)
+        todo = _one_pair(standing, todo, round_idx, turns, quick=quick)
+    ring_ns = max(ring_ns, placement.ring_ns())
+    for shape, turn in turns.items():
+        standing.rounds.setdefault(shape, []).append(replace(turn, ring_ns=ring_ns))
+    return ring_ns
 
 
-def _one_pair(standing: Standing, todo: list[Shape], round_idx: int, *, quick: bool) -> list[Shape]:
+def _one_pair(
+    standing: Standing, todo: list[Shape], round_idx: int, turns: dict[Shape, records.Round], *, quick: bool
+) -> list[Shape]:
     """Run operations on one pair until the last or until one fails; return those not yet run."""
     contender = standing.contender
     try:
         pair = Pair(contender.command(), contender.env, REPOSITORY, DATA_BYTES)
     except (UnavailableError, PairError) as error:
-        standing.problem = f"{'failed' if standing.rounds else 'unavailable'}: {error}"
+        standing.problem = f"{'failed' if standing.rounds or turns else 'unavailable'}: {error}"
         return []
     with pair:
         standing.version, standing.path = pair.version, pair.path
@@ -120,8 +136,7 @@ def _one_pair(standing: Standing, todo: list[Shape], round_idx: int, *, quick: b
             if measured.num_wrong:
                 standing.problems[shape] = f"failed: {measured.num_wrong} bytes or words were wrong"
                 continue
-            turn = records.Round.of(measured.durations_ns, meter.foreign_share())
-            standing.rounds.setdefault(shape, []).append(turn)
+            turns[shape] = records.Round.of(measured.durations_ns, meter.foreign_share())
     return []
 
 
@@ -136,18 +151,31 @@ def measure_all(
     """Run all rounds, saying on stderr what is being measured."""
     standings = [Standing(contender) for contender in contenders]
     num_rounds: int = options.rounds
+    rings = [placement.ring_ns()]
     for round_idx in range(num_rounds):
         shift = round_idx % len(standings)
         for standing in standings[shift:] + standings[:shift]:
             print(f"round {round_idx + 1}/{num_rounds}: {standing.contender.name}", file=sys.stderr)
             before = len(standing.problems)
-            machine.wait_until_quiet(options.quiet_s)
-            take_turn(standing, shapes, round_idx, quick=options.quick)
+            for _ in range(MAX_TURNS):
+                machine.wait_until_quiet(options.quiet_s)
+                ring_ns = take_turn(standing, shapes, round_idx, quick=options.quick)
+                rings.append(ring_ns)
+                if ring_ns <= near_ns(rings):
+                    break
             for problem in list(standing.problems.values())[before:]:
                 print(f"  {problem}", file=sys.stderr)
             if standing.problem and round_idx == 0:
                 print(f"  {standing.problem}", file=sys.stderr)
+    for standing in standings:
+        for shape, turns in standing.rounds.items():
+            standing.rounds[shape] = [replace(turn, is_near=turn.ring_ns <= near_ns(rings)) for turn in turns]
     return standings
+
+
+def near_ns(rings: Sequence[int]) -> int:
+    """Return the most that a ring may take for a turn to count, after the rings seen so far."""
+    return records.FAR * min(filter(None, rings), default=0)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

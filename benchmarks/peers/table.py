@@ -137,6 +137,20 @@ def _foreign(record: Record) -> str:
     return f"Other processes used at most {worst:.0%} of the machine while a number was taken."
 
 
+def _placement(record: Record) -> str:
+    """Return how the cores stood to one another, or nothing for a record that does not know."""
+    turns = [turn for row in record.rows for turn in row.rounds if turn.ring_ns]
+    if not turns:
+        return ""
+    rings = [turn.ring_ns for turn in turns]
+    far = sum(not turn.is_near for turn in turns) / len(turns)
+    return (
+        f"A bare ring took {min(rings)} to {max(rings)} ns beside the turns: the host moves the cores of a "
+        f"virtual machine. Turns beside which it took more than {records.FAR} times its best ({far:.0%}) do not "
+        f"count."
+    )
+
+
 def _note(each: Participant) -> str:
     facts = [each.note]
     if each.version != "-":
@@ -153,7 +167,8 @@ def render(record: Record, form: str = "peers") -> str:
     parts = ["\n".join(_lines(record, ranges=ranges)), _setting(record)]
     parts += ["\n".join(lines)] if (lines := _problems(record)) else []
     if ranges:
-        parts += [_foreign(record), "\n".join(_note(each) for each in record.participants)]
+        parts += [_foreign(record), *filter(None, [_placement(record)])]
+        parts.append("\n".join(_note(each) for each in record.participants))
     return "\n\n".join(parts)
 
 

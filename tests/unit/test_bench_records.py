@@ -67,6 +67,12 @@ def test_rates_are_medians_over_rounds_of_each_rounds_mean():
     assert row.values("p50_us") == [100.0, 200.0, 400.0]
 
 
+def test_rounds_on_cores_far_apart_count_only_where_there_are_no_others():
+    near, far = turn(100_000), dataclasses.replace(turn(400_000), ring_ns=250, is_near=False)
+    assert records.Row("fast", WRITE, (far, near, far)).values("p50_us") == [100.0]
+    assert records.Row("fast", WRITE, (far, far)).values("p50_us") == [400.0, 400.0]
+
+
 def test_pages_count_all_their_bytes():
     row = records.Row("fast", PAGES, (turn(1_000_000),))
     assert row.median("gb_per_s") == pytest.approx(4 * MIB / 1e6)
@@ -173,3 +179,14 @@ def test_main_renders_into_the_named_file(tmp_path):
     shown.write_text("\n".join(table.markers("peers")))
     assert table.main(["--record", str(source), str(shown)]) == 0
     assert "| fast | C | 5.24 |" in shown.read_text()
+
+
+def test_long_form_says_how_the_cores_stood():
+    near = dataclasses.replace(turn(100_000), ring_ns=70)
+    far = dataclasses.replace(turn(400_000), ring_ns=250, is_near=False)
+    text = table.render(
+        record([records.Row("fast", WRITE, (near, near, near, far))], ("fast",)), table.FORMS[1]
+    )
+    assert "70 to 250 ns" in text
+    assert "(25%)" in text
+    assert "bare ring" not in table.render(record(ROWS), table.FORMS[1])

@@ -39,6 +39,7 @@ def turn(monkeypatch):
     """Let a contender take one turn under a script; return its rows by operation."""
     monkeypatch.setattr(run, "Pair", FakePair)
     monkeypatch.setattr(FakePair, "script", {})
+    monkeypatch.setattr(run.placement, "ring_ns", lambda: 70)
 
     def take(scripts, command=lambda: ("true",), **settings):
         contender = contenders.Contender("it", "peer", "C", command, **settings)
@@ -103,3 +104,44 @@ def test_every_contender_is_named_once():
 def test_nothing_to_measure_is_an_error(capsys):
     assert run.main(["--only", "no such contender"]) == 2
     assert "nothing to measure" in capsys.readouterr().err
+
+
+def measured_between(monkeypatch, rings, num_rounds=1):
+    """Return the rounds of a contender beside whose turns a bare ring took what `rings` say."""
+    monkeypatch.setattr(run, "Pair", FakePair)
+    monkeypatch.setattr(FakePair, "script", {})
+    monkeypatch.setattr(run.placement, "ring_ns", iter(rings).__next__)
+    contender = contenders.Contender("it", "peer", "C", lambda: ("true",))
+    options = run.parse_arguments(["--rounds", str(num_rounds)])
+    (standing,) = run.measure_all([contender], [WRITE], options)
+    return standing.row(WRITE).rounds
+
+
+def test_a_turn_counts_while_the_cores_are_near(monkeypatch):
+    (turn,) = measured_between(monkeypatch, [80, 70, 75])
+    assert (turn.ring_ns, turn.is_near) == (75, True)
+
+
+def test_a_turn_on_cores_far_apart_is_taken_again(monkeypatch):
+    turns = measured_between(monkeypatch, [70, 70, 240, 250, 70, 75, 70])
+    assert [(turn.ring_ns, turn.is_near) for turn in turns] == [(240, False), (250, False), (75, True)]
+
+
+def test_a_turn_is_taken_three_times_at_most(monkeypatch):
+    turns = measured_between(monkeypatch, [70, *[240] * 6])
+    assert [turn.is_near for turn in turns] == [False] * 3
+
+
+def test_the_best_ring_may_come_last(monkeypatch):
+    turns = measured_between(monkeypatch, [240, 240, 250, 70, 70], num_rounds=2)
+    assert [turn.is_near for turn in turns] == [False, True]
+
+
+def test_without_a_ring_every_turn_counts(monkeypatch):
+    (turn,) = measured_between(monkeypatch, [0, 0, 0])
+    assert (turn.ring_ns, turn.is_near) == (0, True)
+
+
+def test_a_ring_that_failed_once_says_nothing_of_the_others(monkeypatch):
+    (turn,) = measured_between(monkeypatch, [0, 70, 75])
+    assert turn.is_near
