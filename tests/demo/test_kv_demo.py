@@ -182,8 +182,11 @@ class Running:
             self.text += line
         found = re.search(r"prefill process pid (\d+), decode process pid (\d+)", self.text)
         self.prefill, self.decode = (int(number) for number in found.groups())
-        # The first request is on its way by then.
-        time.sleep(1.0)
+        # It computes only while it serves a request, so one is under way then.
+        until = _cpu_ticks(self.prefill) + 20
+        while _cpu_ticks(self.prefill) < until:
+            assert _is_running(self.prefill), self.text
+            time.sleep(0.02)
 
     def finish(self, timeout_s):
         out, _ = self.process.communicate(timeout=timeout_s)
@@ -191,12 +194,21 @@ class Running:
         return " ".join(self.text.split())
 
 
-def _is_running(pid):
+def _stat(pid):
+    """Fields of /proc/PID/stat from the third on; none when there is no such process."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
+        return []
+
+
+def _is_running(pid):
+    return bool(stat := _stat(pid)) and stat[0] not in "ZX"
+
+
+def _cpu_ticks(pid):
+    """Processor time that a process has used, in hundredths of a second."""
+    return sum(map(int, _stat(pid)[11:13]))
 
 
 def _await_end(pids, timeout_s):

@@ -115,7 +115,6 @@ def no_subnet_manager(machine):
 
 
 def one_slow_port(machine):
-    machine.nic_of = 1
     machine.port(1, "rate", "200 Gb/sec (4X HDR)")
 
 

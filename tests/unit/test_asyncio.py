@@ -14,6 +14,13 @@ def run(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, 20))
 
 
+async def begun(coroutine):
+    """A task that has run until it waits."""
+    task = asyncio.create_task(coroutine)
+    await asyncio.sleep(0)
+    return task
+
+
 def pair(engine, peer, nbytes=4096):
     src = engine.register(np.arange(nbytes, dtype=np.uint8))
     dst = peer.allocate(nbytes)
@@ -80,8 +87,7 @@ def test_reached_times_out_and_is_cancelled(engine):
         with engine.counter() as counter:
             with pytest.raises(af.WaitTimeout):
                 await counter.reached(1, timeout_s=0.05)
-            task = asyncio.create_task(counter.reached(1))
-            await asyncio.sleep(0.05)
+            task = await begun(counter.reached(1))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -92,14 +98,12 @@ def test_reached_times_out_and_is_cancelled(engine):
 def test_closing_fails_those_who_wait(engine):
     async def main():
         counter = engine.counter()
-        task = asyncio.create_task(counter.reached(1))
-        await asyncio.sleep(0.05)
+        task = await begun(counter.reached(1))
         counter.close()
         with pytest.raises(af.Closed):
             await task
         other = af.Engine()
-        receiving = asyncio.create_task(other.receive_async())
-        await asyncio.sleep(0.05)
+        receiving = await begun(other.receive_async())
         await asyncio.to_thread(other.close)
         with pytest.raises(af.Closed):
             await receiving
@@ -111,8 +115,7 @@ def test_messages(engine, peer):
     async def main():
         with pytest.raises(af.WaitTimeout):
             await peer.receive_async(timeout_s=0.05)
-        waiting = [asyncio.create_task(peer.receive_async(timeout_s=10)) for _ in range(20)]
-        await asyncio.sleep(0.05)
+        waiting = [await begun(peer.receive_async(timeout_s=10)) for _ in range(20)]
         waiting[0].cancel()
         sent = {f"message {n}".encode() for n in range(19)}
         await asyncio.gather(*(engine.send(peer.address, data) for data in sent))

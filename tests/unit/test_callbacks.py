@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-import time
 import weakref
 
 import numpy as np
@@ -17,20 +16,14 @@ import anyfabric as af
 def test_callbacks_run_once_on_the_thread_of_the_engine(engine, peer):
     src, dst = engine.register(np.ones(64)), peer.allocate(512)
     calls = []
-    finished = threading.Event()
-
-    def callback(transfer):
-        calls.append((transfer, transfer.done, threading.current_thread().name))
-        finished.set()
-
+    later = threading.Event()
     transfer = engine.write(src, dst.descriptor())
-    transfer.on_done(callback)
-    assert finished.wait(10)
-    time.sleep(0.05)
+    transfer.on_done(lambda done: calls.append((done, done.done, threading.current_thread().name)))
+    transfer.wait(10)
+    # Callbacks run one after the other: when this one has run, a second call of the first would have, too.
+    transfer.on_done(lambda _: later.set())
+    assert later.wait(10)
     assert calls == [(transfer, True, "anyfabric-callbacks")]
-    finished.clear()
-    transfer.on_done(callback)
-    assert finished.wait(10)
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
@@ -95,7 +88,10 @@ def test_one_log_line_per_new_peer(caplog):
         src, dst = engine.register(np.ones(8)), peer.allocate(64)
         engine.write(src, dst.descriptor()).wait(10)
         engine.write(src, dst.descriptor()).wait(10)
-        time.sleep(0.2)
+        written = threading.Event()
+        # The thread that writes the log also runs the callbacks, in the order in which both became due.
+        engine.write(src, dst.descriptor()).on_done(lambda _: written.set())
+        assert written.wait(10)
         lines = [r.getMessage() for r in caplog.records if str(peer.address) in r.getMessage()]
     assert len(lines) == 1
     assert "shm" in lines[0]
