@@ -8,15 +8,17 @@ from anyfabric.doctor import CHECKS, TRIALS, pair_check
 
 HEAD = """# What `anyfabric doctor` checks
 
-    anyfabric doctor                    # a table; exit code 1 if something that is needed is broken
-    anyfabric doctor --json             # the same for programs
-    anyfabric doctor serve              # prints what to run on another machine, to try every pair of NICs
-    anyfabric doctor --pid 1234         # limits and libraries of a process that runs
-    anyfabric doctor --root /tmp/copy   # a machine of which somebody sent /proc, /sys and so on
+```sh
+anyfabric doctor               # a table; exit code 1 if something that is needed is broken
+anyfabric doctor --json        # the same for programs
+anyfabric doctor serve         # prints what to run on another machine, to try every pair of NICs
+anyfabric doctor --pid 1234    # limits and libraries of a running process
+anyfabric doctor --root copy   # a machine of which somebody sent a folder with /proc, /sys and so on
+```
 
 Each finding says what is there, why it matters, and what to type. `ok` is as it should be; a `note` is worth
-knowing; a `warning` works, slowly or not for everything; what is `broken` does not work. A machine without
-RDMA NICs is well: it uses shm and tcp.
+knowing; a `warning` works, but slowly or not for everything; what is `broken` does not work. A machine
+without RDMA NICs is well: it uses shm and tcp.
 
 | check | looks at | why it matters |
 | --- | --- | --- |

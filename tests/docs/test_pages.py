@@ -1,9 +1,10 @@
-"""What the documentation shows is executed: Python blocks, docstring examples, commands, examples."""
+"""What the documentation shows is executed: Python blocks, docstrings, examples; commands are looked up."""
 
 from __future__ import annotations
 
 import doctest
-import os
+import functools
+import itertools
 import re
 import shlex
 import subprocess
@@ -14,29 +15,45 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(page for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if page.is_file())
-FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FOLDERS = (
+    "*.md",
+    "docs/**/*.md",
+    "examples/*.md",
+    "benchmarks/peers/*.md",
+    "tests/**/*.md",
+    "python/**/*.md",
+)
+PAGES = sorted({page for folder in FOLDERS for page in ROOT.glob(folder)})
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`((?:make|anyfabric|cargo|python3?|\.venv/bin/python) [^`\n]+)`")
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
-MODULES = ("anyfabric", "anyfabric.errors", "anyfabric.config", "anyfabric.pages")
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT / "python").with_suffix("").parts).removesuffix(".__init__")
+    for path in ROOT.glob("python/**/*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
 TIMEOUT_S = 50
 
 
 def blocks(language):
-    """Every fenced block of a language, as (name, text)."""
+    """Every fenced block of a language, as (text, name)."""
     for page in PAGES:
         for number, (found, text) in enumerate(FENCE.findall(page.read_text(encoding="utf-8")), 1):
             if found == language:
-                yield pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
+                yield text, f"{page.relative_to(ROOT)}-{number}"
 
 
 def commands():
-    """Every command line that a shell block shows."""
-    for language in ("sh", "bash", "console"):
-        for block in blocks(language):
-            for line in block.values[0].splitlines():
-                text = line.removeprefix("$ ").partition("#")[0].strip()
-                if text and (language != "console" or line.startswith("$ ")):
-                    yield pytest.param(text, id=f"{block.id}: {text[:40]}")
+    """Every command line of a shell block or a code span, once."""
+    found = {}
+    for text, name in blocks("sh"):
+        for line in text.splitlines():
+            if words := tuple(shlex.split(line, comments=True)):
+                found.setdefault(words, name)
+    for page in PAGES:
+        for text in SPAN.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+            found.setdefault(tuple(shlex.split(text)), str(page.relative_to(ROOT)))
+    return [pytest.param(words, id=f"{name}: {' '.join(words)[:50]}") for words, name in found.items()]
 
 
 def run(arguments, folder):
@@ -45,7 +62,13 @@ def run(arguments, folder):
     return done.stdout
 
 
-@pytest.mark.parametrize("text", list(blocks("python")))
+@functools.cache
+def options_of(*path):
+    """Options that a command of `anyfabric` has, by its own help."""
+    return set(re.findall(r"--[\w-]+", run([sys.executable, "-m", "anyfabric.cli", *path, "--help"], ROOT)))
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for text, name in blocks("python")])
 def test_python_blocks_run_as_they_stand(text, tmp_path):
     """Each block is a program: what it needs, it says."""
     program = tmp_path / "program.py"
@@ -53,30 +76,46 @@ def test_python_blocks_run_as_they_stand(text, tmp_path):
     run([sys.executable, str(program)], tmp_path)
 
 
-@pytest.mark.parametrize("text", list(commands()))
-def test_commands_exist(text):
-    """Of `make` the target, of `anyfabric` the command and its options; everything else is on the path."""
-    words = [word for word in shlex.split(text) if not re.fullmatch(r"\w+=\S*", word)]
-    if words[0] == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert set(words[1:]) <= set(targets)
-    elif words[0] == "anyfabric":
-        path = [word for word in words[1:4] if re.fullmatch(r"[a-z]+", word)]
-        shown = run([sys.executable, "-c", "from anyfabric.cli import main; main()", *path, "--help"], ROOT)
-        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= set(
-            re.findall(r"--[\w-]+", shown)
-        )
+@pytest.mark.parametrize("words", commands())
+def test_commands_exist(words):
+    """Of `make` the target, of `anyfabric` the command and its options, of others what they are to run."""
+    program, *rest = itertools.dropwhile(re.compile(r"\w+=").match, words)
+    given = dict(zip(rest, [*rest[1:], ""], strict=True))
+    if program == "make":
+        makefile = ROOT / given.get("-C", "") / "Makefile"
+        targets = re.findall(r"^([\w-]+):", makefile.read_text(), re.MULTILINE)
+        named = {word for word in rest if "=" not in word and word not in {"-C", given.get("-C")}}
+        assert named <= set(targets)
+    elif program == "anyfabric":
+        path = itertools.takewhile(lambda word: re.fullmatch(r"[a-z]+", word), rest)
+        shown = {word.partition("=")[0] for word in rest if word.startswith("--")}
+        assert shown <= options_of(*path)
+    elif program == "cargo":
+        crate = ROOT / "crates" / given["-p"].removeprefix("anyfabric-")
+        for option, folder in (("--test", "tests"), ("--bench", "benches"), ("--example", "examples")):
+            if name := given.get(option):
+                assert [path for path in (crate / folder).glob(f"{name}*") if path.stem == name]
+    elif "-m" in given:
+        module = Path(*given["-m"].split("."))
+        assert [path for path in (ROOT, ROOT / "python") if (path / module).with_suffix(".py").exists()]
+    else:
+        assert Path(program).name in {"python", "python3"}
+        assert "NAME" in rest[0] or (ROOT / rest[0]).exists()
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_docstring_examples(module):
-    assert doctest.testmod(import_module(module)).failed == 0
+    tried = doctest.testmod(import_module(module))
+    assert tried.attempted > 0
+    assert tried.failed == 0
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples(example, tmp_path):
-    environment = {**os.environ, "ANYFABRIC_EXAMPLE_FOLDER": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, str(example)], env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
-    )
-    assert done.returncode == 0, done.stderr
+    run([sys.executable, str(example)], tmp_path)
+
+
+def test_every_kind_of_documentation_was_found():
+    assert MODULES
+    assert EXAMPLES
+    assert {page.name for page in PAGES} >= {"README.md", "CONTRIBUTING.md", "benchmarks.md", "doctor.md"}

@@ -1,6 +1,6 @@
 """Train the demo model: a byte-level Llama on stories of `anyfabric.demo.text`.
 
-    python -m anyfabric.demo.train --out DIR [--seed 0] [--minutes 20]
+    python -m anyfabric.demo.train --out DIR [--seed 0] [--minutes 60]
 
 The run is seeded and uses one thread, so that it gives the same bytes again on the same machine
 and versions. The checkpoint is stored as float16 (about 3 MB) and is meant to be loaded as float32.
@@ -49,7 +49,7 @@ WARMUP_STEPS = 40
 
 
 def model_config() -> LlamaConfig:
-    """Describe the model: 8 layers, 4 query heads on 2 key-value heads, 1.6 million weights."""
+    """Describe the model: 8 layers, 4 query heads on 2 key-value heads, 1.5 million weights."""
     return LlamaConfig(
         vocab_size=257,
         hidden_size=128,
@@ -103,8 +103,8 @@ def train(config: LlamaConfig, phases: tuple[Phase, ...], *, seed: int, minutes:
 def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Use Muon for the matrices and AdamW for the rest.
 
-    MEASURED: after 7 million tokens AdamW alone gives 0.18 nats a byte and a model that forgets who
-    the story is about; with Muon it is 0.14, and names and things from far back are recalled.
+    With AdamW alone the loss stays higher and the model forgets who the story is about; with Muon it recalls
+    names and things from far back. `model/training.json` has the loss on stories that it has not seen.
     """
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
