@@ -85,8 +85,7 @@ class Engine:
     def _register(self, address: int, nbytes: int, writable: bool, owner: object) -> Region:
         """Register memory that somebody else owns.
 
-        The registration cache may hand out the same native registration for the same bytes; each
-        call returns a region of its own.
+        Each call returns a region of its own; regions over the same bytes share what NICs made of them.
 
         Args:
             address: First byte.
@@ -264,7 +263,7 @@ class Engine:
         Raises:
             PeerLost: It could not be reached, or another incarnation answered.
             ConnectionBroken: It answered, but the handshake failed (wrong secret, wire version).
-            Unsupported: No transport is common, or none as fast as `require`.
+            Unsupported: The two have no transport in common, or not the one that `require` names.
         """
     def _path_json(self, peer: Address) -> str:
         """Describe the path to a peer, as JSON.

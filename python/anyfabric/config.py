@@ -1,8 +1,9 @@
 """The one home of every setting: name, environment variable, default, meaning, parser.
 
 An engine takes each setting from its argument, else from the environment, else from the default, and
-remembers which of them it was. Nothing else in the package reads `ANYFABRIC_*`; `anyfabric info`, the
-documentation of `Engine` and the native configuration are all made from `SETTINGS`.
+remembers which of them it was. Nothing else in the package reads `ANYFABRIC_*`. `anyfabric info` and the
+native configuration are made from `SETTINGS`; a test compares it with the arguments of `Engine`, their
+documentation and their defaults.
 """
 
 from __future__ import annotations
@@ -257,7 +258,7 @@ SETTINGS: tuple[Setting, ...] = (
         "require",
         "ANYFABRIC_REQUIRE",
         None,
-        "Refuse every path slower than this transport",
+        "The only transport to use; a peer that it does not reach is refused",
         _choice(*TRANSPORTS),
     ),
     Setting(
@@ -286,7 +287,7 @@ SETTINGS: tuple[Setting, ...] = (
         "nics",
         "ANYFABRIC_NICS",
         None,
-        "NICs to use, as mlx5_0 or mlx5_0:2; without any those near the devices",
+        "NICs to use, as mlx5_0 or mlx5_0:2; without it those near the devices",
         _names,
     ),
     Setting(
@@ -335,7 +336,7 @@ SETTINGS: tuple[Setting, ...] = (
         "ack_timeout",
         "ANYFABRIC_ACK_TIMEOUT",
         16,
-        "Until verbs sends an unanswered packet again: 4.096 us times 2 to this power",
+        "Verbs sends an unanswered packet again after 4.096 us times 2 to this power",
         _integer(1, 31),
     ),
     Setting(
@@ -349,7 +350,7 @@ SETTINGS: tuple[Setting, ...] = (
         "rnr_retry",
         "ANYFABRIC_RNR_RETRY",
         6,
-        "Times that verbs asks a peer again that takes no more arrivals; never for ever",
+        "Times that verbs asks again when a peer takes no more arrivals",
         _integer(0, 6),
     ),
     Setting(
@@ -370,28 +371,28 @@ SETTINGS: tuple[Setting, ...] = (
         "libfabric_provider",
         "ANYFABRIC_LIBFABRIC_PROVIDER",
         None,
-        "Only this provider of libfabric, which may then be software, as tcp",
+        "The only provider of libfabric to use, which may be software, as tcp; without it hardware",
         _path,
     ),
     Setting(
         "libfabric_library",
         "ANYFABRIC_LIBFABRIC_LIBRARY",
         None,
-        "Path of libfabric, instead of the one that is loaded, of an installer or of the system",
+        "Path of libfabric, instead of the one that is loaded or installed",
         _path,
     ),
     Setting(
         "libfabric_answer_timeout_s",
         "ANYFABRIC_LIBFABRIC_ANSWER_TIMEOUT_S",
         5.0,
-        "Seconds until a rail of libfabric is given up on which nothing completes, though it should",
+        "Seconds after which a rail of libfabric is given up on which nothing completes, though it should",
         _seconds(0.01, 3600.0),
     ),
     Setting(
         "libfabric_max_endpoints",
         "ANYFABRIC_LIBFABRIC_MAX_ENDPOINTS",
         256,
-        "Endpoints of a NIC of libfabric at most; peers beyond that share them",
+        "Endpoints of a libfabric NIC; peers beyond that share them, and break together",
         _integer(1, 4096),
     ),
     Setting(
@@ -405,7 +406,7 @@ SETTINGS: tuple[Setting, ...] = (
         "tcp_streams",
         "ANYFABRIC_TCP_STREAMS",
         2,
-        "Data streams per tcp peer, which count as its NICs",
+        "Data streams for each tcp peer, which count as its NICs",
         _integer(1, 4),
     ),
     Setting(

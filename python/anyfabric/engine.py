@@ -76,43 +76,55 @@ class Engine(_core.Engine):
         queue_full: Literal["block", "raise"] | None = None,
         max_message_bytes: int | None = None,
     ) -> Self:
-        """Start an engine. `None` takes a setting from `ANYFABRIC_<NAME>`, else its default.
+        """Start an engine.
+
+        `None` takes a setting from the variable `ANYFABRIC_<NAME>`, else the default.
 
         Args:
-            transports: Candidates, `("shm", "verbs", "libfabric", "tcp")`; a pair uses the first it has.
-            require: Refuse every path slower than this transport.
-            secret: Cluster secret that both sides prove.
-            listen: `HOST[:PORT]` of the control listener, `"127.0.0.1:0"`.
-            devices: Whose memory is moved: `"cuda:0"`, `"gpu:0000:53:00.0"` or `"cpu:0"` (a NUMA node's); by
-                default the host memory of the node on which the NICs are opened.
-            nics: NICs to use, as `"mlx5_0"` or `"mlx5_0:2"`; by default those near the devices, or where no
+            transports: Transports to consider, of `"shm"`, `"verbs"`, `"libfabric"` and `"tcp"`; a pair of
+                engines uses the fastest that both have. Default: all of them.
+            require: The only transport to use; a peer that it does not reach is refused.
+            secret: Cluster secret that both sides of a connection must prove; set it wherever `listen` goes
+                beyond loopback.
+            listen: `HOST[:PORT]` of the control listener; port 0 lets the kernel choose. Peers on other hosts
+                need an address of this host that they can reach. Default: "127.0.0.1:0".
+            devices: Whose memory is moved: `"cuda:0"`, `"gpu:0000:53:00.0"` or `"cpu:0"` (the host memory of
+                a NUMA node). Without it: the host memory of the node on which the NICs are opened.
+            nics: NICs to use, as `"mlx5_0"` or `"mlx5_0:2"`. Without it: those near the devices, or where no
                 place is known the fastest that are up.
-            nics_per_device: 1 to 4, at most 4 in all; by default those nearest, divided among the GPUs that
-                are as near.
-            pin_worker: Whether the worker stays on cores near the NICs, once it has some, true.
-            gid_index: Index in a port's GID table; by default a RoCE v2 one with an IPv4 address.
-            traffic_class: Of verbs, 0.
-            service_level: Of verbs, 0.
-            pkey_index: Of verbs, 0.
-            ack_timeout: 4.096 us times 2 to this power, 16, until a packet is sent again.
-            retry_count: Times that it is sent again, 6.
-            rnr_retry: Times that a peer which takes no more arrivals is asked again, 6.
-            relaxed_ordering: Whether a NIC's writes to memory may pass one another, true.
-            verbs_library: Path of libibverbs.
-            libfabric_provider: Only this one, which may be software (`"tcp"`); by default hardware.
-            libfabric_library: Path of libfabric; a process has one.
-            libfabric_answer_timeout_s: When the rail to a peer is given up on which nothing completes, 5.
-            libfabric_max_endpoints: Of a NIC, 1 to 4096, 256; peers beyond that share them, and their faults.
-            cuda_library: Path of libcuda.
-            tcp_streams: Data streams per tcp peer, 1 to 4, 2; they count as its NICs.
-            polling: `"adaptive"` spins briefly, then blocks; `"busy"` never blocks.
-            isolate: Neither use nor allow `process_vm_writev`.
-            heartbeat_s: Seconds between heartbeats, 1.
-            heartbeats_lost: Heartbeats missed in a row before a peer is lost, 3.
-            timeout_s: Deadline in seconds of submissions that name none, 30.
-            queue_depth: Operations under way at most, 1024; a `connect` counts as none.
-            queue_full: `"block"` until the deadline, or `"raise"` `QueueFull`.
-            max_message_bytes: Largest message of `send`, 65536.
+            nics_per_device: NICs to take for each device, 1 to 4, and at most 4 in all. Without it: those
+                nearest, divided among the GPUs that are as near.
+            pin_worker: Keep the worker on cores near the NICs, once it has some. Default: True.
+            gid_index: Index in a port's GID table. Without it: a RoCE v2 one with an IPv4 address.
+            traffic_class: Traffic class of verbs; on RoCE four times the DSCP. Default: 0.
+            service_level: Service level of verbs. Default: 0.
+            pkey_index: Index in a port's table of partition keys, for verbs. Default: 0.
+            ack_timeout: Verbs sends an unanswered packet again after 4.096 us times 2 to this power.
+                Default: 16.
+            retry_count: Times that verbs sends an unanswered packet again. Default: 6.
+            rnr_retry: Times that verbs asks again when a peer takes no more arrivals. Default: 6.
+            relaxed_ordering: Let a NIC's writes to memory pass one another on the bus. Default: True.
+            verbs_library: Path of libibverbs. Without it: the one that the system finds.
+            libfabric_provider: The only provider to use, which may be software (`"tcp"`). Without it:
+                hardware.
+            libfabric_library: Path of libfabric, of which a process has one.
+            libfabric_answer_timeout_s: Seconds after which a rail is given up on which nothing completes,
+                though it should. Default: 5.0.
+            libfabric_max_endpoints: Endpoints of a NIC, 1 to 4096; peers beyond that share them, and break
+                together. Default: 256.
+            cuda_library: Path of libcuda. Without it: the driver's own.
+            tcp_streams: Data streams for each tcp peer, 1 to 4, which count as its NICs. Default: 2.
+            polling: How threads wait: `"adaptive"` spins briefly and then blocks, `"busy"` never blocks.
+                Default: "adaptive".
+            isolate: Neither use nor allow `process_vm_writev` into memory that the engine did not allocate.
+                Default: False.
+            heartbeat_s: Seconds between heartbeats to a peer that is silent otherwise. Default: 1.0.
+            heartbeats_lost: Heartbeats missed in a row after which a peer is lost. Default: 3.
+            timeout_s: Deadline in seconds of a submission that names none. Default: 30.0.
+            queue_depth: Operations under way at most; a `connect` counts as none. Default: 1024.
+            queue_full: What a submission to a full queue does: `"block"` until its deadline, or `"raise"`
+                `QueueFull`. Default: "block".
+            max_message_bytes: Largest message that `send` takes, in bytes. Default: 65536.
 
         Raises:
             InvalidArgument: A value is out of range; the message names its origin.

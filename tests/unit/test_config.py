@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 
 import pytest
 
@@ -28,8 +29,13 @@ def test_argument_beats_environment_beats_default():
 def test_every_setting_is_an_argument_of_the_engine_and_documented_there():
     parameters = inspect.signature(af.Engine.__new__).parameters
     assert [name for name in parameters if name != "cls"] == [s.name for s in config.SETTINGS]
+    entries = re.split(r"^ {12}(\w+): ", af.Engine.__new__.__doc__, flags=re.MULTILINE)
+    documented = dict(zip(entries[1::2], entries[2::2], strict=True))
     for setting in config.SETTINGS:
-        assert f"{setting.name}: " in af.Engine.__new__.__doc__
+        default = json.dumps(setting.default) if isinstance(setting.default, str) else setting.default
+        is_given = default is not None and setting.name != "transports"
+        assert ("Default: " in documented[setting.name]) == (default is not None)
+        assert not is_given or f"Default: {default}." in documented[setting.name]
         assert setting.env == "ANYFABRIC_" + setting.name.upper()
 
 
