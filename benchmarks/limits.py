@@ -1,7 +1,8 @@
 """What an engine costs and how it behaves at its limits: start, memory, idle, many peers, crowded cores.
 
-Each row is measured through the public API between real processes and compared with what the design asks
-for. `python -m benchmarks.limits [--json FILE] [--only NAME,...]`; the record is JSON, like all records here.
+Usage: python -m benchmarks.limits [--json FILE] [--only NAME,...]
+
+Each row is measured through the public API between real processes, and printed beside its goal.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing as mp
-import os
 import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import anyfabric as af
+from benchmarks.peers import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,10 +46,10 @@ def num_descriptors() -> int:
 
 
 def measure_start() -> dict[str, float]:
-    """Engine start in ms (median of 20), and resident memory that one idle engine adds, in MiB."""
+    """Engine start in ms, and resident memory that one idle engine adds, in MiB; medians of 5."""
     code = (
         "import anyfabric as af, benchmarks.limits as b, time, json;"
-        "af.Engine;before=b.rss_kib();"
+        "before=b.rss_kib();"
         "t=time.perf_counter();e=af.Engine();ms=(time.perf_counter()-t)*1e3;"
         "time.sleep(0.5);print(json.dumps([ms,(b.rss_kib()-before)/1024]))"
     )
@@ -71,7 +73,7 @@ def measure_idle() -> dict[str, float]:
 
 
 def serve(pipe: Connection, transport: str, nbytes: int) -> None:
-    """Own a region and report how often the counter counted, until told to stop."""
+    """Own a region and a counter, until told to stop."""
     with af.Engine(transports=(transport,)) as engine:
         region = engine.allocate(nbytes)
         pipe.send(region.descriptor().to_bytes())
@@ -102,7 +104,7 @@ def measure_first_write() -> dict[str, float]:
                 engine.write(region, remote, imm=1).wait(5)
                 return (time.perf_counter() - began) * 1e3
 
-        return float(with_server(transport, 4096, body))
+        return with_server(transport, 4096, body)
 
     return {
         f"first_write_{transport}_ms": statistics.median(once(transport) for _ in range(5))
@@ -277,6 +279,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default=",".join(MEASURES))
     options = parser.parse_args()
+    started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     values: dict[str, float] = {}
     for name in options.only.split(","):
         values |= MEASURES[name]()
@@ -284,11 +287,15 @@ def main() -> None:
         sign, limit = LIMITS.get(name, ("", 0.0))
         print(f"{name:28} {value:12.3f}  {f'{sign} {limit:g}' if sign else ''}")
     if options.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit, is_modified = machine.commit(Path(__file__).parents[1])
         record = {
-            "command": "python -m benchmarks.limits",
-            "machine": {"cpu": platform.processor(), "kernel": platform.release(), "cores": os.cpu_count()},
-            "commit": commit.stdout.strip(),
+            "kind": "limits",
+            "started_at": started_at,
+            "command": " ".join(["python -m benchmarks.limits", *sys.argv[1:]]),
+            "commit": commit,
+            "modified": is_modified,
+            "machine": asdict(machine.here()),
+            "versions": {"python": platform.python_version(), "anyfabric": af.__version__},
             "values": values,
             "limits": {name: f"{sign} {limit:g}" for name, (sign, limit) in LIMITS.items()},
         }
