@@ -71,7 +71,7 @@ class Partner(contextlib.AbstractContextManager["Partner"]):
         """Listen on `listen`; both sides prove `secret`, or that of the settings."""
         self._ports = ports(system)
         host = listen.rpartition(":")[0] or listen
-        self.engine = Engine(listen=listen, secret=secret)  # pyright: ignore[reportArgumentType]
+        self.engine = Engine(listen=listen, secret=secret)
         # Memory of this host cannot be tried from another.
         offered = [way for way in ways(system.topology) if way.transport != "shm"]
         self._ends = [End(way, listen=host, secret=secret) for way in offered]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anyfabric._core import Descriptor
 from anyfabric.config import TRANSPORTS
 from anyfabric.doctor.finding import Check, Finding, broken, ok
 from anyfabric.engine import Engine
@@ -85,8 +86,6 @@ class End(contextlib.AbstractContextManager["End"]):
             AnyFabricError: As the engine does.
             ValueError: The offer is none.
         """
-        from anyfabric._core import Descriptor  # noqa: PLC0415 - the name is used here only
-
         source = self.engine.register(pattern(seed))
         try:
             remote = Descriptor.from_bytes(bytes.fromhex(offered["descriptor"]))
