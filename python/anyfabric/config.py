@@ -20,7 +20,7 @@ from anyfabric.errors import InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["SETTINGS", "Resolved", "Setting", "native_config", "resolve", "unknown_variables"]
+__all__ = ["SETTINGS", "Resolved", "Setting", "native_config", "parse_size", "resolve", "unknown_variables"]
 
 Origin = Literal["argument", "environment", "default"]
 PREFIX = "ANYFABRIC_"
@@ -114,6 +114,12 @@ def unknown_variables(environment: Mapping[str, str] | None = None) -> list[str]
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
 
 
+def parse_size(text: str) -> int | None:
+    """Bytes of `"4096"`, `"64K"` or `"1 MiB"`: K, M and G are powers of 1024; `None` for anything else."""
+    match = re.fullmatch(r"(\d+)\s*([kmg]?)(?:i?b)?", text.strip().lower())
+    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]] if match else None
+
+
 def _resolve_one(setting: Setting, argument: object, environment: Mapping[str, str]) -> Resolved:
     text = environment.get(setting.env, "")
     origin: Origin
@@ -159,12 +165,8 @@ def _bytes_size(least: int, most: int) -> Callable[[object], int]:
     within = _integer(least, most)
 
     def parse(given: object) -> int:
-        if isinstance(given, str):
-            match = re.fullmatch(r"(\d+)\s*([kmg]?)(?:i?b)?", given.strip().lower())
-            if match:
-                given = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
         try:
-            return within(given)
+            return within(parse_size(given) if isinstance(given, str) else given)
         except ValueError as cause:
             msg = f"{cause} bytes; K, M and G stand for powers of 1024"
             raise ValueError(msg) from None

@@ -5,11 +5,11 @@ Pure: parses and enumerates. A case travels to the peer as JSON.
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Literal, get_args
 
+from anyfabric.config import parse_size
 from anyfabric.errors import InvalidArgument
 
 __all__ = ["MEMORIES", "OPERATIONS", "USE_MEMORY", "Case", "parse_sizes", "plan"]
@@ -170,10 +170,10 @@ def _rounds_of(nbytes: int) -> int:
 
 
 def _size(part: str, text: str) -> int:
-    match = re.fullmatch(r"(\d+)([kmg]?)(?:i?b)?", part.strip().lower())
-    if match is None:
+    size = parse_size(part)
+    if size is None:
         raise _malformed(text)
-    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
+    return size
 
 
 def _malformed(text: str) -> InvalidArgument:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import platform
-import subprocess
 from importlib import metadata
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
@@ -17,10 +14,14 @@ from rich.table import Table
 
 from anyfabric import _core
 from anyfabric._core import __version__
+from anyfabric._provenance import commit, machine
 from anyfabric.cli.output import printed_size
 from anyfabric.cli.perf_cases import USE_MEMORY
 from anyfabric.config import resolve
 from anyfabric.errors import Unsupported
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["document", "plot", "require_matplotlib", "table"]
 
@@ -47,8 +48,8 @@ def document(
     """
     resolved = resolve(settings).values()
     return {
-        "machine": _machine(),
-        "commit": _commit(),
+        "machine": machine(),
+        "commit": commit() or f"v{__version__}",
         "command": command,
         "settings": {s.setting.name: s.shown() for s in resolved if s.origin != "default"},
         "versions": {
@@ -168,39 +169,3 @@ def _against(row: Row, base: Row) -> str:
 
 def _key(row: Row) -> tuple[object, ...]:
     return tuple(row[name] for name in ("transport", "op", "polling", "memory", "size_bytes", "pages"))
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1),
-        "kernel": platform.release(),
-        "arch": platform.machine(),
-    }
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-def _commit() -> str:
-    """The commit of the checkout that this package runs from, `+` if changed; else its version."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty=+",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    try:
-        found = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return f"v{__version__}"
-    return found.stdout.strip()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from anyfabric._provenance import commit, machine
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from anyfabric.demo.processes import Event
 
-__all__ = ["paint", "print_prompt", "print_summary", "provenance", "to_json"]
+__all__ = ["paint", "print_prompt", "print_summary", "to_json"]
 
 BAR_CELLS = 26
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -178,22 +178,17 @@ def to_json(results: list[Event], path: Event, pids: dict[str, int], settings: E
             "page_bytes": path.get("page_bytes"),
         },
         "settings": {name: settings[name] for name in ("new_tokens", "chunk_tokens", "rounds")},
-        **provenance(),
+        **_provenance(),
     }
 
 
-def provenance() -> dict[str, Any]:
+def _provenance() -> dict[str, Any]:
     """Say where a record comes from: machine, commit, versions, command."""
     versions = {"python": platform.python_version()}
     versions |= {name: _version(name) for name in ("anyfabric", "torch", "transformers", "numpy")}
     return {
-        "machine": {
-            "cpu": _cpu_model(),
-            "cores": len(os.sched_getaffinity(0)),
-            "kernel": platform.release(),
-            "arch": platform.machine(),
-        },
-        "commit": _commit(),
+        "machine": machine(),
+        "commit": commit(),
         "versions": versions,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
@@ -204,27 +199,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else "unknown"
-
-
-def _commit() -> str | None:
-    """Name the commit that the package runs from, `+` if changed; `None` outside a checkout."""
-    git = ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(  # noqa: S603 - fixed arguments
-            git, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
 
 
 def _count(number: int, noun: str) -> str:
