@@ -129,9 +129,10 @@ class Engine:
             A transfer: done when `src` may be reused and the bytes lie at the target.
 
         Raises:
-            InvalidArgument: The lengths differ, or a slice leaves its region.
+            InvalidArgument: The lengths differ, `src` is another engine's, or `dst` is this engine's own.
             QueueFull: The submission queue is full and `queue_full` is `"raise"`.
-            PeerLost: This incarnation of the peer is known to be dead.
+            PeerLost: This incarnation of the peer is known to be dead. Until its death has been noticed a
+                write may still succeed, into memory that this process has mapped.
 
         Fails: `PeerLost`, `Refused` (revoked, unknown or out of bounds at the peer), `TransferFailed`,
             `TransferTimeout`, `Cancelled`; `dst` is then undefined until the transfer has quiesced.
@@ -277,9 +278,10 @@ class Engine:
         `{"peers": {ADDRESS: {"transport": str, "bytes": int, "operations": int, "errors": int,
         "retries": int, "nics": {NAME: {"bytes": int, "operations": int, "errors": int, "retries": int,
         "latency_us": LATENCY}}, "latency_us": LATENCY}}, "messages": {"queued": int, "dropped": int}}`,
-        what was sent; LATENCY is `{"count": int, "p50": float, "p99": float, "p999": float, "max":
-        float}`, from submission to end, the quantiles being upper bounds of histogram buckets. Writes
-        that the caller's thread carries out in `write` itself have no latency and are not in it.
+        what was sent. `retries` are times that an operation waited for room. LATENCY is `{"count": int,
+        "p50": float, "p99": float, "p999": float, "max": float}`, from submission to end, the quantiles being
+        upper bounds of histogram buckets. Writes that the caller's thread carries out in `write` itself have
+        no latency and are not in it.
         """
     def _info_json(self) -> str:
         """What this engine has, as JSON.
@@ -365,7 +367,10 @@ class Region:
         """What `_register` was given; `None` for allocated memory, and when closed."""
     def __len__(self) -> int: ...
     def __getitem__(self, key: slice, /) -> Slice:
-        """Slice like `bytes`, but a bound outside the region is `InvalidArgument`; step 1 only."""
+        """Slice like `bytes`, but a bound outside the region is `InvalidArgument`; step 1 only.
+
+        A closed region can still be sliced; using the slice is refused.
+        """
     def descriptor(self) -> Descriptor:
         """Make what a peer needs to write into this region.
 

@@ -12,7 +12,7 @@ class Path:
     """How this engine reaches a peer.
 
     Attributes:
-        transport: Name of the transport, such as `"shm"`; empty when there is no path yet.
+        transport: Name of the transport, such as `"shm"`; `"none"` when there is no path yet.
         nics: The NICs it uses, local names.
         state: `"new"`, `"connecting"`, `"ready"`, `"degraded"` (some NICs are down) or `"lost"`.
         reason: Why each faster transport is not used; empty for the fastest one.

@@ -71,13 +71,21 @@ def test_stats_have_what_was_waited_for(transport):
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_path(transport):
     with af.Engine(transports=(transport,)) as engine, af.Engine() as peer:
-        assert engine.path(peer.address).state == "new"
+        assert engine.path(peer.address) == af.Path("none", (), "new", "")
         engine.connect(peer.address)
         until = time.monotonic() + 10
         while (path := engine.path(peer.address)).state != "ready" and time.monotonic() < until:
             time.sleep(0.01)  # the data streams follow the control connection
         assert (path.transport, path.state) == (transport, "ready")
         assert path.nics
+
+
+def test_require_takes_no_faster_path():
+    with af.Engine(require="tcp") as engine, af.Engine() as peer:
+        engine.connect(peer.address)
+        path = engine.path(peer.address)
+        assert path.transport == "tcp"
+        assert "shm: tcp is required" in path.reason
 
 
 def test_require_refuses_a_slower_path():
