@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = [sys.executable, "-c", "from anyfabric.cli import main; main()", "doctor"]
+PROGRAM = [sys.executable, "-m", "anyfabric.cli", "doctor"]
 
 
 def run(*arguments, code):

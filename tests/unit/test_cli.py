@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = [sys.executable, "-c", "from anyfabric.cli import main; main()"]
+PROGRAM = [sys.executable, "-m", "anyfabric.cli"]
 
 
 def run(*arguments, env=None, code=0, timeout=50):

@@ -75,6 +75,10 @@ class End:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
         """Close counter and regions."""
         self.counter.close()
         for region in (self.src, self.dst):

@@ -124,7 +124,7 @@ class Peer:
 
     def _finish(self) -> None:
         if self._end is not None:
-            self._end.__exit__()
+            self._end.close()
             self._end = None
 
     def _forget(self, why: str) -> None:

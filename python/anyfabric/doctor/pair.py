@@ -79,7 +79,7 @@ class Partner(contextlib.AbstractContextManager["Partner"]):
     def __exit__(self, *_: object) -> None:
         """Close every engine."""
         for end in self._ends:
-            end.__exit__()
+            end.close()
         self.engine.close(timeout_s=1.0)
 
     def serve(self, alive: Callable[[], bool] = lambda: True) -> None:

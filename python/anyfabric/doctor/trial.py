@@ -72,6 +72,10 @@ class End(contextlib.AbstractContextManager["End"]):
         self._num_arrived = 0
 
     def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
         """Close the engine."""
         self.engine.close(timeout_s=1.0)
 
