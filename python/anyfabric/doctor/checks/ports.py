@@ -81,11 +81,11 @@ def gid(system: System) -> Iterator[Finding]:
         elif not gids and not system.names(f"{_port(nic)}/gids"):
             yield note(nic.name, "its GIDs cannot be read")
         elif not gids:
-            kind = "a RoCE v2 GID" if nic.fabric == "ethernet" else "a GID"
+            kind = "RoCE v2 GID" if nic.fabric == "ethernet" else "GID"
             in_container = (
                 "the container may lack the host's interfaces: --network=host; else " * system.is_container
             )
-            yield broken(nic.name, f"the port has not {kind}", f"{in_container}{give}")
+            yield broken(nic.name, f"the port has no {kind}", f"{in_container}{give}")
         elif nic.fabric == "ethernet" and all(address.is_link_local for address, _ in gids):
             yield warning(nic.name, f"only a link-local GID ({gids[0][0]}): it reaches no other subnet", give)
         else:
