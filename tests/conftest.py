@@ -1,11 +1,10 @@
-"""What every test shares: the closing list of skipped tests, and the markers for hardware."""
+"""What every test shares: a clean environment, and the markers for hardware."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,19 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if found is not None and found.args[0] > present:
                 kind = marker.removeprefix("requires_")
                 item.add_marker(pytest.mark.skip(reason=f"needs {found.args[0]} {kind}, {present} here"))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """End with what was skipped, and why."""
-    reasons: Counter[str] = Counter()
-    for report in terminalreporter.stats.get("skipped", []):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        reasons[reason.removeprefix("Skipped: ")] += 1
-    terminalreporter.section("skipped")
-    for reason, number in sorted(reasons.items()):
-        terminalreporter.line(f"{number:4} {reason}")
-    if not reasons:
-        terminalreporter.line("nothing was skipped")
 
 
 def _num_gpus() -> int:

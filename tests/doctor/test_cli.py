@@ -56,6 +56,7 @@ def test_another_process():
 
 def test_here():
     done = subprocess.run(PROGRAM, capture_output=True, text=True, timeout=50)
+    assert "1 MiB written, counted and compared" in done.stdout, done.stderr
     if not list(Path("/sys/class").glob("infiniband/*")):
         assert done.returncode == 0
         assert "no RDMA NIC: shm and tcp are used" in done.stdout
