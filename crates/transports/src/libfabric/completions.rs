@@ -16,24 +16,31 @@ use super::sys::*;
 use crate::rdma::{Completions, Fault, RailIdx};
 
 impl FabricNic {
-    /// Takes one batch of completions; true when there was something.
+    /// Takes what completions there are, of a long queue some batches; true when
+    /// there was something.
     #[inline]
     pub(super) fn poll_queue(&mut self, to: &mut impl Completions) -> bool {
         let mut something = false;
-        match self.queue.read(&mut self.entries, &mut self.sources) {
-            Read::Some(count) => {
-                something = true;
-                let now_ns = now_ns();
-                for idx in 0..count {
-                    self.take(self.entries[idx], self.sources[idx], now_ns, to);
+        for _ in 0..MAX_BATCHES {
+            match self.queue.read(&mut self.entries, &mut self.sources) {
+                Read::Some(count) => {
+                    something = true;
+                    let now_ns = now_ns();
+                    for idx in 0..count {
+                        self.take(self.entries[idx], self.sources[idx], now_ns, to);
+                    }
+                    if count == READ_BATCH {
+                        continue;
+                    }
                 }
+                Read::Empty => self.on_empty(),
+                Read::Failed(context, error, prov_error) => {
+                    something = true;
+                    self.on_failed(context, error, prov_error);
+                }
+                Read::Broken(error) => something |= self.close_all(Fault::Missed(error.unsigned_abs())),
             }
-            Read::Empty => self.on_empty(),
-            Read::Failed(context, error, prov_error) => {
-                something = true;
-                self.on_failed(context, error, prov_error);
-            }
-            Read::Broken(error) => something = self.close_all(Fault::Missed(error.unsigned_abs())),
+            break;
         }
         let is_pending = !(self.announcements.is_empty() && self.reposts.is_empty() && self.reports.is_empty());
         if is_pending {
@@ -350,5 +357,8 @@ impl Completions for Aside {
 /// How providers mark the end of a peer's write: some with the one, some with the
 /// other.
 const ARRIVED_WRITE: u64 = FI_RMA | FI_REMOTE_WRITE;
+/// Full batches taken in one poll: a turn of the driver, which looks at every peer, costs as much as some dozen
+/// completions, and whoever finds the NICs taken meanwhile has to leave what it submits.
+const MAX_BATCHES: usize = 4;
 /// Between two looks at the time since an endpoint's last completion.
 const CHECK_NS: u64 = 10_000_000;

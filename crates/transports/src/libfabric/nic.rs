@@ -14,11 +14,13 @@ use std::mem::ManuallyDrop;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use anyfabric_plan::Extent;
+
 use super::buffers::{Brought, Buffers, HEADER_BYTES};
 use super::domain::{FabricDomain, FabricMemory};
 use super::endpoint::{Endpoint, Queue};
 use super::library::FabricError;
-use super::posting::Write;
+use super::posting::Writes;
 use super::provider::{Arrivals, Provider};
 use super::rail::{new_tag, Peer, Rail, RailAddress, MAX_RAILS};
 use super::settings::FabricSettings;
@@ -82,6 +84,17 @@ pub(super) struct Open {
     /// is waited for.
     pub(super) waiting_since_ns: u64,
     num_rails: u32,
+}
+
+impl Open {
+    /// It took so many operations.
+    #[inline]
+    pub(super) fn posted(&mut self, count: u32) {
+        if self.outstanding == 0 {
+            self.waiting_since_ns = now_ns();
+        }
+        self.outstanding += count;
+    }
 }
 
 impl Drop for Open {
@@ -367,25 +380,17 @@ impl Nic for FabricNic {
             return Ok(0);
         }
         let Some(idx) = self.slots.begin((rail, endpoint), batch.token, imm) else { return Ok(0) };
-        let (source, desc) = (batch.source.address(), batch.source.desc());
-        let data = peer.data(imm);
-        let (mut posted, mut result) = (0, Ok(true));
-        for (nth, write) in batch.writes[..count].iter().enumerate() {
-            let has_imm = match batch.marks {
-                Marks::None => false,
-                Marks::Each(_) => true,
-                Marks::Last(_) => nth + 1 == batch.writes.len(),
-            };
-            // The base is the peer's word; the NIC there judges it.
-            let (address, key) = (batch.target.base.wrapping_add(write.dst), batch.target.key);
-            let (source, nbytes) = (source + write.src, write.nbytes);
-            let write = Write { peer: peer.address, source, desc, address, key, nbytes, has_imm, data };
-            result = self.submit_write(endpoint, &write, idx, nth + 1 < count);
-            if result != Ok(true) {
-                break;
-            }
-            posted += 1;
-        }
+        let writes = Writes {
+            peer: peer.address,
+            source: batch.source.address(),
+            desc: batch.source.desc(),
+            target: batch.target,
+            writes: &batch.writes[..count],
+            num_in_batch: batch.writes.len(),
+            marks: batch.marks,
+            data: peer.data(imm),
+        };
+        let (posted, result) = self.submit_writes(endpoint, idx, &writes);
         self.posted(rail, idx, posted, result)
     }
 
@@ -397,19 +402,17 @@ impl Nic for FabricNic {
         }
         let Some(batch) = self.slots.begin((rail, endpoint), token, imm) else { return Ok(false) };
         let result = if self.has_write_data {
-            let (landing, data) = (peer.landing, peer.data(imm));
-            let desc = std::ptr::null_mut();
-            let write = Write {
+            let writes = Writes {
                 peer: peer.address,
                 source: 0,
-                desc,
-                address: landing.base,
-                key: landing.key,
-                nbytes: 0,
-                has_imm: true,
-                data,
+                desc: std::ptr::null_mut(),
+                target: peer.landing,
+                writes: &[Extent { src: 0, dst: 0, nbytes: 0 }],
+                num_in_batch: 1,
+                marks: Marks::Each(imm),
+                data: peer.data(imm),
             };
-            self.submit_write(endpoint, &write, batch, false)
+            self.submit_writes(endpoint, batch, &writes).1
         } else {
             self.submit_message(rail, Brought::Imm(imm), batch)
         };

@@ -2,6 +2,8 @@
 
 use std::ffi::c_void;
 
+use anyfabric_plan::Extent;
+
 use super::buffers::Brought;
 use super::endpoint::Endpoint;
 use super::faults::{fault_of, is_unsupported};
@@ -9,17 +11,19 @@ use super::nic::{now_ns, FabricNic, Open};
 use super::rail::Peer;
 use super::slots::Use;
 use super::sys::*;
-use crate::rdma::{Fault, RailIdx};
+use crate::rdma::{Fault, Marks, RailIdx, RemoteMemory};
 
-/// One write, as the provider sees it.
-pub(super) struct Write {
+/// Writes of one batch, as the provider sees them.
+pub(super) struct Writes<'w> {
     pub(super) peer: fi_addr_t,
+    /// Where the source begins, and what its registration is called.
     pub(super) source: u64,
     pub(super) desc: *mut c_void,
-    pub(super) address: u64,
-    pub(super) key: u64,
-    pub(super) nbytes: u64,
-    pub(super) has_imm: bool,
+    pub(super) target: RemoteMemory,
+    /// Those that there is room for, the first of `num_in_batch`.
+    pub(super) writes: &'w [Extent],
+    pub(super) num_in_batch: usize,
+    pub(super) marks: Marks,
     pub(super) data: u64,
 }
 
@@ -45,59 +49,98 @@ impl FabricNic {
         let Some(slot) = self.slots.take(what, endpoint, batch) else { return Ok(false) };
         let code = -post(&open.endpoint, self.slots.context(slot));
         if code == 0 {
-            if open.outstanding == 0 {
-                open.waiting_since_ns = now_ns();
-            }
-            open.outstanding += 1;
+            open.posted(1);
             self.under_way += 1;
             self.slots.batch(batch).remaining += 1;
             return Ok(true);
         }
         self.slots.put_back(slot);
-        if code == FI_EAGAIN {
-            open.is_blocked = true;
-            self.unsettled = 2;
-            if open.waiting_since_ns == 0 {
-                open.waiting_since_ns = now_ns();
-            }
-            return Ok(false);
-        }
-        Err(code as i32)
+        self.refused(endpoint, code as i32)
     }
 
-    /// Posts a write of a batch.
+    /// Posts writes of a batch, in this order, as many as the endpoint takes: how
+    /// many, and why no more.
     #[inline]
-    pub(super) fn submit_write(&mut self, endpoint: u16, write: &Write, batch: u32, more: bool) -> Result<bool, Fault> {
-        let iov = libc::iovec { iov_base: write.source as *mut _, iov_len: write.nbytes as usize };
-        let mut desc = write.desc;
-        let to = fi_rma_iov { addr: write.address, len: write.nbytes as usize, key: write.key };
-        let mut message = fi_msg_rma {
-            msg_iov: &raw const iov,
-            desc: &raw mut desc,
-            iov_count: usize::from(write.nbytes > 0),
-            addr: write.peer,
-            rma_iov: &raw const to,
-            rma_iov_count: 1,
-            context: std::ptr::null_mut(),
-            data: write.data,
+    pub(super) fn submit_writes(
+        &mut self,
+        endpoint: u16,
+        batch: u32,
+        writes: &Writes<'_>,
+    ) -> (usize, Result<bool, Fault>) {
+        let Some(open) = self.endpoints.get_mut(usize::from(endpoint)).and_then(Option::as_mut) else {
+            return (0, Err(fault_of(libc::ECANCELED)));
         };
-        let with_imm = write.has_imm && self.has_write_data;
-        let flags = self.op_flags | if with_imm { FI_REMOTE_CQ_DATA } else { 0 } | if more { FI_MORE } else { 0 };
-        let what = if write.has_imm && !with_imm { Use::Announced } else { Use::Write };
-        let result = self.submit(endpoint, (what, batch), |endpoint, context| {
-            message.context = context;
+        let (mut posted, mut failed) = (0, None);
+        while let Some(write) = writes.writes.get(posted) {
+            let has_imm = match writes.marks {
+                Marks::None => false,
+                Marks::Each(_) => true,
+                Marks::Last(_) => posted + 1 == writes.num_in_batch,
+            };
+            let with_imm = has_imm && self.has_write_data;
+            let what = if has_imm && !with_imm { Use::Announced } else { Use::Write };
+            let Some(slot) = self.slots.take(what, endpoint, batch) else { break };
+            let (base, nbytes) = (writes.source + write.src, write.nbytes as usize);
+            let iov = libc::iovec { iov_base: base as *mut _, iov_len: nbytes };
+            let mut desc = writes.desc;
+            // The base is the peer's word; the NIC there judges it.
+            let (addr, key) = (writes.target.base.wrapping_add(write.dst), writes.target.key);
+            let to = fi_rma_iov { addr, len: nbytes, key };
+            let message = fi_msg_rma {
+                msg_iov: &raw const iov,
+                desc: &raw mut desc,
+                iov_count: usize::from(nbytes > 0),
+                addr: writes.peer,
+                rma_iov: &raw const to,
+                rma_iov_count: 1,
+                context: self.slots.context(slot),
+                data: writes.data,
+            };
+            let is_last = posted + 1 == writes.writes.len();
+            let flags =
+                self.op_flags | if with_imm { FI_REMOTE_CQ_DATA } else { 0 } | if is_last { 0 } else { FI_MORE };
             // SAFETY: the caller of `post` checked the bounds and keeps the memory; the message lives through the call.
-            unsafe { endpoint.write(&message, flags) }
-        });
-        match result {
-            Err(code) if with_imm && is_unsupported(code) => {
+            let code = -unsafe { open.endpoint.write(&message, flags) };
+            if code == 0 {
+                posted += 1;
+                continue;
+            }
+            self.slots.put_back(slot);
+            if with_imm && is_unsupported(code as i32) {
                 // The provider has no immediates with writes after all: from now on they follow in messages.
                 log::info!("{}: no immediates with writes ({code}); they are sent in messages", self.about.name);
                 self.has_write_data = false;
-                self.submit_write(endpoint, write, batch, more)
+                continue;
             }
-            result => result.map_err(fault_of),
+            failed = Some(code as i32);
+            break;
         }
+        if posted > 0 {
+            open.posted(posted as u32);
+            self.under_way += posted as u32;
+            self.slots.batch(batch).remaining += posted as u32;
+        }
+        let result = match failed {
+            None => Ok(posted == writes.writes.len()),
+            Some(code) => self.refused(endpoint, code).map_err(fault_of),
+        };
+        (posted, result)
+    }
+
+    /// An endpoint took no more, which is no error, or refused.
+    #[cold]
+    fn refused(&mut self, endpoint: u16, code: i32) -> Result<bool, i32> {
+        if code as isize != FI_EAGAIN {
+            return Err(code);
+        }
+        self.unsettled = 2;
+        if let Some(open) = self.endpoints.get_mut(usize::from(endpoint)).and_then(Option::as_mut) {
+            open.is_blocked = true;
+            if open.waiting_since_ns == 0 {
+                open.waiting_since_ns = now_ns();
+            }
+        }
+        Ok(false)
     }
 
     /// Posts a message of a batch from a free send buffer.
