@@ -15,7 +15,7 @@ Conventions, said once and valid for every entry below:
 - Errors are the classes of `anyfabric.errors`, looked up by code through `anyfabric._hooks`; the
   native module raises nothing else on purpose. A wrong Python type is a `TypeError`; a value that
   does not fit (negative, beyond 64 bits, NaN) is `InvalidArgument`.
-- `anyfabric._hooks` also has the bodies of the methods that are easier in Python, imported on first use:
+- `anyfabric._hooks` also has the bodies of methods that are easier in Python, imported on first use:
   `Region.numpy`, `.torch`, `.revoke_async`, `Transfer.on_done`, `.__await__`, `Counter.reached`,
   `Watcher.numpy`, `.at`.
 - Every method of an engine, and of what an engine made, raises `Closed` after its close and
@@ -228,11 +228,11 @@ class Engine:
     def counter(self, *, imm: int | None = None, sources: Sequence[Address] = ()) -> Counter:
         """Open a counter of the arrivals of one immediate at this engine.
 
-        A fresh one is safe to use again and again: what comes late for it, after the counter was
-        closed, is counted for nobody, and it is not handed out again while any of its `sources` may
-        still send it. One of your own stands for whatever you say: what comes while no counter is open
-        for it is kept for the next, also from an operation that was meant for the one before. Before
-        you use it for something else, see that every transfer with it has quiesced at its source.
+        A fresh immediate keeps requests apart: what arrives after its counter was closed is counted for
+        nobody, and the immediate is not handed out again while any of its `sources` may still send it.
+        One of your own is yours to keep apart: what arrives while no counter is open for it is kept for
+        the next, even if it was meant for the one before. So before you give it another meaning, wait
+        until every transfer that carries it has quiesced at its source.
 
         Args:
             imm: The immediate, or `None` for a fresh one of this engine (at least `2**29`).
@@ -537,7 +537,7 @@ class Transfer:
             WaitTimeout: It has not quiesced.
         """
     def cancel(self) -> None:
-        """Ask for it not to happen; a pending transfer then fails with `Cancelled`. Never blocks."""
+        """Ask for it not to happen: a pending transfer then fails with `Cancelled`. Never blocks."""
     def on_done(self, callback: Callable[[Transfer], object]) -> None:
         """Call `callback(transfer)` once, on the engine's callback thread.
 
