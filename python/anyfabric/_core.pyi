@@ -276,12 +276,10 @@ class Engine:
         """Counters since the start, as JSON; cheap enough to call every second.
 
         `{"peers": {ADDRESS: {"transport": str, "bytes": int, "operations": int, "errors": int,
-        "retries": int, "nics": {NAME: {"bytes": int, "operations": int, "errors": int, "retries": int,
-        "latency_us": LATENCY}}, "latency_us": LATENCY}}, "messages": {"queued": int, "dropped": int}}`,
-        what was sent. `retries` are times that an operation waited for room. LATENCY is `{"count": int,
-        "p50": float, "p99": float, "p999": float, "max": float}`, from submission to end, the quantiles being
-        upper bounds of histogram buckets. Writes that the caller's thread carries out in `write` itself have
-        no latency and are not in it.
+        "retries": int, "nics": {NAME: {"bytes": int, "parts": int, "errors": int, "retries": int,
+        "latency_us": LATENCY}}, "latency_us": LATENCY}}, "messages": {"queued": int, "dropped": int}}`;
+        `Engine.stats` says what each means. LATENCY is `{"count": int, "p50": float, "p99": float, "p999":
+        float, "max": float}`, from submission to end, the quantiles being upper bounds of histogram buckets.
         """
     def _info_json(self) -> str:
         """What this engine has, as JSON.

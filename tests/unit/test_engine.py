@@ -68,6 +68,55 @@ def test_stats_have_what_was_waited_for(transport):
             assert stats["bytes"] == sum(nic["bytes"] for nic in stats["nics"].values())
 
 
+@pytest.mark.parametrize(("transport", "num_nics"), [("shm", 1), ("tcp", 1), ("tcp", 4)])
+def test_stats_count_operations_and_not_their_parts(transport, num_nics):
+    with (
+        af.Engine(transports=(transport,), tcp_streams=num_nics) as engine,
+        af.Engine() as peer,
+        af.Engine() as other,
+    ):
+        nbytes = 8 << 20
+        src, dst, elsewhere = engine.allocate(nbytes), peer.allocate(nbytes), other.allocate(100)
+        here, there = dst.descriptor(), elsewhere.descriptor()
+        engine.connect(peer.address)
+
+        def seen(of):
+            stats = engine.stats()["peers"].get(str(of), {"operations": 0, "errors": 0, "bytes": 0})
+            return stats["operations"], stats["errors"], stats["bytes"]
+
+        assert seen(peer.address) == (0, 0, 0)
+        for done in range(1, 100):
+            parts = sum(nic["parts"] for nic in engine.stats()["peers"][str(peer.address)]["nics"].values())
+            engine.write(src, here).wait(10)
+            assert seen(peer.address) == (done, 0, done * nbytes)
+            nics = engine.stats()["peers"][str(peer.address)]["nics"].values()
+            if sum(nic["parts"] for nic in nics) - parts == num_nics:  # streams come one after the other
+                break
+        else:
+            pytest.fail(f"never a part on each NIC: {nics}")
+        targets = [af.Target(here, 0, 0, 100), af.Target(there, 0, 0, 100), af.Target(here, 0, 200, 100)]
+        engine.scatter(src, targets).wait(10)
+        engine.barrier([peer.address, other.address], imm=1).wait(10)
+        engine.send(peer.address, b"hello").wait(10)
+        assert seen(peer.address) == (done + 3, 0, done * nbytes + 205)
+        assert seen(other.address) == (2, 0, 100)
+        elsewhere.close()
+        for failed in range(1, 4):
+            with pytest.raises(af.Refused):
+                engine.write(src[:8], there[:8]).wait(10)
+            assert seen(other.address) == (2 + failed, failed, 100)
+
+
+def test_stats_have_operations_that_found_nobody(engine):
+    with af.Engine() as gone:
+        region = gone.allocate(8)
+        address, remote = gone.address, region.descriptor()
+    with pytest.raises(af.ConnectionBroken):
+        engine.write(engine.allocate(8), remote).wait(10)
+    stats = engine.stats()["peers"][str(address)]
+    assert (stats["transport"], stats["operations"], stats["errors"], stats["bytes"]) == ("none", 1, 1, 0)
+
+
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_path(transport):
     with af.Engine(transports=(transport,)) as engine, af.Engine() as peer:

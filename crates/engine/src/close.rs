@@ -113,9 +113,9 @@ mod tests {
         one.close(Duration::ZERO);
         let refused = one.inner.begin_one(&peer, Order::default());
         assert_eq!(refused.unwrap_err().code, Code::Closed);
-        let terms = Terms { num_parts: 1, nbytes: 0, submitted_ns: 0, deadline_ns: u64::MAX, source: None };
+        let terms = Terms { num_parts: 1, deadline_ns: u64::MAX, ..Terms::default() };
         let fired = Arc::new(Ticket::new(Arc::clone(&one.inner.office), terms));
-        one.inner.track(&fired, None, peer.idx);
+        one.inner.track(&fired, None);
         assert_eq!(fired.state(), TicketState::Failed(Failure::Closed));
         fired.part_ended(Ok(()));
         assert_eq!(one.inner.office.num_under_way(), 0, "something is left under way");

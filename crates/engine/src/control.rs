@@ -21,12 +21,13 @@ use anyfabric_transports::Failure;
 use anyfabric_wire::handshake::{Hello, Welcome};
 use anyfabric_wire::Control;
 
+use crate::base::Base;
 use crate::driver::{link_token, Driver, Release, HANDSHAKE, LOCAL_CHANNELS};
 use crate::events::Event;
 use crate::heartbeat::Heartbeat;
 use crate::inner::{nanos, Inner};
 use crate::meet::{Meet, MeetError};
-use crate::peer::{Base, Peer, Phase, Session};
+use crate::peer::{Peer, Phase, Session};
 use crate::rails::{name_of, LIBRARIES};
 use crate::under_way::Entry;
 
@@ -402,7 +403,7 @@ impl Inner {
         // What was submitted before we were asked is under way too.
         under_way.take(&self.rings);
         retires.retain(|(peer, imm)| {
-            let is_used = |entry: &Entry| entry.imm == Some(*imm) && entry.peers.contains(&peer.idx);
+            let is_used = |entry: &Entry| entry.imm == Some(*imm) && entry.is_for(peer.idx);
             let uses =
                 peer.lost().is_none() && (peer.waits_with(*imm) || under_way.iter().any(|(_, entry)| is_used(entry)));
             if !uses {

@@ -381,15 +381,15 @@ impl Inner {
     fn expire(&self, driver: &mut Driver, now_ns: u64) -> bool {
         let mut expired = Vec::new();
         let is_busy = driver.under_way.sweep(&self.rings);
-        for (ticket, entry) in driver.under_way.iter() {
+        for (ticket, _) in driver.under_way.iter() {
             let given_up = ticket.given_up().is_some();
             if ticket.deadline_ns() <= now_ns && !ticket.has_ended() {
                 let took_ms = now_ns.saturating_sub(ticket.submitted_ns()) / 1_000_000;
                 ticket.fail(Failure::Timeout(took_ms));
-                expired.extend(&entry.peers);
+                expired.extend(ticket.recipients().peers());
             } else if given_up {
                 ticket.fail(Failure::Cancelled);
-                expired.extend(&entry.peers);
+                expired.extend(ticket.recipients().peers());
             }
         }
         expired.sort_unstable();

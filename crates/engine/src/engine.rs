@@ -355,10 +355,12 @@ impl Engine {
                         let interval_ns = began_ns.map(|began_ns| (began_ns, inner.clock.now_ns()));
                         if let Some((began_ns, ended_ns)) = interval_ns {
                             route.link.note_latency(ended_ns - began_ns);
+                            peer.operations.sample(ended_ns - began_ns);
                         }
                         Transfer::done(nbytes, interval_ns)
                     }
                     Err(failure) => {
+                        peer.operations.failed();
                         imm.iter().for_each(|imm| peer.note_loss(*imm));
                         Transfer::failed(nbytes, about(Some(Arc::clone(peer))).error(inner, &failure))
                     }
@@ -366,7 +368,7 @@ impl Engine {
             }
         }
         let mut entry = entry.unwrap_or_else(|| inner.rings.draft());
-        entry.peers.push(peer.idx);
+        entry.recipients.add(peer.idx, &peer.operations, nbytes);
         let source = Some(Arc::clone(&src.memory));
         let order = Order { num_parts: 1, nbytes, source, imm, timeout: options.timeout, is_probe: false };
         let ticket = inner.begin(entry, order)?;

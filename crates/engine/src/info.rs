@@ -1,9 +1,8 @@
-//! What an engine says of itself: paths, statistics, regions.
+//! What an engine says of itself: paths, transports, regions.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::Ordering::Relaxed;
 
-use anyfabric_transports::{Backing, Histogram, NicStats};
+use anyfabric_transports::Backing;
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, NicLibrary};
 use serde::Serialize;
@@ -27,73 +26,6 @@ pub struct PathInfo {
     pub state: String,
     /// Why no faster transport is used, or what is wrong.
     pub reason: String,
-}
-
-/// What went over an engine's paths since its start.
-#[derive(Debug, Clone, Serialize)]
-pub struct EngineStats {
-    /// By printed address.
-    pub peers: std::collections::BTreeMap<String, PeerUse>,
-    /// Unread messages.
-    pub messages: MessageStats,
-}
-
-/// The receive queue.
-#[derive(Debug, Clone, Serialize)]
-pub struct MessageStats {
-    /// Messages that nobody has taken.
-    pub queued: usize,
-    /// Messages that were refused for want of room: none is ever dropped silently.
-    pub dropped: u64,
-}
-
-/// What went to one peer.
-#[derive(Debug, Clone, Serialize)]
-pub struct PeerUse {
-    /// Name of the transport.
-    pub transport: String,
-    /// Payload bytes sent.
-    pub bytes: u64,
-    /// Operations sent.
-    pub operations: u64,
-    /// Operations that failed.
-    pub errors: u64,
-    /// Times that an operation waited for room.
-    pub retries: u64,
-    /// By NIC.
-    pub nics: std::collections::BTreeMap<String, NicUse>,
-    /// From submission to end.
-    pub latency_us: LatencyStats,
-}
-
-/// What went over one NIC.
-#[derive(Debug, Clone, Serialize)]
-pub struct NicUse {
-    /// Payload bytes sent.
-    pub bytes: u64,
-    /// Operations, or parts of them, sent.
-    pub operations: u64,
-    /// Operations that failed.
-    pub errors: u64,
-    /// Times that an operation waited for room.
-    pub retries: u64,
-    /// From submission to end.
-    pub latency_us: LatencyStats,
-}
-
-/// Latencies in microseconds; upper bounds of histogram buckets.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct LatencyStats {
-    /// Number of latencies.
-    pub count: u64,
-    /// Median.
-    pub p50: f64,
-    /// 99 in 100 are not longer.
-    pub p99: f64,
-    /// 999 in 1000 are not longer.
-    pub p999: f64,
-    /// The longest.
-    pub max: f64,
 }
 
 /// What an engine has.
@@ -197,13 +129,6 @@ impl Engine {
             || PathInfo { transport: "none".into(), nics: Vec::new(), state: "new".into(), reason: String::new() },
             |peer| self.inner.path_of(&peer),
         )
-    }
-
-    /// What went over every path since the start.
-    pub fn stats(&self) -> EngineStats {
-        let peers = self.inner.peers();
-        let peers = peers.iter().filter_map(|peer| Some((peer.address.to_string(), peer_use(peer)?))).collect();
-        EngineStats { peers, messages: MessageStats { queued: self.inner.messages.len(), dropped: 0 } }
     }
 
     /// What the engine has.
@@ -423,62 +348,4 @@ fn rails(library: NicLibrary, config: &Config, groups: &Groups, excluded: Option
     let abilities = [("same_host", "true"), ("encrypted", "false")];
     let abilities = abilities.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
     TransportInfo { name: name_of(library).into(), available: reason.is_none(), reason, nics, abilities }
-}
-
-fn peer_use(peer: &Peer) -> Option<PeerUse> {
-    let link = peer.link()?;
-    let stats = link.stats().nics();
-    // A path over NICs keeps room for the most rails that there can be.
-    let is_rails = matches!(link.transport(), "verbs" | "libfabric");
-    let stats = if is_rails { &stats[..link.num_nics().min(stats.len())] } else { stats };
-    let mut nics: Vec<_> = stats.iter().enumerate().map(|(idx, nic)| (nic_name(link.transport(), idx), nic)).collect();
-    if matches!(link.transport(), "shm" | "verbs" | "libfabric") {
-        // What the path does not carry, as checksums, goes over the link that every peer has.
-        let base = peer.base.as_link();
-        let others = base.stats().nics().iter().enumerate().filter(|(_, nic)| nic.operations.load(Relaxed) > 0);
-        nics.extend(others.map(|(idx, nic)| (nic_name(base.transport(), idx), nic)));
-    }
-    let sum = |pick: fn(&NicStats) -> u64| nics.iter().map(|(_, nic)| pick(nic)).sum();
-    let total = Histogram::default();
-    nics.iter().for_each(|(_, nic)| total.merge(&nic.latency));
-    Some(PeerUse {
-        transport: link.transport().into(),
-        bytes: sum(|nic| nic.bytes.load(Relaxed)),
-        operations: sum(|nic| nic.operations.load(Relaxed)),
-        errors: sum(|nic| nic.errors.load(Relaxed)),
-        retries: sum(|nic| nic.retries.load(Relaxed)),
-        nics: nics.into_iter().map(|(name, nic)| (name, nic_use(nic))).collect(),
-        latency_us: latency(&total),
-    })
-}
-
-fn nic_name(transport: &str, idx: usize) -> String {
-    match (transport, idx) {
-        ("shm", _) => "memory".to_owned(),
-        ("loopback", idx) => format!("nic{idx}"),
-        ("verbs" | "libfabric", idx) => format!("rail{idx}"),
-        (_, 0) => "control".to_owned(),
-        (_, idx) => format!("stream{idx}"),
-    }
-}
-
-fn nic_use(nic: &NicStats) -> NicUse {
-    NicUse {
-        bytes: nic.bytes.load(Relaxed),
-        operations: nic.operations.load(Relaxed),
-        errors: nic.errors.load(Relaxed),
-        retries: nic.retries.load(Relaxed),
-        latency_us: latency(&nic.latency),
-    }
-}
-
-fn latency(histogram: &Histogram) -> LatencyStats {
-    let us = |ns: u64| ns as f64 / 1e3;
-    LatencyStats {
-        count: histogram.count(),
-        p50: us(histogram.quantile_ns(0.5)),
-        p99: us(histogram.quantile_ns(0.99)),
-        p999: us(histogram.quantile_ns(0.999)),
-        max: us(histogram.max_ns()),
-    }
 }

@@ -20,6 +20,7 @@
 //! and nothing else.
 
 mod backoff;
+mod base;
 mod calls;
 mod checks;
 mod close;
@@ -49,6 +50,7 @@ mod remote;
 mod revoke;
 mod scatter;
 mod simulated;
+mod stats;
 mod submit;
 mod topology;
 mod transfer;
@@ -65,14 +67,13 @@ pub use counter::Counter;
 pub use engine::{Engine, WriteOptions};
 pub use error::{Code, Context, Error, Result};
 pub use gpu::{gpus, GpuAbout};
-pub use info::{
-    EngineInfo, EngineStats, LatencyStats, NicUse, PathInfo, PeerUse, Quarantined, RegionInfo, TransportInfo,
-};
+pub use info::{EngineInfo, PathInfo, Quarantined, RegionInfo, TransportInfo};
 pub use messages::Message;
 pub use placement::WorkerInfo;
 pub use region::{Region, Slice};
 pub use remote::{Remote, RemoteSlice};
 pub use scatter::ScatterTarget;
+pub use stats::{EngineStats, LatencyStats, MessageStats, NicUse, PeerUse};
 pub use topology::{topology, GpuInfo, GroupInfo, GroupNic, NicPortInfo, TopologyInfo};
 pub use transfer::Transfer;
 pub use watcher::{Operation, Watcher};

@@ -1,22 +1,20 @@
 //! A peer: one incarnation of another engine.
 
 use std::collections::VecDeque;
-use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use anyfabric_plan::Extents;
-use anyfabric_transports::loopback::SimLink;
 use anyfabric_transports::rdma::RailPath;
 use anyfabric_transports::shm::ShmLink;
-use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::{
-    lock, BindingState, ControlPath, Failure, Link, Loss, Op, Payload, PeerIdx, Region, Sink, Ticket, TicketOffice,
+    lock, BindingState, Failure, Link, Loss, Op, OperationStats, Payload, PeerIdx, Region, Ticket, TicketOffice,
 };
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Imm, NicLibrary, Refusal};
 
 use crate::backoff::Backoff;
+use crate::base::Base;
 use crate::gpu::obstacle;
 use crate::heartbeat::Heartbeat;
 use crate::submit::Prepared;
@@ -31,6 +29,8 @@ pub(crate) struct Peer {
     has_waiting: AtomicBool,
     lost: OnceLock<Failure>,
     link: OnceLock<Arc<dyn Link>>,
+    /// Of the user with this peer.
+    pub(crate) operations: Arc<OperationStats>,
     pub(crate) base: Base,
     /// When it was last seen to have said nothing that nobody has read.
     silent_ns: AtomicU64,
@@ -44,56 +44,6 @@ pub(crate) struct Peer {
     heard_ns: AtomicU64,
     /// We have told the peer so.
     pub(crate) told_full: AtomicBool,
-}
-
-/// The link that every peer has: it carries the control messages, and the data
-/// when nothing faster does.
-pub(crate) enum Base {
-    Tcp(Arc<TcpLink>),
-    Simulated(Arc<SimLink>),
-}
-
-/// What is asked for on the path of every operation is asked without a table.
-impl Base {
-    #[inline]
-    pub(crate) fn poll(&self, sink: &dyn Sink) -> bool {
-        match self {
-            Self::Tcp(tcp) => tcp.poll(sink),
-            Self::Simulated(link) => link.poll(sink),
-        }
-    }
-
-    pub(crate) fn tcp(&self) -> Option<&Arc<TcpLink>> {
-        match self {
-            Self::Tcp(tcp) => Some(tcp),
-            Self::Simulated(_) => None,
-        }
-    }
-
-    pub(crate) fn as_link(&self) -> &dyn Link {
-        match self {
-            Self::Tcp(tcp) => &**tcp,
-            Self::Simulated(link) => &**link,
-        }
-    }
-
-    fn to_link(&self) -> Arc<dyn Link> {
-        match self {
-            Self::Tcp(tcp) => Arc::clone(tcp) as Arc<dyn Link>,
-            Self::Simulated(link) => Arc::clone(link) as Arc<dyn Link>,
-        }
-    }
-}
-
-impl Deref for Base {
-    type Target = dyn ControlPath;
-
-    fn deref(&self) -> &Self::Target {
-        match self {
-            Self::Tcp(tcp) => &**tcp,
-            Self::Simulated(link) => &**link,
-        }
-    }
 }
 
 /// How far a peer is connected.
@@ -211,6 +161,7 @@ impl Peer {
             silent_ns: AtomicU64::new(0),
             refuses_early: AtomicBool::new(false),
             told_full: AtomicBool::new(false),
+            operations: Arc::default(),
         }
     }
 

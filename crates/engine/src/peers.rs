@@ -17,8 +17,9 @@ use anyfabric_wire::{Address, EngineId};
 use arc_swap::{ArcSwap, Guard};
 use foldhash::fast::RandomState;
 
+use crate::base::Base;
 use crate::inner::{lock, Inner};
-use crate::peer::{Base, Peer, Phase};
+use crate::peer::{Peer, Phase};
 
 /// Every peer that is known.
 #[derive(Default)]

@@ -14,9 +14,10 @@ use anyfabric_transports::sys::{Interest, Poller};
 use anyfabric_transports::{libfabric, verbs, Clock, ControlPath, Failure, Sink};
 use anyfabric_wire::{NicLibrary, Rails};
 
+use crate::base::Base;
 use crate::driver::{HANDSHAKE, NICS};
 use crate::inner::{lock, nanos, Inner};
-use crate::peer::{Base, Peer, Phase};
+use crate::peer::{Peer, Phase};
 use crate::placement::Placement;
 use crate::{Code, Config, Error, Result};
 

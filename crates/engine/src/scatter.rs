@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyfabric_plan::{Extent, Extents};
-use anyfabric_transports::{Failure, PeerIdx, Ticket};
+use anyfabric_transports::{Failure, Ticket};
 use anyfabric_wire::{Address, Imm};
 use arrayvec::ArrayVec;
 
@@ -12,6 +12,7 @@ use crate::checks::{check_imm, check_target};
 use crate::peer::Peer;
 use crate::peers::Known;
 use crate::region::Slice;
+use crate::remote::Route;
 use crate::submit::{Order, Part, What};
 use crate::transfer::{About, Transfer};
 use crate::{Engine, PeerGroup, Region, Remote, Result, WriteOptions};
@@ -53,21 +54,21 @@ impl Engine {
         for (idx, target) in targets.iter().enumerate() {
             check_target(src, (idx, target), group)?;
             let remote = &target.remote.shared;
-            entry.peers.push(match remote.route(inner) {
-                Some(route) => {
+            match remote.route(inner) {
+                Some(Route { peer, .. }) => {
                     if imm.is_some() {
-                        inner.check_counted(&route.peer, || about.clone())?;
+                        inner.check_counted(peer, || about.clone())?;
                     }
-                    route.peer.idx
+                    entry.recipients.add(peer.idx, &peer.operations, target.nbytes);
                 }
                 None => {
                     let peer = self.peer(target.remote.address(), imm, &about)?;
                     remote.find_route(inner, &peer);
-                    peer.idx
+                    entry.recipients.add(peer.idx, &peer.operations, target.nbytes);
                 }
-            });
+            }
         }
-        about.peer = self.only(&entry.peers);
+        about.peer = entry.recipients.only().and_then(|peer| inner.peer(peer));
         if targets.is_empty() {
             return Ok(Transfer::done(0, None));
         }
@@ -105,20 +106,23 @@ impl Engine {
         let known = inner.peers.known();
         let mut at_hand = ArrayVec::<&Arc<Peer>, AT_HAND>::new();
         for address in others() {
-            entry.peers.push(match known.find(address.engine).filter(|peer| peer.lost().is_none()) {
+            match known.find(address.engine).filter(|peer| peer.lost().is_none()) {
                 Some(peer) => {
                     inner.check_counted(peer, || about.clone())?;
                     let _ = at_hand.try_push(peer);
-                    peer.idx
+                    entry.recipients.add(peer.idx, &peer.operations, 0);
                 }
-                None => self.peer(address, imm, &about)?.idx,
-            });
+                None => {
+                    let peer = self.peer(address, imm, &about)?;
+                    entry.recipients.add(peer.idx, &peer.operations, 0);
+                }
+            }
         }
-        about.peer = self.only(&entry.peers);
-        if entry.peers.is_empty() {
+        about.peer = entry.recipients.only().and_then(|peer| inner.peer(peer));
+        let num_parts = entry.recipients.num_targets();
+        if num_parts == 0 {
             return Ok(Transfer::done(0, None));
         }
-        let num_parts = entry.peers.len();
         let order = Order { num_parts: num_parts as u32, imm, timeout, ..Order::default() };
         let (ticket, how) = (inner.begin(entry, order)?, (imm.map(|imm| (imm, 1)), false));
         let signal = |peer| Part { peer, what: What::Signal };
@@ -130,12 +134,6 @@ impl Engine {
             inner.submit_all(others().filter_map(find).map(signal), how, &ticket);
         }
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
-    }
-
-    /// The peer of an operation, where there is but one.
-    fn only(&self, peers: &[PeerIdx]) -> Option<Arc<Peer>> {
-        let (first, others) = peers.split_first()?;
-        others.iter().all(|other| other == first).then(|| self.inner.peer(*first)).flatten()
     }
 
     /// A peer that was met before; one that is being met anew this very moment fails

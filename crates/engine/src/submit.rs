@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyfabric_plan::Extents;
-use anyfabric_transports::{Failure, Link, Loss, Op, Payload, PeerIdx, Region, Terms, Ticket};
+use anyfabric_transports::{Failure, Link, Loss, Op, Payload, Region, Terms, Ticket};
 use anyfabric_wire::Imm;
 
 use crate::early::{MAX_EARLY, MAX_EARLY_OF_ALL};
@@ -59,7 +59,7 @@ pub(crate) type How = (Option<(Imm, u32)>, bool);
 
 impl Inner {
     /// Begins an operation, once there is room for it: from now on its deadline is
-    /// looked after. `entry` names its peers.
+    /// looked after. `entry` names whom it is for.
     pub(crate) fn begin(&self, mut entry: Entry, order: Order) -> Result<Arc<Ticket>> {
         let timeout = order.timeout.unwrap_or(self.config.timeout);
         let mut submitted_ns = self.clock.now_ns();
@@ -69,9 +69,10 @@ impl Inner {
             self.enter_once_there_is_room(timeout)?;
             submitted_ns = self.clock.now_ns();
         }
-        let Order { num_parts, nbytes, source, imm, .. } = order;
+        let Order { num_parts, nbytes, source, imm, is_probe, .. } = order;
         entry.imm = imm;
-        let ticket = entry.issue(&self.office, Terms { num_parts, nbytes, submitted_ns, deadline_ns, source });
+        let terms = Terms { num_parts, nbytes, submitted_ns, deadline_ns, source, is_probe };
+        let ticket = entry.issue(&self.office, terms);
         self.look_after(entry);
         if self.has_begun_to_close() {
             (0..num_parts).for_each(|_| ticket.part_ended(Err(Failure::Closed)));
@@ -105,14 +106,13 @@ impl Inner {
     /// As [`Inner::begin`], for an operation with one peer.
     pub(crate) fn begin_one(&self, peer: &Peer, order: Order) -> Result<Arc<Ticket>> {
         let mut entry = self.rings.draft();
-        entry.peers.push(peer.idx);
+        entry.recipients.add(peer.idx, &peer.operations, order.nbytes);
         self.begin(entry, Order { num_parts: 1, ..order })
     }
 
     /// Looks after a ticket's deadline from now on.
-    pub(crate) fn track(&self, ticket: &Arc<Ticket>, imm: Option<Imm>, peer: PeerIdx) {
+    pub(crate) fn track(&self, ticket: &Arc<Ticket>, imm: Option<Imm>) {
         let mut entry = self.rings.draft();
-        entry.peers.push(peer);
         entry.imm = imm;
         entry.set_ticket(ticket);
         self.look_after(entry);

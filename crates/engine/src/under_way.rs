@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use anyfabric_plan::{Extents, PageList, PageLists};
-use anyfabric_transports::{PeerIdx, Terms, Ticket, TicketOffice};
+use anyfabric_transports::{PeerIdx, Recipients, Terms, Ticket, TicketOffice};
 use anyfabric_wire::Imm;
 use crossbeam_queue::ArrayQueue;
 
@@ -23,7 +23,8 @@ use crossbeam_queue::ArrayQueue;
 pub(crate) struct Entry {
     ticket: Option<Arc<Ticket>>,
     pub(crate) imm: Option<Imm>,
-    pub(crate) peers: Vec<PeerIdx>,
+    /// Until there is a ticket, which has them then.
+    pub(crate) recipients: Recipients,
     lists: Option<Arc<PageLists>>,
     /// It has quiesced, and somebody still has the ticket; so it was at the last
     /// tick too.
@@ -58,7 +59,7 @@ impl Rings {
 
     /// An entry that was not needed.
     pub(crate) fn give_back(&self, mut entry: Entry) {
-        entry.peers.clear();
+        entry.recipients.clear();
         if let Some(lists) = entry.lists.as_mut().and_then(Arc::get_mut) {
             // What they name is the user's.
             *lists = PageLists::default();
@@ -91,9 +92,7 @@ impl Entry {
             None => Arc::new(Ticket::new(Arc::clone(office), terms)),
         };
         if let Some(own) = Arc::get_mut(&mut ticket) {
-            if self.peers.len() > 1 {
-                own.await_parts_of(&self.peers);
-            }
+            own.set_recipients(&mut self.recipients);
             own.count();
         }
         self.ticket = Some(Arc::clone(&ticket));
@@ -116,6 +115,11 @@ impl Entry {
         ticket.count_shared();
         self.is_kept = false;
         self.ticket = Some(Arc::clone(ticket));
+    }
+
+    /// Whether a part of it is for that peer.
+    pub(crate) fn is_for(&self, peer: PeerIdx) -> bool {
+        self.ticket.as_ref().is_some_and(|ticket| ticket.recipients().peers().any(|it| it == peer))
     }
 
     fn has_quiesced(&self) -> bool {
@@ -198,7 +202,7 @@ mod tests {
 
     fn begin(rings: &Rings, office: &Arc<TicketOffice>) -> Arc<Ticket> {
         let mut entry = rings.draft();
-        let terms = Terms { num_parts: 1, nbytes: 0, submitted_ns: 0, deadline_ns: 0, source: None };
+        let terms = Terms { num_parts: 1, ..Terms::default() };
         assert!(office.enter(usize::MAX));
         let ticket = entry.issue(office, terms);
         assert!(rings.submit(entry).is_ok());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyfabric_plan::{Extent, Extents, PageList};
 use anyfabric_transports::sys::Mapping;
-use anyfabric_transports::{Failure, Terms, Ticket};
+use anyfabric_transports::{Failure, Recipients, Terms, Ticket};
 use anyfabric_wire::Imm;
 
 use crate::checks::{check_imm, check_pages};
@@ -176,18 +176,20 @@ impl Watcher {
         // The path is made now, so that firing finds it.
         self.inner.prepare(&peer);
         let count = extents.num_extents() as u32;
+        if count == 0 {
+            return Ok(Transfer::done(0, None));
+        }
         let source = Some(Arc::clone(&src.memory));
         let submitted_ns = self.inner.clock.now_ns();
-        let terms = Terms { num_parts: 1, nbytes, submitted_ns, deadline_ns: u64::MAX, source };
-        let ticket = Arc::new(Ticket::new(Arc::clone(&self.inner.office), terms));
+        let terms = Terms { num_parts: 1, nbytes, submitted_ns, deadline_ns: u64::MAX, source, is_probe: false };
+        let (mut ticket, mut recipients) = (Ticket::new(Arc::clone(&self.inner.office), terms), Recipients::default());
+        recipients.add(peer.idx, &peer.operations, nbytes);
+        ticket.set_recipients(&mut recipients);
+        let ticket = Arc::new(ticket);
         let content = dst.content(&src, extents);
         let transfer = Transfer::pending(Arc::clone(&self.inner), about, Arc::clone(&ticket));
         let imm = imm.map(|imm| (imm, count));
         let trigger = Trigger { inner: Arc::clone(&self.inner), peer, content, imm, ticket };
-        if count == 0 {
-            trigger.ticket.part_ended(Ok(()));
-            return Ok(transfer);
-        }
         let (ticket, shared) = (Arc::clone(&trigger.ticket), Arc::downgrade(&self.shared));
         {
             let mut armed = lock(&self.shared.armed);
@@ -320,7 +322,7 @@ impl Trigger {
         }
         let Self { inner, peer, content, imm, ticket } = self;
         ticket.restart(nanos(inner.config.timeout));
-        inner.track(&ticket, imm.map(|(imm, _)| imm), peer.idx);
+        inner.track(&ticket, imm.map(|(imm, _)| imm));
         inner.submit(&peer, content, imm, false, &ticket);
     }
 

@@ -19,6 +19,7 @@ mod lock;
 pub mod loopback;
 pub mod mutant;
 pub mod rdma;
+mod recipients;
 mod region;
 pub mod shm;
 mod splits;
@@ -36,7 +37,8 @@ pub use link::{ControlPath, Inline, Link, LinkError, Loss, Losses, Op, Payload, 
 #[cfg(debug_assertions)]
 pub use lock::num_locks;
 pub use lock::{lock, read, try_lock, write};
+pub use recipients::Recipients;
 pub use region::{Backing, PeerIdx, Region, RegionTable};
 pub use splits::Splits;
-pub use stats::{Histogram, NicStats, PeerStats};
+pub use stats::{Histogram, NicStats, OperationStats, PeerStats};
 pub use ticket::{Failure, Terms, Ticket, TicketOffice, TicketState};

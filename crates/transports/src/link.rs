@@ -263,7 +263,7 @@ pub trait Link: Send + Sync {
     /// What went over it.
     fn stats(&self) -> &PeerStats;
 
-    /// Adds the latency of an inline write to the statistics.
+    /// Adds the latency of an inline write to the statistics of what carried it.
     fn note_latency(&self, _ns: u64) {}
 }
 
@@ -351,7 +351,7 @@ mod tests {
     fn a_lost_count_is_noted_once() {
         let doorbell = Arc::new(Doorbell::private().expect("memory"));
         let office = Arc::new(TicketOffice::new(doorbell, Clock::Real));
-        let terms = || Terms { num_parts: 1, nbytes: 0, submitted_ns: 0, deadline_ns: 0, source: None };
+        let terms = || Terms { num_parts: 1, ..Terms::default() };
         let take = || office.losses.take(0);
         let op = |imm| Op {
             id: 1,

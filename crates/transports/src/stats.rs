@@ -38,14 +38,6 @@ impl Histogram {
         }
     }
 
-    /// Adds another histogram's latencies.
-    pub fn merge(&self, other: &Self) {
-        for (into, from) in self.buckets.iter().zip(&other.buckets) {
-            into.fetch_add(from.load(Relaxed), Relaxed);
-        }
-        self.max_ns.fetch_max(other.max_ns(), Relaxed);
-    }
-
     /// Number of latencies.
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()
@@ -70,14 +62,56 @@ impl Histogram {
     }
 }
 
+/// The operations of a user with one peer: each once, whatever carried it. Those that a link carried out in the thread
+/// that asked for them are the link's to count, see [`PeerStats::inline_operations`].
+#[derive(Debug, Default)]
+pub struct OperationStats {
+    /// Payload bytes of those that ended well.
+    pub bytes: AtomicU64,
+    /// Operations that ended in an error.
+    pub errors: AtomicU64,
+    /// Latencies of operations that a link counts.
+    num_samples: AtomicU64,
+    /// From submission to end, of those that ended well.
+    pub latency: Histogram,
+}
+
+impl OperationStats {
+    /// One ended well, so long after its submission.
+    #[inline]
+    pub fn done(&self, nbytes: u64, ns: u64) {
+        if nbytes > 0 {
+            self.bytes.fetch_add(nbytes, Relaxed);
+        }
+        self.latency.record(ns);
+    }
+
+    /// One ended in an error.
+    pub fn failed(&self) {
+        self.errors.fetch_add(1, Relaxed);
+    }
+
+    /// Adds the latency of an operation that a link counts.
+    pub fn sample(&self, ns: u64) {
+        self.latency.record(ns);
+        self.num_samples.fetch_add(1, Relaxed);
+    }
+
+    /// Those that have ended, well or not.
+    pub fn num_ended(&self) -> u64 {
+        let num_samples = self.num_samples.load(Relaxed);
+        self.latency.count().saturating_sub(num_samples) + self.errors.load(Relaxed)
+    }
+}
+
 /// One NIC's share.
 #[derive(Debug, Default)]
 pub struct NicStats {
     /// Payload bytes sent.
     pub bytes: AtomicU64,
-    /// Operations, or parts of them, sent.
-    pub operations: AtomicU64,
-    /// Operations that failed.
+    /// Parts of operations sent; a small operation is one part.
+    pub parts: AtomicU64,
+    /// Parts that failed.
     pub errors: AtomicU64,
     /// Times that a full ring or socket made an operation wait.
     pub retries: AtomicU64,
@@ -86,18 +120,18 @@ pub struct NicStats {
 }
 
 impl NicStats {
-    /// Counts an operation that was sent.
+    /// Counts a part that was sent.
     #[inline]
     pub fn sent(&self, nbytes: u64) {
         self.bytes.fetch_add(nbytes, Relaxed);
-        self.operations.fetch_add(1, Relaxed);
+        self.parts.fetch_add(1, Relaxed);
     }
 
     /// As [`NicStats::sent`], for the only thread that counts just now.
     #[inline]
     pub fn sent_alone(&self, nbytes: u64) {
         add_alone(&self.bytes, nbytes);
-        add_alone(&self.operations, 1);
+        add_alone(&self.parts, 1);
     }
 }
 
@@ -105,12 +139,17 @@ impl NicStats {
 #[derive(Debug)]
 pub struct PeerStats {
     nics: Vec<NicStats>,
+    /// Operations that ended well in the thread that asked for them.
+    pub inline_operations: AtomicU64,
+    /// Their payload bytes.
+    pub inline_bytes: AtomicU64,
 }
 
 impl PeerStats {
     /// For `num_nics` NICs, at least one.
     pub fn new(num_nics: usize) -> Self {
-        Self { nics: (0..num_nics.max(1)).map(|_| NicStats::default()).collect() }
+        let nics = (0..num_nics.max(1)).map(|_| NicStats::default()).collect();
+        Self { nics, inline_operations: AtomicU64::new(0), inline_bytes: AtomicU64::new(0) }
     }
 
     /// One NIC's share.

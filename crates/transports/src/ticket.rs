@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyfabric_wire::{Imm, Refusal};
 use thiserror::Error;
 
-use crate::{lock, Clock, Doorbell, Losses, PeerIdx, Region};
+use crate::{lock, Clock, Doorbell, Losses, PeerIdx, Recipients, Region};
 
 /// Why an operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -75,6 +75,7 @@ pub struct TicketOffice {
 }
 
 /// What a ticket is for.
+#[derive(Default)]
 pub struct Terms {
     /// Parts, at least one.
     pub num_parts: u32,
@@ -86,6 +87,8 @@ pub struct Terms {
     pub deadline_ns: u64,
     /// Kept alive until the operation has quiesced.
     pub source: Option<Arc<Region>>,
+    /// It is none of the user's operations: statistics say nothing of it.
+    pub is_probe: bool,
 }
 
 /// Shared by who submitted an operation and by the parts that carry it out.
@@ -105,8 +108,8 @@ pub struct Ticket {
     submitted_ns: AtomicU64,
     deadline_ns: AtomicU64,
     office: Arc<TicketOffice>,
-    /// Parts that have not ended, of an operation with several peers; in the order of the peers.
-    awaited: Vec<(PeerIdx, AtomicU32)>,
+    recipients: Recipients,
+    is_probe: bool,
     /// Bytes of the operation.
     pub nbytes: u64,
 }
@@ -160,7 +163,7 @@ impl TicketOffice {
 impl Ticket {
     /// A ticket for an operation; see [`Ticket::count`].
     pub fn new(office: Arc<TicketOffice>, terms: Terms) -> Self {
-        let Terms { num_parts, nbytes, submitted_ns, deadline_ns, source } = terms;
+        let Terms { num_parts, nbytes, submitted_ns, deadline_ns, source, is_probe } = terms;
         Self {
             state: AtomicU32::new(PENDING),
             parts: AtomicU32::new(num_parts.max(1)),
@@ -172,7 +175,8 @@ impl Ticket {
             submitted_ns: AtomicU64::new(submitted_ns),
             deadline_ns: AtomicU64::new(deadline_ns),
             office,
-            awaited: Vec::new(),
+            recipients: Recipients::default(),
+            is_probe,
             nbytes,
         }
     }
@@ -180,7 +184,7 @@ impl Ticket {
     /// The same ticket for another operation: nobody else has it, so that of the
     /// first nothing is left to tell anybody.
     pub fn renew(&mut self, terms: Terms) {
-        let Terms { num_parts, nbytes, submitted_ns, deadline_ns, source } = terms;
+        let Terms { num_parts, nbytes, submitted_ns, deadline_ns, source, is_probe } = terms;
         *self.state.get_mut() = PENDING;
         *self.parts.get_mut() = num_parts.max(1);
         *self.cancelled.get_mut() = false;
@@ -189,29 +193,26 @@ impl Ticket {
         (end.failure, end.culprit) = (None, None);
         end.unfinished.clear();
         end.on_end.clear();
-        self.awaited.clear();
+        self.recipients.clear();
         drop(self.take_source());
         *self.source.get_mut() = source.map_or(std::ptr::null_mut(), |source| Arc::into_raw(source).cast_mut());
         *self.submitted_ns.get_mut() = submitted_ns;
         *self.deadline_ns.get_mut() = deadline_ns;
-        self.nbytes = nbytes;
+        (self.nbytes, self.is_probe) = (nbytes, is_probe);
     }
 
     /// Notes for whom the parts are, before any is submitted: an operation that
-    /// fails can then tell which were missing. Of a renewed ticket, with the
-    /// memory of the operation before.
-    pub fn await_parts_of(&mut self, peers: &[PeerIdx]) {
-        self.awaited.clear();
-        self.awaited.extend(peers.iter().map(|peer| (*peer, AtomicU32::new(1))));
-        if peers.is_sorted_by(|peer, next| peer < next) {
-            return;
-        }
-        self.awaited.sort_unstable_by_key(|(peer, _)| *peer);
-        self.awaited.dedup_by(|(peer, _), (before, parts)| {
-            let is_same = peer == before;
-            *parts.get_mut() += u32::from(is_same);
-            is_same
-        });
+    /// fails can then tell which were missing. Leaves the list of the operation
+    /// before, of a renewed ticket.
+    pub fn set_recipients(&mut self, recipients: &mut Recipients) {
+        std::mem::swap(&mut self.recipients, recipients);
+        self.recipients.await_parts();
+        recipients.clear();
+    }
+
+    /// For whom the parts are.
+    pub const fn recipients(&self) -> &Recipients {
+        &self.recipients
     }
 
     /// The operation that was counted with [`TicketOffice::enter`] is this one, until
@@ -241,7 +242,7 @@ impl Ticket {
 
     /// When it was submitted and when it ended, by the engine's clock.
     pub fn interval_ns(&self) -> Option<(u64, u64)> {
-        // ORDERING: `has_ended` acquires what `settle` stored.
+        // ORDERING: `has_ended` acquires what who settled it stored.
         self.has_ended().then(|| (self.submitted_ns.load(Ordering::Relaxed), self.ended_ns.load(Ordering::Relaxed)))
     }
 
@@ -262,9 +263,9 @@ impl Ticket {
     pub fn state(&self) -> TicketState {
         // ORDERING: pairs with the release of who settles: who sees DONE may reuse the source.
         match self.state.load(Ordering::Acquire) {
-            PENDING | HEARD => TicketState::Pending,
             DONE => TicketState::Done,
-            _ => TicketState::Failed(self.lock().failure.clone().unwrap_or(Failure::Cancelled)),
+            FAILED => TicketState::Failed(self.lock().failure.clone().unwrap_or(Failure::Cancelled)),
+            _ => TicketState::Pending,
         }
     }
 
@@ -297,10 +298,7 @@ impl Ticket {
     /// As [`Ticket::part_ended`], of a part for that peer.
     #[inline]
     pub fn part_ended_at(&self, peer: PeerIdx, result: Result<(), Failure>) {
-        if let Ok(at) = self.awaited.binary_search_by_key(&peer, |(awaited, _)| *awaited) {
-            // ORDERING: for people.
-            self.awaited[at].1.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.recipients.part_ended(peer);
         self.part_ended(result);
     }
 
@@ -338,7 +336,7 @@ impl Ticket {
     /// Whose parts had not ended when it failed, and how many peers it had; none
     /// for an operation with one peer.
     pub fn unfinished(&self) -> (Vec<PeerIdx>, usize) {
-        (self.lock().unfinished.clone(), self.awaited.len())
+        (self.lock().unfinished.clone(), self.recipients.num_awaited())
     }
 
     /// Asks the parts that have not been posted to give up.
@@ -361,71 +359,92 @@ impl Ticket {
     pub fn on_end(&self, on_end: OnEnd) {
         let mut end = self.lock();
         // ORDERING: either this is seen by who settles, who then takes the lock, or the end is seen here.
-        match self.state.compare_exchange(PENDING, HEARD, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) | Err(HEARD) => end.on_end.push(on_end),
-            Err(_) => {
+        let heard = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| match state {
+            PENDING => Some(HEARD),
+            ENDING => Some(ENDING_HEARD),
+            _ => None,
+        });
+        match heard {
+            Err(DONE | FAILED) => {
                 drop(end);
                 on_end();
             }
+            _ => end.on_end.push(on_end),
         }
     }
 
     /// Every part has ended: well, unless it failed before; true if so. Nobody who
     /// wants to hear of it, no lock.
     fn settle_well(&self) -> bool {
-        if self.has_ended() {
-            return false;
+        // ORDERING: nobody else ends it from now on; the parts are ordered by their number.
+        let claim = |from, to| self.state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        let is_heard = match claim(PENDING, ENDING) {
+            Ok(_) => false,
+            Err(HEARD) if claim(HEARD, ENDING_HEARD).is_ok() => true,
+            Err(_) => return false,
+        };
+        let took_ns = self.note_end();
+        if !self.is_probe {
+            // Before the end is told: whoever waited for it finds it in the statistics.
+            self.recipients.note_done(took_ns);
         }
-        // ORDERING: published by the exchange.
-        self.ended_ns.store(self.office.clock.now_ns(), Ordering::Relaxed);
         // ORDERING: release, so that who sees the end sees the bytes.
-        match self.state.compare_exchange(PENDING, DONE, Ordering::Release, Ordering::Acquire) {
-            Ok(_) => true,
-            Err(HEARD) => self.settle(DONE, None),
-            Err(_) => false,
+        let (told, seen) = (Ordering::Release, Ordering::Relaxed);
+        if is_heard || self.state.compare_exchange(ENDING, DONE, told, seen).is_err() {
+            self.tell_done();
         }
+        true
     }
 
-    fn settle_ill(&self, failure: Failure, culprit: Option<PeerIdx>) {
-        if self.settle(FAILED, Some((failure, culprit))) {
-            self.office.doorbell.notify();
-        }
+    /// Notes that it ends now; how long after its submission.
+    #[inline]
+    fn note_end(&self) -> u64 {
+        let now_ns = self.office.clock.now_ns();
+        // ORDERING: published by who settles.
+        self.ended_ns.store(now_ns, Ordering::Relaxed);
+        now_ns.saturating_sub(self.submitted_ns())
     }
 
-    /// Ends it, if nobody has, and tells who wanted to hear of it.
+    /// It ends well, and somebody wants to hear of it.
     #[cold]
-    fn settle(&self, to: u32, failure: Option<(Failure, Option<PeerIdx>)>) -> bool {
+    fn tell_done(&self) {
         let mut end = self.lock();
-        if self.has_ended() {
-            return false;
-        }
-        if failure.is_some() {
-            // ORDERING: for people.
-            let unfinished = self.awaited.iter().filter(|(_, parts)| parts.load(Ordering::Relaxed) > 0);
-            end.unfinished = unfinished.map(|(peer, _)| *peer).collect();
-        }
-        (end.failure, end.culprit) = failure.map_or((None, None), |(failure, culprit)| (Some(failure), culprit));
-        // ORDERING: published by the exchange.
-        self.ended_ns.store(self.office.clock.now_ns(), Ordering::Relaxed);
         let on_end = std::mem::take(&mut end.on_end);
-        // ORDERING: release, so that who sees the end sees the bytes and the failure; from PENDING it may end well
-        // meanwhile, and then nobody wanted to hear of it.
-        let settled = self
-            .state
-            .fetch_update(Ordering::Release, Ordering::Acquire, |state| matches!(state, PENDING | HEARD).then_some(to));
-        if settled.is_err() {
-            (end.failure, end.culprit) = (None, None);
-            end.unfinished.clear();
+        // ORDERING: as in `settle_well`; under the lock, for whoever wants to hear of it just now.
+        self.state.store(DONE, Ordering::Release);
+        drop(end);
+        on_end.into_iter().for_each(|run| run());
+    }
+
+    /// Fails it, unless it ends already, and tells who wanted to hear of it.
+    #[cold]
+    fn settle_ill(&self, failure: Failure, culprit: Option<PeerIdx>) {
+        let mut end = self.lock();
+        let is_open = |state| matches!(state, PENDING | HEARD);
+        // ORDERING: a first look.
+        if !is_open(self.state.load(Ordering::Relaxed)) {
+            return;
+        }
+        let unfinished = self.recipients.unfinished();
+        self.note_end();
+        // ORDERING: release the time of the end; who asks for the failure asks for the lock.
+        let fails = |state| is_open(state).then_some(FAILED);
+        if self.state.fetch_update(Ordering::Release, Ordering::Relaxed, fails).is_err() {
+            return;
+        }
+        (end.failure, end.culprit, end.unfinished) = (Some(failure), culprit, unfinished);
+        if !self.is_probe {
+            // Under the lock: whoever waited for it finds it in the statistics.
+            self.recipients.note_failed();
         }
         // ORDERING: under the lock, see `count_shared`. What ends well leaves when it has quiesced too.
-        if to == FAILED && settled.is_ok() && self.is_counted.load(Ordering::Relaxed) {
+        if self.is_counted.load(Ordering::Relaxed) {
             self.office.leave(NOT_ENDED);
         }
+        let on_end = std::mem::take(&mut end.on_end);
         drop(end);
-        for run in on_end {
-            run();
-        }
-        settled.is_ok()
+        on_end.into_iter().for_each(|run| run());
+        self.office.doorbell.notify();
     }
 
     fn take_source(&self) -> Option<Arc<Region>> {
@@ -457,6 +476,10 @@ const DONE: u32 = 1;
 const FAILED: u32 = 2;
 /// As [`PENDING`]; somebody wants to hear of the end.
 const HEARD: u32 = 3;
+/// All parts have ended, and it will be done: nobody fails it any more.
+const ENDING: u32 = 4;
+/// As [`ENDING`]; somebody wants to hear of the end.
+const ENDING_HEARD: u32 = 5;
 /// Shares of [`TicketOffice::under_way`].
 const NOT_ENDED: u64 = 1 << 32;
 const NOT_QUIESCED: u64 = 1;

@@ -6,14 +6,16 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use anyfabric_transports::{Clock, Doorbell, Failure, Terms, Ticket, TicketOffice, TicketState};
+use anyfabric_transports::{
+    Clock, Doorbell, Failure, OperationStats, Recipients, Terms, Ticket, TicketOffice, TicketState,
+};
 
 fn office() -> Arc<TicketOffice> {
     Arc::new(TicketOffice::new(Arc::new(Doorbell::private().unwrap()), Clock::Real))
 }
 
 fn ticket(office: &Arc<TicketOffice>, num_parts: u32) -> Ticket {
-    let terms = Terms { num_parts, nbytes: 0, submitted_ns: 0, deadline_ns: 0, source: None };
+    let terms = Terms { num_parts, ..Terms::default() };
     Ticket::new(Arc::clone(office), terms)
 }
 
@@ -93,5 +95,51 @@ fn there_is_one_end_and_who_wants_to_hear_of_it_does() {
         assert!(matches!(ticket.state(), TicketState::Done | TicketState::Failed(Failure::Cancelled)));
         assert!(ticket.culprit().is_none() && ticket.has_quiesced());
         assert_eq!(counts(&office), (0, 0));
+    }
+}
+
+/// Whoever wins: an operation that is cancelled as its last part ends is once in the statistics, as what it became.
+#[test]
+fn statistics_say_what_became_of_it() {
+    const ROUNDS: u64 = 5_000;
+    let (office, stats) = (office(), [(); 2].map(|()| Arc::<OperationStats>::default()));
+    let tickets: Vec<Ticket> = (0..ROUNDS)
+        .map(|_| {
+            let (mut ticket, mut recipients) = (ticket(&office, 2), Recipients::default());
+            (0..2).for_each(|peer| recipients.add(peer, &stats[peer as usize], 8));
+            ticket.set_recipients(&mut recipients);
+            ticket.part_ended_at(1, Ok(()));
+            ticket
+        })
+        .collect();
+    let (begun, mut num_failed) = (AtomicUsize::new(0), 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for (idx, ticket) in tickets.iter().enumerate() {
+                while begun.load(Ordering::Acquire) <= idx {
+                    std::thread::yield_now();
+                }
+                ticket.fail(Failure::Cancelled);
+            }
+        });
+        for (idx, ticket) in tickets.iter().enumerate() {
+            begun.store(idx + 1, Ordering::Release);
+            // Sometimes the one is quicker, sometimes the other.
+            (0..idx % 64).for_each(|_| std::hint::spin_loop());
+            if idx % 64 == 63 {
+                std::thread::yield_now();
+            }
+            ticket.part_ended_at(0, Ok(()));
+            num_failed += u64::from(ticket.state() != TicketState::Done);
+            let ended: Vec<_> =
+                stats.iter().map(|stats| (stats.num_ended(), stats.errors.load(Ordering::Relaxed))).collect();
+            assert_eq!(ended, [(idx as u64 + 1, num_failed); 2], "whoever sees the end finds it in the statistics");
+        }
+    });
+    println!("{num_failed} of {ROUNDS} failed");
+    for stats in &stats {
+        let (errors, bytes) = (stats.errors.load(Ordering::Relaxed), stats.bytes.load(Ordering::Relaxed));
+        assert_eq!((errors, bytes), (num_failed, 8 * (ROUNDS - num_failed)));
+        assert_eq!(stats.latency.count(), ROUNDS - num_failed);
     }
 }

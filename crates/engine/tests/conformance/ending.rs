@@ -58,11 +58,19 @@ fn deadline_ends_it(fabric: &Fabric) {
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(300), "it ended {took:?} after its submission");
     assert_code(transfer.wait(None), Code::TransferTimeout);
+    assert_eq!(operations(&pair), (1, 1, 0));
     pair.peer.go_on();
     transfer.wait_quiesced(Some(LONG)).unwrap();
     // The peer was merely stopped: what comes later goes well.
     let (src, dst) = (pair.region.slice(0..8).unwrap(), pair.remote.slice(0..8).unwrap());
     pair.engine.write(&src, &dst, WriteOptions::default()).unwrap().wait(Some(LONG)).unwrap();
+    assert_eq!(operations(&pair), (2, 1, 8));
+}
+
+/// With the peer: that have ended, those that failed, and the bytes of the others.
+fn operations(pair: &Pair) -> (u64, u64, u64) {
+    let with_peer = &pair.engine.stats().peers[&pair.peer.address.to_string()];
+    (with_peer.operations, with_peer.errors, with_peer.bytes)
 }
 
 /// Pages, a scatter of which one part went well, and a message.
@@ -128,6 +136,7 @@ fn cancelled_ends_and_quiesces(fabric: &Fabric) {
     transfer.cancel();
     assert_code(transfer.wait(Some(Duration::from_secs(5))), Code::Cancelled);
     transfer.cancel();
+    assert_eq!(operations(&pair), (1, 1, 0));
     pair.peer.go_on();
     transfer.wait_quiesced(Some(LONG)).unwrap();
     // Whoever waited for it is told, unless its bytes have arrived all the same.
@@ -142,6 +151,7 @@ fn cancelled_ends_and_quiesces(fabric: &Fabric) {
     done.wait(Some(LONG)).unwrap();
     done.cancel();
     done.wait(None).unwrap();
+    assert_eq!(operations(&pair), (2, 1, 1));
 }
 
 fn full_queue_raises(fabric: &Fabric) {
@@ -272,6 +282,5 @@ fn many_under_way(fabric: &Fabric) {
     assert_eq!(pattern::mismatch(pair.bytes(), 8, 0), None);
     let stats = pair.engine.stats();
     let to_peer = &stats.peers[&pair.peer.address.to_string()];
-    assert!(to_peer.bytes >= SLOT * SLOTS && to_peer.operations >= SLOTS, "{to_peer:?}");
-    assert_eq!(to_peer.errors, 0);
+    assert_eq!((to_peer.bytes, to_peer.operations, to_peer.errors), (SLOT * SLOTS, SLOTS, 0));
 }

@@ -470,11 +470,13 @@ impl Link for ShmLink {
         let mut outgoing = lock(&self.outgoing);
         let (bytes, operations) = (outgoing.inline_bytes, outgoing.inline_operations);
         (outgoing.inline_bytes, outgoing.inline_operations) = (0, 0);
-        drop(outgoing);
+        let PeerStats { inline_bytes, inline_operations, .. } = &self.stats;
         let nic = self.stats.nic(0);
-        // ORDERING: statistics.
+        // ORDERING: statistics; under the lock, so that nobody looks in between.
         nic.bytes.fetch_add(bytes, Ordering::Relaxed);
-        nic.operations.fetch_add(operations, Ordering::Relaxed);
+        nic.parts.fetch_add(operations, Ordering::Relaxed);
+        inline_bytes.fetch_add(bytes, Ordering::Relaxed);
+        inline_operations.fetch_add(operations, Ordering::Relaxed);
         &self.stats
     }
 }

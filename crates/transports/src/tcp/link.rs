@@ -46,7 +46,7 @@ pub struct TcpLink {
     was_whole: AtomicBool,
     /// When something small last went either way.
     pub(super) small_ns: AtomicU64,
-    stats: PeerStats,
+    stats: Arc<PeerStats>,
 }
 
 /// A write that comes over several lanes.
@@ -87,7 +87,7 @@ impl TcpLink {
             busy: AtomicBool::new(false),
             was_whole: AtomicBool::new(false),
             small_ns: AtomicU64::new(0),
-            stats: PeerStats::new(num_streams + 1),
+            stats: Arc::new(PeerStats::new(num_streams + 1)),
         }
     }
 
@@ -198,9 +198,10 @@ impl TcpLink {
         let whole = matches!(extents, Extents::One(_));
         let (id, imm, verify) = (op.id, op.imm, op.verify);
         let num_parts = shards.len().max(1);
-        let shared = Arc::new(Shared::new(op, num_parts as u32));
-        let part = |extents: Extents, imm, num_parts| Part {
+        let shared = Arc::new(Shared::new(op, num_parts as u32, &self.stats));
+        let part = |extents: Extents, imm, num_parts, lane| Part {
             shared: Arc::clone(&shared),
+            lane,
             op: id,
             content: Content::Write { source: Arc::clone(&source), region, key, extents },
             imm,
@@ -211,9 +212,9 @@ impl TcpLink {
         if shards.is_empty() {
             // No stream stands but the control connection, and none is waited for.
             return match self.lane(0) {
-                Some(lane) => self.submit(&lane, part(extents, imm, 1), false),
+                Some(lane) => self.submit(&lane, part(extents, imm, 1, 0), false),
                 None => {
-                    part(extents, imm, 1).end(Err(Failure::ConnectionBroken("no stream stands".into())));
+                    part(extents, imm, 1, 0).end(Err(Failure::ConnectionBroken("no stream stands".into())));
                     false
                 }
             };
@@ -224,8 +225,9 @@ impl TcpLink {
             // A write is joined at the receiver and counts once; every page counts for itself.
             let (imm, joined) =
                 if whole { (imm, num_parts as u16) } else { (imm.map(|(imm, _)| (imm, shard.len as u32)), 1) };
-            let part = part(slice, imm, joined);
-            match self.lane(shard.nic_idx + 1) {
+            let lane = shard.nic_idx + 1;
+            let part = part(slice, imm, joined, lane);
+            match self.lane(lane) {
                 Some(lane) => drive |= self.submit(&lane, part, false),
                 None => part.end(Err(Failure::ConnectionBroken("the stream just broke".into()))),
             }
@@ -246,12 +248,13 @@ impl TcpLink {
         };
         let part = Part {
             op: op.id,
+            lane: 0,
             imm: op.imm,
             verify: op.verify,
             content,
             num_parts: 1,
             submitted_ns: self.clock.now_ns(),
-            shared: Arc::new(Shared::new(op, 1)),
+            shared: Arc::new(Shared::new(op, 1, &self.stats)),
         };
         match self.lane(0) {
             Some(lane) => self.submit(&lane, part, true),
@@ -273,10 +276,6 @@ impl TcpLink {
                 let nic = self.stats.nic(usize::from(lane.idx));
                 nic.sent(part.nbytes());
                 nic.latency.record(now_ns.saturating_sub(part.submitted_ns));
-                if result.is_err() {
-                    // ORDERING: statistics.
-                    nic.errors.fetch_add(1, Ordering::Relaxed);
-                }
                 // Last: whoever waited for it finds it in the statistics.
                 part.end(result.map_err(Failure::Refused));
             }

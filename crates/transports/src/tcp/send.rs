@@ -11,19 +11,21 @@ use anyfabric_wire::Imm;
 
 use super::batch::Batch;
 use super::lane::Lane;
-use crate::{lock, try_lock, Failure, Op, Region};
+use crate::{lock, try_lock, Failure, Op, PeerStats, Region};
 
 /// An operation, shared by the lanes that carry parts of it.
 #[derive(Debug)]
 pub(super) struct Shared {
+    stats: Arc<PeerStats>,
     op: Mutex<Option<Op>>,
     parts: AtomicU32,
     failure: Mutex<Option<Failure>>,
 }
 
 impl Shared {
-    pub(super) fn new(op: Op, num_parts: u32) -> Self {
-        Self { op: Mutex::new(Some(op)), parts: AtomicU32::new(num_parts), failure: Mutex::default() }
+    pub(super) fn new(op: Op, num_parts: u32, stats: &Arc<PeerStats>) -> Self {
+        let (op, parts, stats) = (Mutex::new(Some(op)), AtomicU32::new(num_parts), Arc::clone(stats));
+        Self { stats, op, parts, failure: Mutex::default() }
     }
 
     /// Why the operation should not go on, if so.
@@ -66,6 +68,8 @@ impl Shared {
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) shared: Arc<Shared>,
+    /// Which lane carries it.
+    pub(super) lane: usize,
     pub(super) op: u64,
     pub(super) content: Content,
     /// What the receiver counts when this part (and its siblings, if
@@ -95,6 +99,10 @@ impl Part {
     }
 
     pub(super) fn end(&self, result: Result<(), Failure>) {
+        if result.is_err() {
+            // ORDERING: statistics.
+            self.shared.stats.nic(self.lane).errors.fetch_add(1, Ordering::Relaxed);
+        }
         self.shared.part_ended(result);
     }
 }

@@ -1,0 +1,142 @@
+//! Whom an operation is for: whose parts have not ended, and what the statistics of each peer say of its end.
+//!
+//! Lists are used again and again: what an operation before had of the same peer in the same place stays, so that
+//! naming the same peers anew costs a comparison each.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+
+use crate::{OperationStats, PeerIdx};
+
+/// Whom an operation is for.
+#[derive(Debug, Default)]
+pub struct Recipients {
+    /// In the order in which they were named, a peer for each of its targets; from `num` on those of operations before.
+    list: Vec<Recipient>,
+    num: usize,
+    /// Of an operation with several targets: each peer once, in the order of the peers.
+    awaited: Vec<Awaited>,
+}
+
+#[derive(Debug)]
+struct Recipient {
+    peer: PeerIdx,
+    nbytes: u64,
+    stats: Arc<OperationStats>,
+}
+
+#[derive(Debug)]
+struct Awaited {
+    peer: PeerIdx,
+    /// That have not ended.
+    parts: AtomicU32,
+    nbytes: u64,
+    /// Where it is in the list.
+    at: usize,
+}
+
+impl Recipients {
+    /// Names one more target: so many bytes for that peer, whose statistics these are.
+    #[inline]
+    pub fn add(&mut self, peer: PeerIdx, stats: &Arc<OperationStats>, nbytes: u64) {
+        match self.list.get_mut(self.num) {
+            Some(known) if Arc::ptr_eq(&known.stats, stats) => known.nbytes = nbytes,
+            Some(other) => *other = Recipient { peer, nbytes, stats: Arc::clone(stats) },
+            None => self.list.push(Recipient { peer, nbytes, stats: Arc::clone(stats) }),
+        }
+        self.num += 1;
+    }
+
+    /// Names nobody.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.num = 0;
+        self.awaited.clear();
+    }
+
+    /// Number of targets.
+    pub const fn num_targets(&self) -> usize {
+        self.num
+    }
+
+    /// Their peers, in the order in which they were named.
+    pub fn peers(&self) -> impl Iterator<Item = PeerIdx> + '_ {
+        self.list[..self.num].iter().map(|recipient| recipient.peer)
+    }
+
+    /// The peer, where there is but one.
+    pub fn only(&self) -> Option<PeerIdx> {
+        let mut peers = self.peers();
+        let first = peers.next()?;
+        peers.all(|other| other == first).then_some(first)
+    }
+
+    /// All are named: notes what is awaited of whom, before any part is submitted.
+    pub(crate) fn await_parts(&mut self) {
+        let Self { list, num, awaited } = self;
+        awaited.clear();
+        if *num < 2 {
+            return;
+        }
+        let of = |(at, recipient): (usize, &Recipient)| {
+            let Recipient { peer, nbytes, .. } = *recipient;
+            Awaited { peer, parts: AtomicU32::new(1), nbytes, at }
+        };
+        awaited.extend(list[..*num].iter().enumerate().map(of));
+        if awaited.is_sorted_by(|peer, next| peer.peer < next.peer) {
+            return;
+        }
+        awaited.sort_unstable_by_key(|awaited| awaited.peer);
+        awaited.dedup_by(|more, first| {
+            let is_same = more.peer == first.peer;
+            if is_same {
+                *first.parts.get_mut() += 1;
+                first.nbytes = first.nbytes.saturating_add(more.nbytes);
+            }
+            is_same
+        });
+    }
+
+    /// A part for that peer has ended.
+    #[inline]
+    pub(crate) fn part_ended(&self, peer: PeerIdx) {
+        if let Ok(at) = self.awaited.binary_search_by_key(&peer, |awaited| awaited.peer) {
+            // ORDERING: for people.
+            self.awaited[at].parts.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Of several: whose parts have not ended.
+    pub(crate) fn unfinished(&self) -> Vec<PeerIdx> {
+        // ORDERING: for people.
+        let unfinished = self.awaited.iter().filter(|awaited| awaited.parts.load(Ordering::Relaxed) > 0);
+        unfinished.map(|awaited| awaited.peer).collect()
+    }
+
+    /// Peers, where there are several targets.
+    pub(crate) fn num_awaited(&self) -> usize {
+        self.awaited.len()
+    }
+
+    /// The operation ends well after so long: once in the statistics of each peer.
+    #[inline]
+    pub(crate) fn note_done(&self, ns: u64) {
+        self.each(|stats, nbytes| stats.done(nbytes, ns));
+    }
+
+    /// The operation has failed: for every peer, whichever made it fail.
+    #[cold]
+    pub(crate) fn note_failed(&self) {
+        self.each(|stats, _| stats.failed());
+    }
+
+    /// Each peer once: its statistics, and its bytes.
+    #[inline]
+    fn each(&self, note: impl Fn(&OperationStats, u64)) {
+        match &self.list[..self.num] {
+            [] => {}
+            [only] => note(&only.stats, only.nbytes),
+            list => self.awaited.iter().for_each(|awaited| note(&list[awaited.at].stats, awaited.nbytes)),
+        }
+    }
+}
