@@ -23,8 +23,8 @@ def receiver(sender: str) -> None:
             engine.counter(imm=BARRIER_IMM, sources=[address]) as barrier,
         ):
             engine.send(address, shard.descriptor().to_bytes())
-            filled.wait(1, timeout_s=10)
-            barrier.wait(1, timeout_s=10)
+            filled.wait(1, timeout_s=30)
+            barrier.wait(1, timeout_s=30)
             engine.send(address, bytes([shard.numpy()[0]])).wait()
             engine.receive(timeout_s=60)  # nothing comes: it is killed
 
@@ -39,7 +39,7 @@ def main() -> None:
         for process in processes:
             process.start()
 
-        announced = [engine.receive(timeout_s=20) for _ in processes]
+        announced = [engine.receive(timeout_s=30) for _ in processes]
         shards = [af.Descriptor.from_bytes(message.data) for message in announced]
         peers = engine.peer_group([message.source for message in announced])
 
