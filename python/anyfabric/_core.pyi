@@ -223,8 +223,14 @@ class Engine:
         """
     def _try_receive(self) -> Message | None:
         """Take the oldest unread message, or return `None`; never blocks."""
-    def _notify_receive(self, notifier: Notifier, token: int) -> None:
-        """Deliver `token` once as soon as a message can be taken or the engine is closed."""
+    def _notify_receive(self, notifier: Notifier, token: int) -> tuple[int, int]:
+        """Deliver `token` once as soon as a message can be taken or the engine is closed.
+
+        Returns:
+            What `_give_up_receive` takes.
+        """
+    def _give_up_receive(self, waiter: tuple[int, int]) -> None:
+        """Forget what `_notify_receive` promised, unless it was delivered; in a forked child nothing."""
     def counter(self, *, imm: int | None = None, sources: Sequence[Address] = ()) -> Counter:
         """Open a counter of the arrivals of one immediate at this engine.
 
@@ -575,8 +581,14 @@ class Counter:
         """
     def reached(self, n: int, *, timeout_s: float | None = None) -> Coroutine[Any, Any, None]:
         """`wait`, awaited."""
-    def _notify(self, n: int, notifier: Notifier, token: int) -> None:
-        """Deliver `token` once when `wait(n, 0)` would not raise `WaitTimeout`."""
+    def _notify(self, n: int, notifier: Notifier, token: int) -> tuple[int, int]:
+        """Deliver `token` once when `wait(n, 0)` would not raise `WaitTimeout`.
+
+        Returns:
+            What `_give_up` takes.
+        """
+    def _give_up(self, waiter: tuple[int, int]) -> None:
+        """Forget what `_notify` promised, unless it was delivered; in a forked child nothing."""
     def close(self) -> None:
         """Stop counting and fail the waiters with `Closed`; idempotent."""
     def __enter__(self) -> Self: ...

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import anyfabric as af
+from anyfabric import _asyncio
 
 
 def run(coroutine):
@@ -91,6 +92,64 @@ def test_reached_times_out_and_is_cancelled(engine):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+
+    run(main())
+
+
+def test_a_wait_that_is_given_up_leaves_nothing_behind(engine, peer, monkeypatch):
+    """A server that looks for something else now and then gives up thousands of waits in its life."""
+    delivered = []
+    wake = _asyncio._LoopWaiter._wake
+
+    def spy(waiter):
+        notifier, waiter._notifier = waiter._notifier, Drained(waiter._notifier.drain())
+        delivered.extend(waiter._notifier.tokens)
+        wake(waiter)
+        waiter._notifier = notifier
+
+    class Drained:
+        def __init__(self, tokens):
+            self.tokens = tokens
+
+        def drain(self):
+            return self.tokens
+
+    monkeypatch.setattr(_asyncio._LoopWaiter, "_wake", spy)
+
+    async def main():
+        with engine.counter() as counter:
+            for _ in range(50):
+                with pytest.raises(af.WaitTimeout):
+                    await counter.reached(1, timeout_s=0)
+                with pytest.raises(af.WaitTimeout):
+                    await engine.receive_async(timeout_s=0.001)
+            waiting = [asyncio.create_task(each) for each in (counter.reached(1), engine.receive_async())]
+            await asyncio.sleep(0)
+            await peer.barrier([engine.address], imm=counter.imm)
+            await peer.send(engine.address, b"at last")
+            await asyncio.gather(*waiting)
+
+    run(main())
+    # Two waits that were not given up, and the two transfers.
+    assert len(delivered) <= 4
+
+
+@pytest.mark.parametrize("timeout_s", [-1, float("nan"), float("-inf")])
+def test_a_timeout_that_is_none_is_refused(engine, timeout_s):
+    async def main():
+        with engine.counter() as counter, pytest.raises(af.InvalidArgument, match="expected seconds, 0 or"):
+            await counter.reached(1, timeout_s=timeout_s)
+        with pytest.raises(af.InvalidArgument, match="expected seconds, 0 or more"):
+            await engine.receive_async(timeout_s=timeout_s)
+
+    run(main())
+
+
+def test_a_timeout_says_for_how_long_was_waited(engine):
+    async def main():
+        said = r"imm 5: 0 of 2 arrivals after 0\.01 s"
+        with engine.counter(imm=5) as counter, pytest.raises(af.WaitTimeout, match=said):
+            await counter.reached(2, timeout_s=0.01)
 
     run(main())
 

@@ -10,9 +10,10 @@
 //! with it is under way.
 
 mod missed;
+mod state;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -24,7 +25,9 @@ use rustc_hash::FxHashMap;
 use crate::early::{Early, Missing};
 use crate::fractions::Fractions;
 use crate::inner::{lock, Inner};
+use crate::waiters::Waiter;
 use crate::{Code, Error, Result};
+use state::State;
 
 /// The arrivals of one immediate at this engine. Closed on drop.
 pub struct Counter {
@@ -65,18 +68,27 @@ impl Counter {
         Err(Error::new(Code::WaitTimeout, message).during("counter"))
     }
 
-    /// Runs `on_settled` once, when `wait(n)` would return; at once if so.
-    pub fn on_settled(&self, n: u64, on_settled: Box<dyn FnOnce() + Send>) {
+    /// Runs `on_settled` once, when `wait(n)` would return; at once if so. It
+    /// must not block and not call the engine.
+    pub fn on_settled(&self, n: u64, on_settled: Box<dyn FnOnce() + Send>) -> Waiter {
         // From now on every arrival may be the one: whoever blocks must hear of each.
-        self.inner.counters.add_waiter();
+        let announced = Announced::new(&self.inner);
         self.inner.doorbell.reset_patience();
-        let inner = Arc::clone(&self.inner);
-        let run = Box::new(move || {
-            inner.counters.remove_waiter();
+        let tell = Box::new(move || {
+            drop(announced);
             on_settled();
         });
-        self.state.on_settled(n, run);
+        let waiter = self.state.on_settled(n, tell);
         self.inner.wake();
+        waiter
+    }
+
+    /// What waits will not be told any more, unless it was already.
+    pub fn give_up(&self, waiter: Waiter) {
+        // The lock may be held by a thread that is not in a forked child.
+        if self.inner.check_fork().is_ok() {
+            self.state.give_up(waiter);
+        }
     }
 
     /// Whether it was closed.
@@ -106,98 +118,19 @@ impl std::fmt::Debug for Counter {
     }
 }
 
-/// What is counted, shared by the counter and the table.
-pub(crate) struct State {
-    imm: Imm,
-    quarters: AtomicU64,
-    closed: AtomicBool,
-    settled_early: AtomicBool,
-    has_waiters: AtomicBool,
-    rest: Mutex<Rest>,
+/// Keeps those who have news from thinking that nobody waits but who blocks.
+struct Announced(Arc<Inner>);
+
+impl Announced {
+    fn new(inner: &Arc<Inner>) -> Self {
+        inner.counters.add_waiter();
+        Self(Arc::clone(inner))
+    }
 }
 
-#[derive(Default)]
-struct Rest {
-    failure: Option<Error>,
-    sources: Vec<EngineId>,
-    waiters: Vec<(u64, Box<dyn FnOnce() + Send>)>,
-}
-
-impl State {
-    pub(crate) fn value(&self) -> u64 {
-        // ORDERING: acquire the bytes; partner: `add`. Sequentially consistent because a sleeper looks here
-        // after it has announced itself at the doorbell.
-        self.quarters.load(Ordering::SeqCst) / 4
-    }
-
-    fn add(&self, quarters: u64, doorbell: &Doorbell) {
-        // ORDERING: release the bytes, which the transport has made visible to this thread; and the fence before the
-        // looks for waiters and sleepers.
-        self.quarters.fetch_add(quarters, Ordering::SeqCst);
-        if self.has_waiters.load(Ordering::SeqCst) {
-            self.run_waiters();
-        }
-        doorbell.notify_after_swap();
-    }
-
-    fn is_settled(&self, n: u64) -> bool {
-        // ORDERING: acquire the failure; partner: `fail`.
-        self.value() >= n || self.settled_early.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn outcome(&self, n: u64) -> Result<()> {
-        if self.value() >= n {
-            return Ok(());
-        }
-        let failure = self.lock().failure.clone();
-        Err(failure.unwrap_or_else(|| Error::new(Code::Closed, "the counter is closed").during("counter")))
-    }
-
-    fn on_settled(&self, n: u64, on_settled: Box<dyn FnOnce() + Send>) {
-        let mut rest = self.lock();
-        rest.waiters.push((n, on_settled));
-        // ORDERING: announced before the look below; partner: `add`.
-        self.has_waiters.store(true, Ordering::SeqCst);
-        if self.is_settled(n) {
-            let own = rest.waiters.pop();
-            drop(rest);
-            if let Some((_, run)) = own {
-                run();
-            }
-        }
-    }
-
-    fn fail(&self, error: Error) {
-        let waiters = {
-            let mut rest = self.lock();
-            rest.failure.get_or_insert(error);
-            // ORDERING: release the failure; partner: `is_settled`.
-            self.settled_early.store(true, Ordering::Release);
-            std::mem::take(&mut rest.waiters)
-        };
-        for (_, run) in waiters {
-            run();
-        }
-    }
-
-    fn run_waiters(&self) {
-        let value = self.value();
-        let due: Vec<_> = {
-            let mut rest = self.lock();
-            let (due, kept): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut rest.waiters).into_iter().partition(|(n, _)| *n <= value);
-            // ORDERING: under the lock.
-            self.has_waiters.store(!kept.is_empty(), Ordering::SeqCst);
-            rest.waiters = kept;
-            due
-        };
-        for (_, run) in due {
-            run();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Rest> {
-        lock(&self.rest)
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.0.counters.remove_waiter();
     }
 }
 
@@ -279,14 +212,7 @@ impl Counters {
             }
             None => (0, table.early.take_dropped(imm)),
         };
-        let state = Arc::new(State {
-            imm,
-            quarters: AtomicU64::new(quarters),
-            closed: AtomicBool::new(false),
-            settled_early: AtomicBool::new(false),
-            has_waiters: AtomicBool::new(false),
-            rest: Mutex::new(Rest { failure: None, sources, waiters: Vec::new() }),
-        });
+        let state = Arc::new(State::new(imm, quarters, sources));
         table.by_imm.insert(imm.value(), Entry::Open(Arc::clone(&state)));
         drop(table);
         if let Some(missing) = missing {

@@ -18,6 +18,7 @@ use crate::remote::{Remote, RemoteSlice};
 use crate::submit::{Order, Part, What};
 use crate::transfer::{About, Transfer, TIMED_BYTES};
 use crate::under_way::Entry;
+use crate::waiters::Waiter;
 use crate::watcher::Watcher;
 use crate::{Code, Config, Error, Message, Region, Result};
 
@@ -206,8 +207,16 @@ impl Engine {
 
     /// Runs `on_ready` once when a message can be taken or the engine is
     /// closed. It must not block and not call the engine.
-    pub fn on_message(&self, on_ready: Box<dyn FnOnce() + Send>) {
-        self.inner.messages.on_ready(on_ready);
+    pub fn on_message(&self, on_ready: Box<dyn FnOnce() + Send>) -> Waiter {
+        self.inner.messages.on_ready(on_ready)
+    }
+
+    /// What waits for a message will not be told any more, unless it was already.
+    pub fn give_up_message(&self, waiter: Waiter) {
+        // The lock may be held by a thread that is not in a forked child.
+        if self.inner.check_fork().is_ok() {
+            self.inner.messages.give_up(waiter);
+        }
     }
 
     /// Opens a counter for `imm`, or for a fresh one of this engine. When a

@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard};
 use anyfabric_transports::{lock, PeerIdx};
 use anyfabric_wire::{Address, Refusal};
 
+use crate::waiters::{Tell, Waiter, Waiters};
+
 /// A received message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -26,7 +28,7 @@ pub(crate) struct Messages {
 struct State {
     queue: VecDeque<(PeerIdx, Message)>,
     held: HashMap<PeerIdx, (usize, usize)>,
-    waiters: Vec<Box<dyn FnOnce() + Send>>,
+    waiters: Waiters,
     closed: bool,
 }
 
@@ -40,9 +42,9 @@ impl Messages {
             }
             *held = (held.0 + 1, held.1 + message.data.len());
             state.queue.push_back((peer, message));
-            std::mem::take(&mut state.waiters)
+            state.waiters.take_all()
         };
-        waiters.into_iter().for_each(|run| run());
+        waiters.into_iter().for_each(|tell| tell());
         Ok(())
     }
 
@@ -66,23 +68,32 @@ impl Messages {
     }
 
     /// Runs `on_ready` once, when `is_ready`; at once if it is.
-    pub(crate) fn on_ready(&self, on_ready: Box<dyn FnOnce() + Send>) {
+    pub(crate) fn on_ready(&self, on_ready: Tell) -> Waiter {
         let mut state = self.lock();
+        let waiter = state.waiters.add(0, on_ready);
         if state.queue.is_empty() && !state.closed {
-            state.waiters.push(on_ready);
-        } else {
-            drop(state);
-            on_ready();
+            return waiter;
         }
+        let own = state.waiters.remove(waiter);
+        drop(state);
+        if let Some(tell) = own {
+            tell();
+        }
+        waiter
+    }
+
+    pub(crate) fn give_up(&self, waiter: Waiter) {
+        let own = self.lock().waiters.remove(waiter);
+        drop(own);
     }
 
     pub(crate) fn close(&self) {
         let waiters = {
             let mut state = self.lock();
             state.closed = true;
-            std::mem::take(&mut state.waiters)
+            state.waiters.take_all()
         };
-        waiters.into_iter().for_each(|run| run());
+        waiters.into_iter().for_each(|tell| tell());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

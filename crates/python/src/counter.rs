@@ -63,11 +63,14 @@ impl Counter {
         hooks::call(py, pyo3::intern!(py, "counter_reached"), (slf, n, timeout_s))
     }
 
-    fn _notify(&self, py: Python<'_>, n: Number, notifier: &Notifier, token: Number) -> PyResult<()> {
+    fn _notify(&self, py: Python<'_>, n: Number, notifier: &Notifier, token: Number) -> PyResult<(u64, u64)> {
         self.engine.get().native.check_fork().or_raise(py)?;
         let queue = notifier.queue();
-        self.native.on_settled(n.0, Box::new(move || queue.deliver(token.0)));
-        Ok(())
+        Ok(self.native.on_settled(n.0, Box::new(move || queue.deliver(token.0))).to_parts())
+    }
+
+    fn _give_up(&self, waiter: (u64, u64)) {
+        self.native.give_up(native::Waiter::from_parts(waiter));
     }
 
     fn close(&self) {

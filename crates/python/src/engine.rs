@@ -258,11 +258,14 @@ impl Engine {
         message.map(|message| Message::new(py, message)).transpose()
     }
 
-    fn _notify_receive(&self, py: Python<'_>, notifier: &Notifier, token: Number) -> PyResult<()> {
+    fn _notify_receive(&self, py: Python<'_>, notifier: &Notifier, token: Number) -> PyResult<(u64, u64)> {
         self.native.check_fork().or_raise(py)?;
         let queue = notifier.queue();
-        self.native.on_message(Box::new(move || queue.deliver(token.0)));
-        Ok(())
+        Ok(self.native.on_message(Box::new(move || queue.deliver(token.0))).to_parts())
+    }
+
+    fn _give_up_receive(&self, waiter: (u64, u64)) {
+        self.native.give_up_message(native::Waiter::from_parts(waiter));
     }
 
     #[pyo3(signature = (*, imm=None, sources=Vec::new()), text_signature = "($self, *, imm=None, sources=())")]

@@ -147,6 +147,33 @@ fn a_counter_runs_its_callback_and_reaches_its_number() {
 }
 
 #[test]
+fn who_gives_up_is_not_told_and_kept_no_longer() {
+    for_seeds(20, |world| {
+        let pair = Pair::new(world);
+        let counter = pair.reader.counter(Some(5), &[]).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let waiters: Vec<_> = [1, 2, 1, 2]
+            .into_iter()
+            .zip(0..)
+            .map(|(n, who)| {
+                let tell = tell.clone();
+                counter.on_settled(n, Box::new(move || tell.send(who).unwrap()))
+            })
+            .collect();
+        counter.give_up(waiters[0]);
+        counter.give_up(waiters[3]);
+        pair.write(9_000, Some(5)).unwrap().wait(None).unwrap();
+        counter.wait(1, Some(Duration::from_secs(1))).unwrap();
+        // Was told, so this changes nothing.
+        counter.give_up(waiters[2]);
+        pair.write(9_000, Some(5)).unwrap().wait(None).unwrap();
+        counter.wait(2, Some(Duration::from_secs(1))).unwrap();
+        drop(tell);
+        assert_eq!(told.iter().collect::<Vec<_>>(), [2, 1]);
+    });
+}
+
+#[test]
 fn a_barrier_counts_once_a_participant() {
     for_seeds(60, |world| {
         let engines: Vec<Engine> = (0..world.random.between(2, 5)).map(|_| world.engine()).collect();
