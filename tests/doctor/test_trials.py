@@ -87,6 +87,23 @@ def test_a_pair(laptop):
             assert rows == [("ok", "tcp → there", "1 MiB each way, counted and compared")]
 
 
+@pytest.mark.parametrize("data", [b"nonsense", b"1", b"[" * 60000, b"[]", b'{"do": [], "way": 0}'])
+def test_a_partner_survives_what_is_no_request(laptop, data):
+    with partner_of(laptop) as address, af.Engine() as stranger:
+        stranger.send(af.Address.parse(address), data).wait(10)
+        assert "not a request" in json.loads(stranger.receive(timeout_s=10).data)["error"]
+
+
+def test_an_offer_begins_anew(monkeypatch):
+    """What came to nothing for one client is not the next one's."""
+    with End(Way("shm")) as sender, End(Way("shm")) as receiver:
+        with monkeypatch.context() as patch, pytest.raises(af.WaitTimeout):
+            patch.setattr("anyfabric.doctor.trial.WAIT_S", 0.01)
+            receiver.fault(1)
+        sender.write(receiver.offer(), 2)
+        assert receiver.fault(2) == ""
+
+
 def test_nobody_there(laptop):
     with partner_of(laptop) as address:
         pass

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
     from anyfabric.cli.perf_cases import Case
 
-__all__ = ["End", "Introduction", "permutations"]
+__all__ = ["End", "Introduction", "permutations", "receive"]
 
 WAIT_S = 20.0
 """No operation of any case takes longer, unless the other side is gone."""
+NUM_LOOKS = 40
+"""How often it is seen within that time whether the other side is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +57,36 @@ def permutations(case: Case) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uin
     )
 
 
+def receive(engine: af.Engine, peer: af.Address) -> af.Message:
+    """The next message, while there is a peer to send it.
+
+    Raises:
+        PeerLost: `peer` is lost, and so sends none.
+        WaitTimeout: It sent none for `WAIT_S`.
+    """
+    for _ in range(NUM_LOOKS):
+        try:
+            return engine.receive(timeout_s=WAIT_S / NUM_LOOKS)
+        except af.WaitTimeout:  # noqa: PERF203 - it costs nothing until it is raised
+            if engine.path(peer).state == "lost":
+                msg = "the other process of the measurement is lost"
+                raise af.PeerLost(msg, operation="perf", peer=str(peer)) from None
+    msg = f"the other process of the measurement was silent for {WAIT_S:g} s"
+    raise af.WaitTimeout(msg, operation="perf", peer=str(peer))
+
+
 class End:
     """One end of one case; a context manager that gives its memory back."""
 
-    def __init__(self, engine: af.Engine, case: Case) -> None:
-        """Make memory and a counter; `connect` before anything is submitted."""
+    def __init__(self, engine: af.Engine, case: Case, peer: af.Address) -> None:
+        """Make memory and a counter of what `peer` does; `connect` before anything is submitted."""
         self.case = case
         self._engine = engine
+        self._peer = peer
         self.src = self._memory()
         self.dst = self._memory()
         self.host = engine.address.sockets[0].rpartition(":")[0].strip("[]")
-        self.counter = engine.counter()
+        self.counter = engine.counter(sources=[peer])
         self.num_arrived = 0
         self._message = b"\1" * case.nbytes
         self.submit: Callable[[], af.Transfer]
@@ -94,9 +115,9 @@ class End:
         descriptor = self.dst.descriptor().to_bytes().hex()
         return Introduction(descriptor, self.counter.imm, os.getpid(), self.dst._address)
 
-    def connect(self, peer: af.Address, other: Introduction) -> None:
+    def connect(self, other: Introduction) -> None:
         """Bind `submit` to the other end."""
-        engine, case = self._engine, self.case
+        engine, case, peer = self._engine, self.case, self._peer
         remote = af.Descriptor.from_bytes(bytes.fromhex(other.descriptor))
         imm, src, nbytes = other.imm, self.src, case.nbytes
         if case.op == "write":
@@ -120,7 +141,7 @@ class End:
     def arrive(self) -> None:
         """Wait until the other end's next operation is here."""
         if self.case.op == "send":
-            self._message = self._engine.receive(timeout_s=WAIT_S).data
+            self._message = receive(self._engine, self._peer).data
         else:
             self.num_arrived += self.arrivals
             self.counter.wait(self.num_arrived, WAIT_S)

@@ -15,6 +15,7 @@ address from its stdout; `anyfabric perf serve` runs a `Peer` in the open.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -43,6 +44,7 @@ class Peer:
         self._engine = engine
         self._report = report
         self._client: af.Address | None = None
+        self._num_served = 0
         self._end: End | None = None
 
     def serve(self, *, once: bool, alive: Callable[[], bool] = lambda: True) -> None:
@@ -52,44 +54,53 @@ class Peer:
             once: Return after the first client's `bye` or loss.
             alive: Asked every second; False ends the service.
         """
-        while alive():
+        while not (once and self._num_served) and alive():
             try:
                 message = self._engine.receive(timeout_s=POLL_S)
             except af.WaitTimeout:
-                if self._client is not None and self._engine.path(self._client).state == "lost":
-                    self._forget("was lost")
-                    if once:
-                        return
+                self._forget_if_lost()
                 continue
-            said_bye = self._answer(message)
-            if said_bye and once:
-                return
+            # Whoever said `bye` may have gone since.
+            if message.source != self._client:
+                self._forget_if_lost()
+            self._answer(message)
 
-    def _answer(self, message: af.Message) -> bool:
+    def _forget_if_lost(self) -> None:
+        if self._client is not None and self._engine.path(self._client).state == "lost":
+            self._forget("was lost")
+
+    def _answer(self, message: af.Message) -> None:
         try:
             request = json.loads(message.data)
             asked = request["do"]
-        except (ValueError, KeyError, TypeError):
-            self._send(message.source, {"error": "not a request"})
-            return False
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self._refuse(message.source, "not a request")
+            return
         if self._client is not None and message.source != self._client:
-            self._send(message.source, {"error": "busy with another client"})
-            return False
+            self._refuse(message.source, "busy with another client")
+            return
         if self._client is None:
             self._client = message.source
             self._report(f"client {message.source}")
         if asked == "bye":
             self._forget("is done")
-            return True
+            return
         try:
-            self._send(message.source, self._do(request) or {})
-        except af.ConnectionBroken:
+            self._send(message.source, self._tried(request))
+        except af.AnyFabricError:
+            # Who can take no answer is served no more.
             self._forget("was lost")
+
+    def _tried(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer; raises only what says that there is nobody to answer."""
+        try:
+            return self._do(request) or {}
+        except af.ConnectionBroken:
+            raise
         except af.AnyFabricError as error:
-            self._send(message.source, {"error": f"{error.code}: {error}"})
-        except (KeyError, TypeError, ValueError) as error:
-            self._send(message.source, {"error": f"cannot `{asked}`: {error!r}"})
-        return False
+            return {"error": f"{error.code}: {error}"}
+        except Exception as error:  # noqa: BLE001 - whatever one client asks for, the next one is served
+            return {"error": f"cannot `{request['do']}`: {error!r}"}
 
     def _do(self, request: dict[str, Any]) -> dict[str, Any] | None:
         if request["do"] == "prepare":
@@ -109,8 +120,8 @@ class Peer:
     def _prepare(self, request: dict[str, Any]) -> dict[str, Any]:
         self._finish()
         assert self._client is not None
-        self._end = End(self._engine, Case.from_json(request["case"]))
-        self._end.connect(self._client, Introduction(**request["introduction"]))
+        self._end = End(self._engine, Case.from_json(request["case"]), self._client)
+        self._end.connect(Introduction(**request["introduction"]))
         return asdict(self._end.introduction())
 
     def _pong(self, end: End, request: dict[str, Any]) -> None:
@@ -131,6 +142,12 @@ class Peer:
         self._finish()
         self._report(f"client {why}")
         self._client = None
+        self._num_served += 1
+
+    def _refuse(self, stranger: af.Address, why: str) -> None:
+        """Answer who is not served, and do not wait: it may be gone."""
+        with contextlib.suppress(af.AnyFabricError):
+            self._engine.send(stranger, json.dumps({"error": why}).encode())
 
     def _send_ready(self, **more: object) -> None:
         assert self._client is not None

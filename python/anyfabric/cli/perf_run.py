@@ -23,7 +23,7 @@ import numpy as np
 
 import anyfabric as af
 from anyfabric.cli.perf_baselines import Other, baselines_of, measure
-from anyfabric.cli.perf_ops import WAIT_S, End, Introduction
+from anyfabric.cli.perf_ops import WAIT_S, End, Introduction, receive
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -52,13 +52,14 @@ class Link:
 
         Raises:
             TransferFailed: The peer could not do it.
+            PeerLost: It is lost.
         """
         self.engine.send(self.peer, json.dumps({"do": do, **arguments}).encode()).wait(WAIT_S)
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
         """Receive an answer; raises as `ask`."""
-        answer = json.loads(self.engine.receive(timeout_s=WAIT_S).data)
+        answer = json.loads(receive(self.engine, self.peer).data)
         if "error" in answer:
             msg = f"the other process of the measurement said: {answer['error']}"
             raise af.TransferFailed(msg, operation="perf", peer=str(self.peer))
@@ -72,7 +73,11 @@ class Link:
 @contextmanager
 def local_link(settings: dict[str, Any]) -> Generator[Link]:
     """Start the other process on this host, with engines of the same settings on both sides."""
-    program = "from anyfabric.cli.perf_peer import main; main()"
+    # Ctrl-C reaches both processes; this one ends the other.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "from anyfabric.cli.perf_peer import main; main()"
+    )
     command = [sys.executable, "-c", program, json.dumps(settings)]
     # Ours first: what is wrong with the settings, or missing, is said here and once.
     with (
@@ -117,10 +122,10 @@ def run_case(link: Link, case: Case, *, check: bool) -> tuple[dict[str, Any], li
     Raises:
         TransferFailed: Bytes at the target were not those at the source.
     """
-    with End(link.engine, case) as end:
+    with End(link.engine, case, link.peer) as end:
         answer = link.ask("prepare", case=case.to_json(), introduction=asdict(end.introduction()))
         other = Introduction(**answer)
-        end.connect(link.peer, other)
+        end.connect(other)
         names = baselines_of(case, same_host=link.same_host)
         host = link.peer.sockets[0].rpartition(":")[0].strip("[]")
 

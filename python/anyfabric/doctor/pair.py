@@ -93,7 +93,7 @@ class Partner(contextlib.AbstractContextManager["Partner"]):
                 answer = self._answer(json.loads(message.data))
             except AnyFabricError as error:
                 answer = {"error": f"{error.code}: {error}"}
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+            except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
                 answer = {"error": f"not a request: {error!r}"}
             with contextlib.suppress(AnyFabricError):
                 self.engine.send(message.source, json.dumps(answer).encode())

@@ -80,7 +80,10 @@ class End(contextlib.AbstractContextManager["End"]):
         self.engine.close(timeout_s=1.0)
 
     def offer(self) -> dict[str, Any]:
-        """What the other end needs; JSON-able."""
+        """What the other end needs; JSON-able. What came for an earlier offer, or failed, counts no more."""
+        self.counter.close()
+        self.counter = self.engine.counter()
+        self._num_arrived = 0
         return {"descriptor": self.region.descriptor().to_bytes().hex(), "imm": self.counter.imm}
 
     def write(self, offered: dict[str, Any], seed: int) -> None:

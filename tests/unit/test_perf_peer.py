@@ -1,0 +1,91 @@
+"""The other process of `anyfabric perf`: one client after another, whatever each of them does."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+
+import pytest
+
+import anyfabric as af
+from anyfabric.cli import perf_peer
+from anyfabric.cli.perf_cases import Case
+from anyfabric.cli.perf_ops import End
+from anyfabric.cli.perf_peer import Peer
+
+
+def ask(engine, server, data):
+    engine.send(server.address, data).wait(10)
+
+
+def lose(engine, server):
+    """Close an engine, and wait until the server knows."""
+    engine.close()
+    deadline = time.monotonic() + 20
+    while server.path(engine.address).state != "lost":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def serve(server, *, looks=3):
+    """Serve the messages that are here; what was reported, and whether it ended by itself."""
+    reports = []
+    left = itertools.count(looks, -1)
+    Peer(server, report=reports.append).serve(once=True, alive=lambda: next(left) > 0)
+    return reports, next(left) >= 0
+
+
+@pytest.mark.parametrize("data", [b"nonsense", b"[" * 60000, b'{"do": "pong"}'])
+def test_a_stranger_that_is_gone_before_its_answer_does_no_harm(engine, peer, data):
+    stranger = af.Engine()
+    ask(peer, engine, b'{"do": "check"}')
+    ask(stranger, engine, data)
+    lose(stranger, engine)
+    ask(peer, engine, b'{"do": "bye"}')
+    assert serve(engine) == ([f"client {peer.address}", "client is done"], True)
+    assert "without a case" in json.loads(peer.receive(timeout_s=10).data)["error"]
+
+
+def test_a_client_that_is_gone_before_its_answer_was_the_one(engine):
+    client = af.Engine()
+    ask(client, engine, b'{"do": "check"}')
+    lose(client, engine)
+    assert serve(engine) == ([f"client {client.address}", "client was lost"], True)
+
+
+def test_a_lost_client_makes_room_for_the_next_at_once(engine, peer):
+    client = af.Engine()
+    served = Peer(engine)
+    ask(client, engine, b'{"do": "check"}')
+    served._answer(engine.receive(timeout_s=10))
+    lose(client, engine)
+    ask(peer, engine, b'{"do": "check"}')
+    left = itertools.count(1, -1)
+    served.serve(once=False, alive=lambda: next(left) > 0)
+    assert "without a case" in json.loads(peer.receive(timeout_s=10).data)["error"]
+
+
+@pytest.mark.parametrize("op", ["barrier", "send"])
+def test_who_waits_for_an_operation_hears_of_the_loss(engine, op):
+    other = af.Engine()
+    case = Case("shm", op, "adaptive", "allocated", 8, 1, 10)
+    with End(engine, case, other.address) as end:
+        engine.connect(other.address)
+        other.close()
+        with pytest.raises(af.PeerLost):
+            end.arrive()
+
+
+@pytest.mark.parametrize("error", [OSError("no socket"), MemoryError(), RuntimeError("whatever")])
+def test_what_cannot_be_done_is_said(engine, peer, monkeypatch, error):
+    class Failing:
+        @staticmethod
+        def from_json(_):
+            raise error
+
+    monkeypatch.setattr(perf_peer, "Case", Failing)
+    ask(peer, engine, b'{"do": "prepare", "case": {}}')
+    ask(peer, engine, b'{"do": "bye"}')
+    serve(engine)
+    assert json.loads(peer.receive(timeout_s=10).data)["error"] == f"cannot `prepare`: {error!r}"
