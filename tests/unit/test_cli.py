@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,57 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
         done = run("info", "--json", str(place), code=1)
         assert f"cannot write {place}" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("info",), ("info", "--json"), ("doctor",), ("doctor", "--json")])
+def test_a_full_disk_is_a_line_on_stderr(arguments):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*PROGRAM, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=50
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 28] No space left on device\n"
+
+
+def test_closed_outputs():
+    closed = ["sh", "-c", 'exec "$@"', "sh", *PROGRAM, "info", "--json"]
+    done = subprocess.run(
+        [*closed[:2], 'exec "$@" >&-', *closed[3:]], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stderr) == (1, "Error: cannot write to stdout: it is closed\n")
+    # What is said beside the results must not be among them.
+    environment = {**os.environ, "ANYFABRIC_TYPO": "1"}
+    command = [*closed[:2], 'exec "$@" 2>&-', *closed[3:-1]]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=50, env=environment)
+    assert done.returncode == 0
+    assert "ANYFABRIC_TYPO" not in done.stdout
+
+
+def test_ctrl_c_ends_both_processes_of_perf_without_a_traceback():
+    arguments = [*PROGRAM, "perf", "--transport", "tcp", "--op", "barrier", "--rounds", "100000000"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True) as measuring:
+        try:
+            other = eventually(
+                lambda: Path(f"/proc/{measuring.pid}/task/{measuring.pid}/children").read_text()
+            )
+            status = Path(f"/proc/{other.strip()}/status")
+            eventually(
+                lambda: int(re.search(r"SigIgn:\t(\w+)", status.read_text())[1], 16) >> signal.SIGINT - 1 & 1
+            )
+            os.killpg(measuring.pid, signal.SIGINT)
+            assert measuring.wait(20) == 1
+            assert "Traceback" not in measuring.stderr.read()
+            assert not status.exists()
+        finally:
+            measuring.kill()
+
+
+def eventually(look, timeout_s=30):
+    deadline = time.monotonic() + timeout_s
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
 
 
 def test_errors_are_lines_on_stderr():

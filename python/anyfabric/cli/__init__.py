@@ -7,6 +7,7 @@ takes `--json`, alone for stdout or with a file. One file per command.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import click
@@ -20,6 +21,8 @@ from anyfabric.cli.output import messages
 from anyfabric.cli.perf import perf
 
 __all__ = ["cli", "main"]
+
+STDOUT_FILENO = 1
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,4 +46,9 @@ def main() -> None:
         context = " ".join(f"{key}={value}" for key, value in error.context().items() if value is not None)
         messages().print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         messages().print(f"[dim]{escape(context)}[/dim]", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except OSError as error:
+        # A full disk above all. What is left of the results must not fail once more at the interpreter's end.
+        messages().print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT_FILENO)
         sys.exit(1)

@@ -82,7 +82,6 @@ def serve(listen: str) -> None:
         messages().print(hint, highlight=False)
         address = partner.engine.address
         data().print(f"{given}anyfabric doctor --peer {address}", highlight=False, soft_wrap=True)
-        sys.stdout.flush()
         try:
             partner.serve()
         except KeyboardInterrupt:

@@ -138,7 +138,7 @@ def _settings(settings: list[dict[str, Any]]) -> Table:
     table = Table(title="Settings", title_justify="left")
     table.add_column("setting", no_wrap=True)
     table.add_column("value", overflow="fold")
-    table.add_column("from", no_wrap=True)
+    table.add_column("from", overflow="fold")
     table.add_column("what it does", overflow="fold")
     for row in settings:
         value: Any = row["value"]

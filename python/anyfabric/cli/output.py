@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.measure import Measurement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rich.console import RenderableType
 
 __all__ = ["data", "json_option", "messages", "printed_size", "write_json"]
 
@@ -19,17 +22,27 @@ Function = TypeVar("Function", bound="Callable[..., Any]")
 
 STDOUT = "-"
 FILE_WIDTH = 120
+TERMINAL_WIDTH = 80
+ANY_WIDTH = 1000
 
 
-def data() -> Console:
-    """The console for results: stdout, never narrower than the tables where nobody looks at it."""
-    console = Console(file=sys.stdout)
-    return console if console.is_terminal else Console(file=sys.stdout, width=max(console.width, FILE_WIDTH))
+def data(*shown: RenderableType) -> Console:
+    """The console for results: stdout.
+
+    It is never narrower than what will be shown needs, nor than tables are readable: a terminal that is
+    breaks their lines, and cuts no figure off.
+    """
+    console = Console()
+    least = TERMINAL_WIDTH if console.is_terminal else FILE_WIDTH
+    needed = [
+        Measurement.get(console, console.options.update_width(ANY_WIDTH), each).minimum for each in shown
+    ]
+    return Console(width=max(console.width, least, *needed))
 
 
 def messages() -> Console:
     """The console for everything else: stderr."""
-    return Console(file=sys.stderr)
+    return Console(stderr=True)
 
 
 def json_option(function: Function) -> Function:
@@ -52,7 +65,11 @@ def write_json(json_to: str, document: object) -> None:
     """Write a document to a file, or to stdout for `"-"`."""
     text = json.dumps(document, indent=2) + "\n"
     if json_to == STDOUT:
+        if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed before we began
+            raise click.ClickException("cannot write to stdout: it is closed")  # noqa: EM101
         sys.stdout.write(text)
+        # What cannot be written is said by us, not by the end of the interpreter.
+        sys.stdout.flush()
         return
     path = Path(json_to)
     try:

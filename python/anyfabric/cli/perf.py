@@ -96,7 +96,8 @@ def perf(ctx: click.Context, **options: Any) -> None:
     _check_memory(cases)
     rows, baselines = _measure(cases, connect, settings, check=options["check"])
     if options["json_to"] != "-":
-        data().print(table(rows, baselines))
+        found = table(rows, baselines)
+        data(found).print(found)
     if options["json_to"] is not None:
         write_json(options["json_to"], document(rows, baselines, ["anyfabric", *sys.argv[1:]], settings))
     if options["plot_to"] is not None:
@@ -127,7 +128,6 @@ def serve(listen: str, json_to: str | None, *, once: bool, **options: Any) -> No
         else:
             messages().print("On the other host run:" if secret else _share_secret(), highlight=False)
             data().print(command, highlight=False, soft_wrap=True)
-        sys.stdout.flush()
         peer = Peer(engine, report=lambda line: messages().print(line, highlight=False, soft_wrap=True))
         try:
             peer.serve(once=once)

@@ -66,9 +66,12 @@ def document(
 def table(rows: list[Row], baselines: list[Row]) -> Table:
     """A section per pair of engines, a line per case, and dimmed below it one per baseline."""
     ways = {row["transport"]: "; ".join(row["nics"]) for row in rows}
-    caption = "\n".join([CAPTION, *(f"{name}: {escape(nics)}." for name, nics in ways.items())])
-    found = Table(box=box.SIMPLE, caption=caption, caption_justify="left", pad_edge=False)
-    found.add_column("operation", no_wrap=True)
+    caption = "\n".join(["", CAPTION, *(f"{name}: {escape(nics)}." for name, nics in ways.items())])
+    # Without an edge and with single spaces, because 80 columns are what a terminal has.
+    found = Table(box=box.SIMPLE, caption=caption, caption_justify="left", show_edge=False, padding=0)
+    # Only titles may be broken: they are wider than what they stand above.
+    names = ["operation", *(row["op"] for row in rows), *(f"  {base['baseline']}" for base in baselines)]
+    found.add_column("operation", min_width=max(map(len, names)))
     for column in ("size", "op/s", "GB/s", "p50 us", "p99", "p99.9", "max", "against"):
         found.add_column(column, justify="right", no_wrap=True)
     title = ""
@@ -82,6 +85,8 @@ def table(rows: list[Row], baselines: list[Row]) -> Table:
         for base in baselines:
             if _key(base) == _key(row):
                 found.add_row(f"  {base['baseline']}", "", *_numbers(base), _against(row, base), style="dim")
+    for column in found.columns[1:]:
+        column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
     return found
 
 
@@ -148,15 +153,20 @@ def _numbers(row: Row) -> list[str]:
     latency = row["latency_us"]
     return [
         _short(row["ops_per_s"]),
-        f"{row['gb_per_s']:.3g}" if row["size_bytes"] else "",
+        _rate(row["gb_per_s"]) if row["size_bytes"] else "",
         *(_short(latency[name]) for name in ("p50", "p99", "p999", "max")),
     ]
+
+
+def _rate(gb_per_s: float) -> str:
+    num_digits = 3 if gb_per_s >= 0.01 else 2 if gb_per_s >= 0.001 else 1
+    return f"{gb_per_s:.{num_digits}g}"
 
 
 def _short(value: float) -> str:
     for least, unit, name in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= least:
-            return f"{value / unit:.3g} {name}"
+            return f"{value / unit:.3g}{name}"
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
