@@ -164,13 +164,29 @@ def _of_tensor(tensor: Any) -> Memory:
             "contiguous; try `.contiguous()`, which copies, or register the whole storage"
         )
         raise InvalidArgument(msg, operation="register")
+    if tensor.is_conj() or tensor.is_neg():
+        msg = (
+            "cannot register a tensor that is the conjugate or negative of another one and shares its bytes; "
+            "try `.resolve_conj()` or `.resolve_neg()`, which copy"
+        )
+        raise InvalidArgument(msg, operation="register")
     nbytes = tensor.numel() * tensor.element_size()
     try:
-        address = tensor.data_ptr() if nbytes else 0
         storage = tensor.untyped_storage()
+        # Storages can be freed or shrunk under their tensors, as FSDP does; those of fake tensors are none.
+        is_there = storage.device == tensor.device and storage.nbytes() >= nbytes + (
+            tensor.storage_offset() * tensor.element_size()
+        )
+        address = tensor.data_ptr() if nbytes and is_there else 0
     except (RuntimeError, NotImplementedError) as cause:
         msg = f"a {type(tensor).__name__} has no memory of its own: {cause}"
         raise InvalidArgument(msg, operation="register") from cause
+    if nbytes and not address:
+        msg = (
+            f"a {type(tensor).__name__} of {nbytes} bytes has no memory for them: "
+            f"its storage holds {storage.nbytes()} bytes on {storage.device}"
+        )
+        raise InvalidArgument(msg, operation="register")
     return Memory(address, nbytes, (tensor, storage), is_on_gpu=nbytes > 0 and tensor.device.type == "cuda")
 
 

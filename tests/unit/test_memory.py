@@ -164,3 +164,28 @@ class TestTorch:
             memory_of(torch.eye(3).to_sparse(), writable=True)
         with pytest.raises(af.Unsupported, match="meta"):
             memory_of(torch.zeros(3, device="meta"), writable=True)
+
+    def test_lazy_views_are_refused(self, torch):
+        """Their bytes are those of another tensor, and the values others."""
+        lazy = torch.ones(3, dtype=torch.complex64).conj()
+        assert lazy.is_contiguous()
+        for tensor in (lazy, torch._neg_view(torch.ones(3))):
+            with pytest.raises(af.InvalidArgument, match="resolve_conj"):
+                memory_of(tensor, writable=True)
+        memory_of(lazy.resolve_conj(), writable=True)
+
+    def test_tensors_without_memory_are_refused(self, torch):
+        """Freed under the tensor, shrunk, or never there."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        freed, shrunk = torch.ones(8), torch.ones(8)
+        tail = shrunk[2:6]
+        freed.untyped_storage().resize_(0)
+        shrunk.untyped_storage().resize_(16)
+        with FakeTensorMode():
+            fake = torch.ones(8)
+        for tensor in (freed, shrunk, tail, fake, torch.nn.Parameter(freed)):
+            with pytest.raises(af.InvalidArgument, match="has no memory"):
+                memory_of(tensor, writable=True)
+        assert memory_of(shrunk[:4], writable=True).nbytes == 16
+        assert memory_of(fake[:0], writable=True).nbytes == 0
