@@ -229,7 +229,7 @@ def test_when_one_process_is_killed_the_other_says_so_and_ends(tmp_path, victim)
     # Whichever of its connections broke first: the engine's, or the raw socket of the comparison.
     lost = r"failed: (PeerLost|\w*Connection\w*Error|BrokenPipeError)"
     assert re.search(rf"the {survivor} process \(pid {getattr(running, survivor)}\) {lost}", text), text
-    _await_end([running.prefill, running.decode], timeout_s=5)
+    _await_end([running.prefill, running.decode], timeout_s=20)
 
 
 def test_a_stopped_prefill_process_is_given_up_at_the_deadline(tmp_path):
@@ -239,7 +239,7 @@ def test_a_stopped_prefill_process_is_given_up_at_the_deadline(tmp_path):
     assert running.process.returncode == 1
     assert f"the decode process (pid {running.decode}) failed" in text
     assert f"the prefill process (pid {running.prefill}) is stopped" in text
-    _await_end([running.prefill, running.decode], timeout_s=5)
+    _await_end([running.prefill, running.decode], timeout_s=20)
 
 
 def test_no_process_outlives_the_command(tmp_path):

@@ -123,8 +123,8 @@ def test_a_partner_survives_strangers(laptop):
             b'{"do":"write","way":0}',
             b'{"do":1}',
         ):
-            stranger.send(af.Address.parse(address), data).wait(5)
-            assert "error" in json.loads(stranger.receive(timeout_s=10).data)
+            stranger.send(af.Address.parse(address), data).wait(20)
+            assert "error" in json.loads(stranger.receive(timeout_s=20).data)
         assert findings(laptop, pair_check(address))[0][0] == "ok"
 
 
@@ -166,6 +166,6 @@ def test_two_machines_by_the_command_line():
             stranger = subprocess.run(again, capture_output=True, text=True, timeout=50)
             assert stranger.returncode == 1
             server.send_signal(signal.SIGINT)
-            assert server.wait(10) == 0
+            assert server.wait(20) == 0
         finally:
             server.kill()

@@ -34,7 +34,7 @@ def test_await_a_transfer_and_a_counter(engine, peer):
     async def main():
         with peer.counter() as counter:
             assert await engine.write(src, remote, imm=counter.imm) is None
-            await counter.reached(1, timeout_s=5)
+            await counter.reached(1, timeout_s=20)
             assert counter.value == 1
             await counter.reached(1)
             assert (dst.numpy() == src.numpy()).all()

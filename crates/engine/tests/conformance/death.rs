@@ -22,8 +22,9 @@ on_every_fabric!(
     nobody_there,
 );
 
+/// Short, and longer than a busy machine keeps a thread waiting.
 fn short_heartbeats(settings: &mut Settings) {
-    (settings.heartbeat, settings.heartbeats_lost) = (Duration::from_millis(100), 5);
+    (settings.heartbeat, settings.heartbeats_lost) = (Duration::from_millis(100), 20);
 }
 
 /// So rare that whatever is noticed within [`SOON`] is noticed in another way.
@@ -174,7 +175,7 @@ fn stopped_is_lost_and_fenced(fabric: &Fabric) {
     let stopped = Instant::now();
     assert_code(counter.wait(2, Some(LONG)), Code::PeerLost);
     let took = stopped.elapsed();
-    assert!(took > Duration::from_millis(300), "lost after {took:?} of silence");
+    assert!(took > Duration::from_secs(1), "lost after {took:?} of silence");
     assert!(took < SOON, "lost only after {took:?} of silence");
     fill(&pair.region, 3);
     pair.peer.go_on();

@@ -75,7 +75,8 @@ fn operations(pair: &Pair) -> (u64, u64, u64) {
 
 /// Pages, a scatter of which one part went well, and a message.
 fn deadline_ends_every_operation(fabric: &Fabric) {
-    const TIMEOUT: Duration = Duration::from_millis(300);
+    // Time enough for the part that goes well, also on a busy machine.
+    const TIMEOUT: Duration = Duration::from_secs(2);
     let mut pair = Pair::connected(fabric, 1 << 20);
     let mut other = Peer::start(&fabric.there());
     let near = other.region(4096, fabric.memory);
@@ -134,7 +135,7 @@ fn cancelled_ends_and_quiesces(fabric: &Fabric) {
     let mut pair = Pair::connected(fabric, 1 << 20);
     let transfer = held_up(&mut pair, LONG);
     transfer.cancel();
-    assert_code(transfer.wait(Some(Duration::from_secs(5))), Code::Cancelled);
+    assert_code(transfer.wait(Some(LONG)), Code::Cancelled);
     transfer.cancel();
     assert_eq!(operations(&pair), (1, 1, 0));
     pair.peer.go_on();

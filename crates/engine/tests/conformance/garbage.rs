@@ -62,13 +62,16 @@ fn scanned_and_flooded(fabric: &Fabric) {
             reset_on_close(&stream);
         }
     }
-    // Noise is not waited for: the connection ends at once.
-    let mut stream = dial(&pair.peer.address);
-    let began = Instant::now();
-    stream.write_all(&[0xff; 4]).unwrap();
-    wait_for_end(&mut stream);
-    // What is kept is kept for five seconds.
-    assert!(began.elapsed() < Duration::from_secs(5), "noise was kept for {:?}", began.elapsed());
+    // Noise is not waited for: the connection ends at once, and not after the five seconds for which silence is kept. A
+    // busy machine may take as long, but not again and again.
+    let ends_at_once = || {
+        let mut stream = dial(&pair.peer.address);
+        let began = Instant::now();
+        stream.write_all(&[0xff; 4]).unwrap();
+        wait_for_end(&mut stream);
+        began.elapsed() < Duration::from_secs(5)
+    };
+    assert!((0..5).any(|_| ends_at_once()), "noise is kept as long as silence");
     // A body longer than any, announced under a proof.
     let mut stream = dial(&pair.peer.address);
     stream.write_all(&call(&mut random, &Intro::default()).encode()).unwrap();

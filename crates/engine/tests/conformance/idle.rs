@@ -1,6 +1,6 @@
 //! Peers that have nothing to say stay peers, and cost next to nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyfabric_engine::{Engine, WriteOptions};
 
@@ -11,10 +11,10 @@ use crate::harness::{Pair, Peer, LONG};
 on_every_fabric!(idle_is_no_loss);
 on_fabrics! { [heartbeats_are_few] [shm SHM, tcp_2 TCP_2] }
 
-/// For longer than any silence that counts as death.
+/// For longer than any silence that counts as death, which in turn is longer than a busy machine keeps a thread waiting.
 fn idle_is_no_loss(fabric: &Fabric) {
     let mut pair = Pair::with(fabric, 4096, |settings| {
-        (settings.heartbeat, settings.heartbeats_lost) = (Duration::from_millis(50), 10);
+        (settings.heartbeat, settings.heartbeats_lost) = (Duration::from_millis(50), 50);
     });
     pair.connect(fabric);
     std::thread::sleep(Duration::from_secs(4));
@@ -39,14 +39,16 @@ fn heartbeats_are_few(fabric: &Fabric) {
     }
     // Until each has seen the other's first beats.
     std::thread::sleep(4 * settings.heartbeat);
-    let before = hub.count(Ask::NumPackets);
+    let (before, began) = (hub.count(Ask::NumPackets), Instant::now());
     std::thread::sleep(settings.heartbeat * INTERVALS as u32);
     let packets = hub.count(Ask::NumPackets) - before;
-    let every = PEERS * INTERVALS;
-    println!("{packets} packets from {PEERS} peers in {INTERVALS} intervals");
+    // A busy machine may let us sleep for longer.
+    let intervals = began.elapsed().as_millis().div_ceil(settings.heartbeat.as_millis()) as u64;
+    println!("{packets} packets from {PEERS} peers in {intervals} intervals");
     // Who has several peers is an eighth earlier than need be.
-    let limit = if fabric.is_tcp() { every * 3 / 2 } else { every / 2 };
-    assert!(packets <= limit, "{packets} packets from {PEERS} peers in {INTERVALS} intervals");
-    assert!(packets >= every / 8, "{packets} packets: a control connection that broke would not be noticed");
+    let limit = PEERS * intervals * 3 / if fabric.is_tcp() { 2 } else { 6 };
+    assert!(packets <= limit, "{packets} packets from {PEERS} peers in {intervals} intervals");
+    let least = PEERS * INTERVALS / 8;
+    assert!(packets >= least, "{packets} packets: a control connection that broke would not be noticed");
     assert!(engines.iter().all(|engine| engine.path(&hub.address).state == "ready"));
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyfabric_engine::{Code, WriteOptions};
 
-use crate::ask::How;
+use crate::ask::{How, Settings};
 use crate::cabled::Cabled;
 use crate::fabric::{on_every_fabric, on_fabrics, Fabric};
 use crate::harness::{assert_code, eventually, fill, LONG};
@@ -103,10 +103,13 @@ fn cut_control_is_restored(fabric: &Fabric) {
     }
 }
 
+/// Short, and longer than a busy machine keeps a thread waiting.
+fn short_heartbeats(settings: &mut Settings) {
+    (settings.heartbeat, settings.heartbeats_lost) = (Duration::from_millis(100), 15);
+}
+
 fn unplugged_is_lost(fabric: &Fabric) {
-    let mut cabled = Cabled::new(fabric, 4096, |settings| {
-        (settings.heartbeat, settings.heartbeats_lost) = (Duration::from_millis(100), 5);
-    });
+    let mut cabled = Cabled::new(fabric, 4096, short_heartbeats);
     let counter = cabled.pair.engine.counter(Some(2), std::slice::from_ref(&cabled.pair.peer.address)).unwrap();
     cabled.write(64, 1).unwrap();
     cabled.proxy.silence();
@@ -120,14 +123,11 @@ fn unplugged_is_lost(fabric: &Fabric) {
 
 /// The control connection breaks and cannot be restored: lost within the heartbeats, not before.
 fn stays_away(fabric: &Fabric) {
-    let cabled = Cabled::new(fabric, 4096, |settings| {
-        (settings.heartbeat, settings.heartbeats_lost) = (Duration::from_millis(100), 5);
-    });
+    let cabled = Cabled::new(fabric, 4096, short_heartbeats);
     let counter = cabled.pair.engine.counter(Some(2), std::slice::from_ref(&cabled.pair.peer.address)).unwrap();
     cabled.proxy.refuse(true);
     let broke = std::time::Instant::now();
     cabled.proxy.cut(0);
     assert_code(counter.wait(1, Some(LONG)), Code::PeerLost);
-    assert!(broke.elapsed() > Duration::from_millis(200), "given up after {:?}", broke.elapsed());
-    assert!(broke.elapsed() < Duration::from_secs(10), "given up only after {:?}", broke.elapsed());
+    assert!(broke.elapsed() > Duration::from_secs(1), "given up after {:?}", broke.elapsed());
 }

