@@ -225,6 +225,11 @@ impl Producer {
             self.area_head = end;
             self.area_ends.pop_front();
         }
+        if self.area_ends.is_empty() {
+            // From the start again: the longest payload fits nowhere else, and would wait for ever.
+            self.area_tail = self.area_tail.next_multiple_of(AREA as u64);
+            self.area_head = self.area_tail;
+        }
     }
 }
 
@@ -414,4 +419,30 @@ fn stamp(memory: &Mapping, turn: u32) -> &AtomicU32 {
 fn word(memory: &Mapping, at: usize) -> &AtomicU32 {
     // SAFETY: aligned, inside the header, and every access to these words is atomic.
     unsafe { &*memory.as_ptr().add(at).cast::<AtomicU32>() }
+}
+
+#[cfg(test)]
+mod tests {
+    // A test may unwrap: its panic is the report.
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Whatever came before it: nothing waits for room that is there.
+    #[test]
+    fn an_empty_area_takes_the_longest_payload() {
+        let memory = Arc::new(Mapping::anonymous(BYTES).unwrap());
+        let (mut producer, mut consumer) = (Producer::new(Arc::clone(&memory)), Consumer::new(memory));
+        for before in [1, AREA / 3, AREA / 2 + 1, AREA - 1] {
+            for nbytes in [before, AREA] {
+                assert!(producer.room() >= nbytes, "{nbytes} bytes after {before}");
+                let (start, _) = producer.reserve(nbytes).unwrap();
+                assert!(producer.push(&Entry::Message { op: 1, start, nbytes: nbytes as u32 }));
+                assert!(producer.reserve(AREA).is_none());
+                let Some(Ok(Entry::Message { start, nbytes, .. })) = consumer.pop() else { panic!("no message") };
+                assert!(consumer.payload(start, nbytes).is_some());
+                consumer.publish_head(true);
+            }
+        }
+    }
 }
