@@ -46,3 +46,4 @@ mod storm;
 mod strangers;
 mod visibility;
 mod watching;
+mod withdrawn;

@@ -127,28 +127,36 @@ fn reconnects_less_and_less_often(fabric: &Fabric) {
 }
 
 /// An engine's listener, made by hand, on another host as far as it says.
-struct Callee {
+pub(crate) struct Callee {
     listener: TcpListener,
     lanes: Vec<TcpStream>,
 }
 
 /// A call that has not been answered.
-struct Attempt {
+pub(crate) struct Attempt {
     stream: TcpStream,
     seal: Seal,
 }
 
 impl Callee {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { listener: TcpListener::bind("127.0.0.1:0").unwrap(), lanes: Vec::new() }
     }
 
-    fn address(&self) -> Address {
+    pub(crate) fn address(&self) -> Address {
         Address { engine: EngineId([0x22; 16]), sockets: vec![self.listener.local_addr().unwrap()] }
     }
 
+    /// The next call, which must be for a stream.
+    pub(crate) fn lane(&self) -> TcpStream {
+        let (stream, _) = self.listener.accept().unwrap();
+        let (attempt, purpose) = Attempt::hear(stream).unwrap();
+        assert!(matches!(purpose, Purpose::Lane { .. }), "{purpose:?}");
+        attempt.welcome(self).unwrap()
+    }
+
     /// The next call for a control connection; streams are accepted, and kept.
-    fn session(&mut self) -> Attempt {
+    pub(crate) fn session(&mut self) -> Attempt {
         loop {
             let (stream, _) = self.listener.accept().unwrap();
             let (attempt, purpose) = Attempt::hear(stream).unwrap();
@@ -182,7 +190,7 @@ impl Attempt {
         Ok((Self { stream, seal }, purpose))
     }
 
-    fn welcome(mut self, callee: &Callee) -> io::Result<TcpStream> {
+    pub(crate) fn welcome(mut self, callee: &Callee) -> io::Result<TcpStream> {
         let accepted = Accepted {
             address: callee.address(),
             host: Host { boot_id: [0x44; 16], pid: 1, name: "elsewhere".into() },

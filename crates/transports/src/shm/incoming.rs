@@ -89,7 +89,9 @@ impl ShmLink {
             Entry::Answer { op, result } => {
                 let awaited = lock(&self.outgoing).awaiting.remove(&op);
                 if let Some(op) = awaited {
-                    self.end(op, result.map_err(Failure::Refused));
+                    let result = result.map_err(Failure::Refused);
+                    let result = result.and_then(|()| op.ticket.given_up().map_or(Ok(()), Err));
+                    self.end(op, result);
                 }
             }
         }

@@ -413,7 +413,7 @@ impl Link for ShmLink {
             for job in std::mem::take(&mut *queue) {
                 match job.op.given_up() {
                     // Bounced pieces may be under way: only the peer's answer ends those.
-                    Some(why) if job.extent_idx == 0 && job.done == 0 => given_up.push((job.op, why)),
+                    Some(why) if job.has_not_begun() => given_up.push((job.op, why)),
                     _ => queue.push_back(job),
                 }
             }

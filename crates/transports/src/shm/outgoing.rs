@@ -37,6 +37,12 @@ pub(super) struct Job {
     pub(super) done: u64,
 }
 
+impl Job {
+    pub(super) const fn has_not_begun(&self) -> bool {
+        self.extent_idx == 0 && self.done == 0
+    }
+}
+
 impl ShmLink {
     /// Copies ranges to where the peer's region is mapped or lives.
     ///
@@ -176,7 +182,7 @@ impl ShmLink {
     pub(super) fn advance_queue(&self) -> bool {
         let Some(mut job) = lock(&self.queue).pop_front() else { return false };
         if let Some(why) = job.op.given_up() {
-            self.end(job.op, Err(why));
+            self.withdraw(job, why);
             return true;
         }
         match self.advance(&mut job) {
@@ -205,6 +211,28 @@ impl ShmLink {
             Err(error) => self.end(job.op, Err(self.system_failure(&error))),
         }
         true
+    }
+
+    /// Gives a large operation up. What of it lies in the bounce area will land: then it has quiesced when the peer has
+    /// seen the end, which counts nothing.
+    fn withdraw(&self, job: Job, why: Failure) {
+        let Payload::Write { binding, .. } = &job.op.payload else { return self.end(job.op, Err(why)) };
+        let is_bounced = matches!(binding.target(), Some(Target::Owner));
+        if !is_bounced || job.has_not_begun() {
+            return self.end(job.op, Err(why));
+        }
+        job.op.fail(why);
+        job.op.note_loss();
+        let mut outgoing = lock(&self.outgoing);
+        // Under the lock, as in `close`, which ends what is awaited.
+        if self.is_closed() {
+            drop(outgoing);
+            return self.end(job.op, Err(given_up()));
+        }
+        let op = job.op.id;
+        outgoing.awaiting.insert(op, job.op);
+        outgoing.answers.push_back(Entry::BounceEnd { op, imm: None });
+        self.flush_answers(&mut outgoing);
     }
 
     fn push_bounce_end(&self, id: u64) -> bool {

@@ -90,6 +90,14 @@ impl Batch {
         self.push_head(bytes);
     }
 
+    /// Adds the end of a part of which no more comes. It names no region, so the peer refuses it: what was placed of the
+    /// operation is not counted, whatever its other parts bring.
+    pub(super) fn withdrawal(&mut self, part: &Part) {
+        let nothing = Frame::new(FrameKind::Write, part.op, 0);
+        let frame = Frame { flags: FLAG_LAST, region: NO_REGION, num_parts: part.num_parts, ..nothing };
+        self.push_head(&frame.encode());
+    }
+
     /// Adds the part's next frame, which keeps within `max_bytes` where it can;
     /// true when it was the last.
     pub(super) fn frame(&mut self, cursor: &mut Cursor, max_bytes: usize) -> bool {
@@ -244,4 +252,6 @@ impl Batch {
 const FRAME_BYTES: u64 = 128 << 10;
 const MAX_FRAME_PAGES: u64 = 512;
 const MAX_ACKS: usize = 4096;
+/// Regions are counted from 1; 0 is said where only an immediate goes.
+const NO_REGION: u64 = u64::MAX;
 const IOV_MAX: usize = 1024;

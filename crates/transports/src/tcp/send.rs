@@ -45,13 +45,17 @@ impl Shared {
         }
     }
 
+    /// The owner learns of the first failure at once; the rest only quiesces.
+    fn fail(&self, failure: Failure) {
+        if let Some(op) = lock(&self.op).as_ref() {
+            op.fail(failure.clone());
+        }
+        lock(&self.failure).get_or_insert(failure);
+    }
+
     fn part_ended(&self, result: Result<(), Failure>) {
         if let Err(failure) = result {
-            // The owner learns of the first failure at once; the rest only quiesces.
-            if let Some(op) = lock(&self.op).as_ref() {
-                op.fail(failure.clone());
-            }
-            lock(&self.failure).get_or_insert(failure);
+            self.fail(failure);
         }
         // ORDERING: the last part takes what the others noted.
         if self.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -234,10 +238,17 @@ impl Lane {
         }
         while batch.nbytes < batch_bytes && batch.pieces.len() < MAX_PIECES {
             let Some(mut cursor) = current.take().or_else(|| bulk.pop_front().map(Cursor::new)) else { break };
-            // Between frames an operation may be given up: the peer never sees its last frame and so neither
-            // acknowledges nor counts it.
+            // Between frames an operation may be given up. What was sent of it will land: the peer is told that no more
+            // comes, and its answer ends the part.
             if let Some(why) = cursor.part.shared.given_up() {
-                cursor.part.end(Err(why));
+                if cursor.has_not_begun() {
+                    cursor.part.end(Err(why));
+                } else {
+                    cursor.part.shared.fail(why);
+                    cursor.part.shared.note_loss();
+                    batch.withdrawal(&cursor.part);
+                    awaiting.insert(cursor.part.op, cursor.part);
+                }
                 continue;
             }
             batch.hold(&cursor.part);
@@ -253,6 +264,10 @@ impl Lane {
 impl Cursor {
     fn new(part: Arc<Part>) -> Self {
         Self { part, extent_idx: 0, done: 0 }
+    }
+
+    const fn has_not_begun(&self) -> bool {
+        self.extent_idx == 0 && self.done == 0
     }
 }
 
