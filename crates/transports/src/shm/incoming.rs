@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyfabric_wire::{Access, Local, Refusal};
 
 use super::link::{ShmLink, DRAIN};
-use super::ring::{Consumer, Entry};
+use super::ring::{Consumer, Entry, ENTRIES};
 use crate::mutant::Mutant;
 use crate::sys::{self, Fd, Mapping};
 use crate::{copy, lock, Backing, Failure, Sink, Target};
@@ -45,6 +45,16 @@ impl ShmLink {
             sink.heard(self.peer);
         }
         true
+    }
+
+    /// What the peer published before its end still counts. That is no more than its ring holds: for somebody who goes on
+    /// filling it nobody stays here.
+    pub(super) fn drain_last(&self, sink: &dyn Sink) {
+        for _ in 0..(ENTRIES as usize).div_ceil(DRAIN) {
+            if !self.drain_incoming(sink) {
+                break;
+            }
+        }
     }
 
     pub(super) fn take(&self, entry: Entry, incoming: &mut Incoming, sink: &dyn Sink) {

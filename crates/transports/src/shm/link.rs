@@ -379,8 +379,7 @@ impl Link for ShmLink {
         if channel == Self::PROCESS {
             // ORDERING: the engine reads it after `exited`, in this thread.
             self.is_out.store(true, Ordering::Release);
-            // What the peer published before its end still counts.
-            while self.drain_incoming(sink) {}
+            self.drain_last(sink);
             sink.exited(self.peer);
             return;
         }
@@ -396,7 +395,7 @@ impl Link for ShmLink {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    while self.drain_incoming(sink) {}
+                    self.drain_last(sink);
                     sink.broken(self.peer, Self::LOCAL, &error.to_string());
                     return;
                 }
