@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyfabric_transports::sys::Interest;
+use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::Failure;
 use anyfabric_wire::handshake::{Accepted, Hello, Purpose, Rejection, Resume, Welcome};
 use anyfabric_wire::EngineId;
@@ -231,15 +232,19 @@ impl Inner {
     pub(crate) fn introduced(&self, driver: &mut Driver, mut way: Way, hello: Hello, version: u16) {
         match hello.purpose {
             Purpose::Lane { token, lane_idx } => {
+                // Other numbers would be taken for other channels at the poller: the Unix socket, the process.
+                let is_one = (1..=TcpLink::MAX_STREAMS).contains(&lane_idx.into());
                 let peer = self.find_peer(hello.address.engine).filter(|peer| {
-                    peer.lost().is_none() && peer.state().session.as_ref().is_some_and(|session| session.token == token)
+                    is_one
+                        && peer.lost().is_none()
+                        && peer.state().session.as_ref().is_some_and(|session| session.token == token)
                 });
                 let welcome = match &peer {
                     Some(_) => Welcome::Accepted(Box::new(self.accepted(token, 0))),
                     None => Welcome::Rejected(Rejection::NoSession),
                 };
                 if self.welcome(&mut way, &hello, &welcome).is_ok() {
-                    if let Some(peer) = peer.filter(|_| lane_idx > 0) {
+                    if let Some(peer) = peer {
                         self.add_stream(&peer, way, lane_idx);
                     }
                 }

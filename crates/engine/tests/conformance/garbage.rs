@@ -7,18 +7,19 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use anyfabric_engine::transports::shm::ring::{self, Entry, Producer};
-use anyfabric_engine::transports::sys::memfd;
+use anyfabric_engine::transports::sys::{connect_local, memfd};
 use anyfabric_engine::{Code, Engine, WriteOptions, WIRE_VERSION};
-use anyfabric_wire::handshake::{Answer, Verdict, ANSWER_BYTES, CALL_BYTES};
+use anyfabric_wire::handshake::{Answer, Purpose, Verdict, Welcome, ANSWER_BYTES, CALL_BYTES};
 use anyfabric_wire::{Control, Frame, FrameKind, Imm, Refusal, WireImm, OLDEST_VERSION};
 
 use crate::fabric::{on_every_fabric, on_fabrics, random, Fabric};
 use crate::harness::{assert_code, eventually, fill, Pair, Peer, LONG};
-use crate::intruder::{call, dial, reset_on_close, wait_for_end, Intro, Intruder};
+use crate::intruder::{call, dial, reset_on_close, wait_for_end, Intro, Intruder, Knock};
 
 on_every_fabric!(scanned_and_flooded, silent_connections_keep_nobody_out, wrong_secret);
 on_fabrics! {
-    [other_versions, hostile_frames, hostile_control, mutated_frames, crowded_by_one] [shm SHM, tcp_2 TCP_2]
+    [other_versions, hostile_frames, hostile_control, hostile_streams, mutated_frames, crowded_by_one]
+    [shm SHM, tcp_2 TCP_2]
 }
 on_fabrics! { [hostile_ring, hostile_socket] [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED] }
 
@@ -254,6 +255,22 @@ fn hostile_control(fabric: &Fabric) {
     still_works(&mut pair, fabric);
 }
 
+/// Streams with numbers that no stream has: at the poller they would name the Unix socket, or the process.
+fn hostile_streams(fabric: &Fabric) {
+    let mut random = random();
+    let mut pair = victim(fabric);
+    let intro = Intro { transport: fabric.transport, ..Intro::default() };
+    let intruder = Intruder::try_meet(&pair.peer.address, &mut random, &intro).unwrap();
+    for (lane_idx, is_one) in [(1, true), (4, true), (0, false), (5, false), (64, false), (65, false), (255, false)] {
+        let mut knock = Knock::new(&pair.peer.address, &mut random, &intro).unwrap();
+        knock.hello.address.engine = intruder.engine;
+        knock.hello.purpose = Purpose::Lane { token: intruder.accepted.token, lane_idx };
+        let is_welcome = matches!(knock.introduce().unwrap(), Welcome::Accepted(_));
+        assert_eq!(is_welcome, is_one, "stream {lane_idx}");
+    }
+    still_works(&mut pair, fabric);
+}
+
 /// Right frames with some bits wrong.
 fn mutated_frames(fabric: &Fabric) {
     let mut random = random();
@@ -449,7 +466,7 @@ fn hostile_socket(fabric: &Fabric) {
     assert!(intruder.join(&pair.peer.address).is_err());
     for _ in 0..20 {
         let name = format!("anyfabric/{}", pair.peer.address.engine);
-        let socket = anyfabric_engine::transports::sys::connect_local(&name).unwrap();
+        let socket = connect_local(&name).unwrap();
         let nbytes = random.below(400) as usize;
         let _ = anyfabric_engine::transports::sys::send_with_fds(&socket, &random.bytes(nbytes), &[]);
     }

@@ -72,15 +72,10 @@ impl Intruder {
     /// # Errors
     /// What the engine made of it.
     pub(crate) fn try_meet(address: &Address, random: &mut Random, intro: &Intro<'_>) -> io::Result<Self> {
-        let Knock { mut stream, seal, hello } = Knock::new(address, random, intro)?;
-        let engine = hello.address.engine;
-        stream.write_all(&seal.seal(Side::Caller, &hello))?;
-        let mut header = [0; SEAL_BYTES];
-        stream.read_exact(&mut header)?;
-        let mut body = vec![0; Seal::body_bytes(&header).map_err(io::Error::other)?];
-        stream.read_exact(&mut body)?;
-        match seal.open::<Welcome>(Side::Listener, &header, &body).map_err(io::Error::other)? {
-            Some(Welcome::Accepted(accepted)) => Ok(Self { stream, engine, accepted: *accepted, sequence: 0 }),
+        let mut knock = Knock::new(address, random, intro)?;
+        let engine = knock.hello.address.engine;
+        match knock.introduce()? {
+            Welcome::Accepted(accepted) => Ok(Self { stream: knock.stream, engine, accepted: *accepted, sequence: 0 }),
             other => Err(io::Error::other(format!("{other:?}"))),
         }
     }
@@ -181,6 +176,21 @@ impl Knock {
             max_message_bytes: 1 << 16,
         };
         Ok(Self { stream, seal, hello })
+    }
+
+    /// Introduces himself.
+    ///
+    /// # Errors
+    /// The connection's; or no answer under the right proof.
+    pub(crate) fn introduce(&mut self) -> io::Result<Welcome> {
+        let Self { stream, seal, hello } = self;
+        stream.write_all(&seal.seal(Side::Caller, hello))?;
+        let mut header = [0; SEAL_BYTES];
+        stream.read_exact(&mut header)?;
+        let mut body = vec![0; Seal::body_bytes(&header).map_err(io::Error::other)?];
+        stream.read_exact(&mut body)?;
+        let welcome = seal.open(Side::Listener, &header, &body).map_err(io::Error::other)?;
+        welcome.ok_or_else(|| io::Error::other("the proof is wrong"))
     }
 
     /// Introduces himself, and is gone before anybody can answer.
