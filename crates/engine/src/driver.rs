@@ -274,14 +274,9 @@ impl Inner {
             // SAFETY: as above.
             let stream = Fd::new(unsafe { OwnedFd::from_raw_fd(accepted) });
             // Our own calls do not count: connecting to many peers must not turn callers away.
-            if driver.meets.values().filter(|meet| meet.call.is_none()).count() >= MAX_MEETS {
-                // The oldest has had its chance: a flood of silent connections displaces itself.
-                let oldest = driver.meets.iter().filter(|(_, meet)| meet.call.is_none());
-                let oldest = oldest.min_by_key(|(_, meet)| meet.deadline_ns).map(|(id, _)| *id);
-                match oldest {
-                    Some(id) => drop(driver.meets.remove(&id)),
-                    None => return,
-                }
+            let callers = driver.meets.iter().filter(|(_, meet)| meet.call.is_none());
+            if let Some(id) = oldest_of_many(callers.map(|(id, meet)| (*id, meet.deadline_ns))) {
+                driver.meets.remove(&id);
             }
             let deadline_ns = self.clock.now_ns() + nanos(HANDSHAKE);
             if let Ok(meet) = Meet::accept(stream, Arc::clone(&self.secret), deadline_ns) {
@@ -306,10 +301,16 @@ impl Inner {
     }
 
     fn accept_joins(&self, driver: &mut Driver) {
-        while let Some(Ok(socket)) = driver.listeners.as_ref().map(|listeners| sys::accept_local(&listeners.local)) {
-            if driver.joins.len() < MAX_MEETS {
-                self.accept_join(driver, socket);
+        for _ in 0..ACCEPTS {
+            let Some(Ok(socket)) = driver.listeners.as_ref().map(|listeners| sys::accept_local(&listeners.local))
+            else {
+                return;
+            };
+            let callers = driver.joins.iter().filter(|(_, join)| !join.is_ours());
+            if let Some(id) = oldest_of_many(callers.map(|(id, join)| (*id, join.deadline_ns))) {
+                driver.joins.remove(&id);
             }
+            self.accept_join(driver, socket);
         }
     }
 
@@ -418,6 +419,13 @@ impl Inner {
     }
 }
 
+/// The one that came first, if there are as many as may be: it has had its chance, and a flood of silent connections
+/// displaces itself. Of each its number and its deadline.
+fn oldest_of_many(callers: impl Iterator<Item = (u32, u64)> + Clone) -> Option<u32> {
+    let is_full = callers.clone().count() >= MAX_MEETS;
+    callers.min_by_key(|(_, deadline_ns)| *deadline_ns).map(|(id, _)| id).filter(|_| is_full)
+}
+
 pub(crate) fn meet_token(id: u32) -> u64 {
     KIND_MEET << 56 | u64::from(id) << 8
 }
@@ -445,7 +453,7 @@ const KIND_LINK: u64 = 3;
 /// Channels from here on are the Unix socket's.
 pub(crate) const LOCAL_CHANNELS: u8 = 64;
 const ACCEPTS: usize = 64;
-/// Handshakes under way at most.
+/// Handshakes of callers under way at most, and as many on the Unix socket.
 const MAX_MEETS: usize = 256;
 /// Longest while that nobody looks at the clock; every look costs a wake-up and a glance at every peer.
 const CALM_TICK: Duration = Duration::from_millis(250);

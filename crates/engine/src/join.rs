@@ -24,6 +24,13 @@ pub(crate) struct Join {
     pub(crate) deadline_ns: u64,
 }
 
+impl Join {
+    /// Whether we have called, and not the peer.
+    pub(crate) const fn is_ours(&self) -> bool {
+        self.caller.is_some()
+    }
+}
+
 impl Inner {
     pub(crate) fn start_join(&self, driver: &mut Driver, peer: &Arc<Peer>, token: [u8; 16]) {
         let result = sys::connect_local(&local_name(peer.address.engine)).and_then(|socket| {

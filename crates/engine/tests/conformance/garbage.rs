@@ -21,7 +21,7 @@ on_fabrics! {
     [other_versions, hostile_frames, hostile_control, hostile_streams, mutated_frames, crowded_by_one]
     [shm SHM, tcp_2 TCP_2]
 }
-on_fabrics! { [hostile_ring, hostile_socket] [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED] }
+on_fabrics! { [hostile_ring, hostile_socket, silent_joins_keep_nobody_out] [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED] }
 
 /// The victim still works, for whom it knows and for whom it meets now.
 fn still_works(pair: &mut Pair, fabric: &Fabric) {
@@ -420,6 +420,18 @@ fn hostile_ring(fabric: &Fabric) {
         drop((intruder, rings));
     }
     assert_eq!(pair.peer.mismatch(&guard, (0, 1 << 16), 4, 0), None, "another region was written");
+    still_works(&mut pair, fabric);
+}
+
+/// More of them than may meet at a time.
+fn silent_joins_keep_nobody_out(fabric: &Fabric) {
+    let mut pair = victim(fabric);
+    let name = format!("anyfabric/{}", pair.peer.address.engine);
+    let mut silent = Vec::new();
+    eventually("300 have connected", || {
+        silent.extend(connect_local(&name).ok());
+        silent.len() == 300
+    });
     still_works(&mut pair, fabric);
 }
 
