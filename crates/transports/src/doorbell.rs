@@ -143,9 +143,12 @@ impl Doorbell {
     #[inline]
     pub fn set_worker_blocked(&self, blocked: bool) {
         let worker = self.word(WORKER);
-        // ORDERING: a swap is a full fence, as described above; partner: `notify_remote`.
         if blocked || worker.load(Ordering::Relaxed) != 0 {
             worker.swap(u32::from(blocked), Ordering::SeqCst);
+        }
+        if blocked {
+            // ORDERING: the Dekker fence described above, before whoever blocks looks once more; partner: `notify_remote`.
+            fence(Ordering::SeqCst);
         }
     }
 
