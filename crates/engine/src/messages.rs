@@ -1,5 +1,6 @@
 //! The queue of received messages.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
@@ -51,8 +52,13 @@ impl Messages {
     pub(crate) fn take(&self) -> Option<Message> {
         let mut state = self.lock();
         let (peer, message) = state.queue.pop_front()?;
-        if let Some(held) = state.held.get_mut(&peer) {
-            *held = (held.0 - 1, held.1 - message.data.len());
+        if let Entry::Occupied(mut held) = state.held.entry(peer) {
+            let (num_messages, nbytes) = *held.get();
+            match num_messages {
+                // Peers come and go.
+                1 => drop(held.remove()),
+                _ => *held.get_mut() = (num_messages - 1, nbytes - message.data.len()),
+            }
         }
         Some(message)
     }
