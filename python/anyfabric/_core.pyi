@@ -270,6 +270,7 @@ class Engine:
         Raises:
             PeerLost: It could not be reached, or another incarnation answered.
             ConnectionBroken: It answered, but the handshake failed (wrong secret, wire version).
+            TransferTimeout: It said nothing until then, however often it was called.
             Unsupported: The two have no transport in common, or not the one that `require` names.
         """
     def _path_json(self, peer: Address) -> str:

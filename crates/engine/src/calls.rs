@@ -32,11 +32,11 @@ impl Inner {
         if resume.is_none() {
             peer.state().phase = Phase::Calling;
         }
-        self.start_call(driver, peer, purpose, peer.address.sockets.clone());
+        self.start_call(driver, peer, purpose, peer.address.sockets.clone(), false);
     }
 
     pub(crate) fn call_lane(&self, driver: &mut Driver, peer: &Arc<Peer>, lane_idx: u8, token: [u8; 16]) {
-        self.start_call(driver, peer, Purpose::Lane { token, lane_idx }, peer.address.sockets.clone());
+        self.start_call(driver, peer, Purpose::Lane { token, lane_idx }, peer.address.sockets.clone(), false);
     }
 
     pub(crate) fn start_call(
@@ -45,6 +45,7 @@ impl Inner {
         peer: &Arc<Peer>,
         purpose: Purpose,
         mut sockets: Vec<SocketAddr>,
+        was_silent: bool,
     ) {
         let hello = self.hello(purpose);
         if let Some(endpoint) = &self.simulated {
@@ -56,7 +57,7 @@ impl Inner {
         }
         let to = sockets.remove(0);
         let deadline_ns = self.clock.now_ns() + self.patience_ns(&hello.purpose);
-        let calling = Calling { peer: Arc::clone(peer), hello: hello.clone(), others: sockets };
+        let calling = Calling { peer: Arc::clone(peer), hello: hello.clone(), others: sockets, was_silent };
         let result = Meet::call(to, Arc::clone(&self.secret), calling, deadline_ns).and_then(|meet| {
             let id = driver.next_id();
             self.poller.add(meet.stream(), meet_token(id), Interest::ReadWrite)?;
@@ -64,7 +65,7 @@ impl Inner {
             Ok(())
         });
         if let Err(error) = result {
-            self.call_failed(driver, peer, &hello.purpose, &error);
+            self.call_failed(driver, peer, &hello.purpose, &error.after_silence(was_silent));
         }
     }
 
@@ -115,24 +116,24 @@ impl Inner {
                     self.welcomed(driver, calling, Way::Stream(Box::new(meet)), welcome, version);
                 }
             }
-            Err(error) => self.meet_failed(driver, meet, &error),
+            Err(error) => self.meet_failed(driver, meet, error),
         }
     }
 
     pub(crate) fn meet_expired(&self, driver: &mut Driver, id: u32) {
         if let Some(meet) = driver.meets.remove(&id) {
-            let error = MeetError::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer to the handshake"));
-            self.meet_failed(driver, meet, &error);
+            self.meet_failed(driver, meet, MeetError::silence());
         }
     }
 
-    fn meet_failed(&self, driver: &mut Driver, mut meet: Meet, error: &MeetError) {
-        match meet.call.take() {
-            None => self.log(20, format!("dropped a connection: {error}")),
-            Some(calling) if !calling.others.is_empty() => {
-                self.start_call(driver, &calling.peer, calling.hello.purpose, calling.others);
-            }
-            Some(calling) => self.call_failed(driver, &calling.peer, &calling.hello.purpose, error),
+    fn meet_failed(&self, driver: &mut Driver, mut meet: Meet, error: MeetError) {
+        let Some(Calling { peer, hello, others, was_silent }) = meet.call.take() else {
+            return self.log(20, format!("dropped a connection: {error}"));
+        };
+        if others.is_empty() {
+            self.call_failed(driver, &peer, &hello.purpose, &error.after_silence(was_silent));
+        } else {
+            self.start_call(driver, &peer, hello.purpose, others, was_silent || error.is_silence());
         }
     }
 
@@ -151,7 +152,11 @@ impl Inner {
                 self.lose(peer, "no engine listens at its address any more");
             }
             Purpose::Session { resume: None, .. } => {
+                // First: what comes from now on has it called again.
                 peer.state().phase = Phase::Idle;
+                if error.is_silence() && !peer.is_clear() {
+                    return self.call_later(peer, error);
+                }
                 let failure = match error {
                     MeetError::Secret(why) => Failure::Unauthenticated((*why).to_owned()),
                     MeetError::Io(io) if matches!(io.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
@@ -175,6 +180,16 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// What waits for a peer that said nothing has time left: it is called again, and may call itself.
+    fn call_later(&self, peer: &Peer, error: &MeetError) {
+        let mut state = peer.state();
+        let wait_ns = state.backoff.next_ns(nanos(self.config.heartbeat));
+        state.phase = Phase::Expecting { until_ns: self.clock.now_ns().saturating_add(wait_ns) };
+        state.reason = format!("{error}; it is called again");
+        drop(state);
+        self.log(20, format!("{}: {error}; it is called again", peer.address));
     }
 
     pub(crate) fn welcomed(&self, driver: &mut Driver, calling: Calling, way: Way, welcome: Welcome, version: u16) {

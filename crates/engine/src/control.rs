@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! Idle ─call─► Calling ─welcomed─► Joining ─joined or given up─► Up
-//!   ▲             │ crossed            (same host only)           │ broken
+//!   ▲             │ crossed, silence   (same host only)           │ broken
 //!   │             ▼                                               ▼
 //!   └─failed── Expecting ◄─────────── a peer's call ◄────────── Broken ─too long─► Lost
 //! ```
 //!
 //! Crossed calls: the call of the engine with the smaller id wins; the other
-//! side's listener rejects, its caller waits for the call that won.
+//! side's listener rejects, its caller waits for the call that won. Who says
+//! nothing is called again for as long as something waits for him.
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;

@@ -38,6 +38,8 @@ pub(crate) struct Calling {
     pub(crate) hello: Hello,
     /// Further addresses to try.
     pub(crate) others: Vec<SocketAddr>,
+    /// At an address before nobody said anything.
+    pub(crate) was_silent: bool,
 }
 
 enum Stage {
@@ -72,6 +74,26 @@ pub(crate) enum MeetError {
     Secret(&'static str),
     /// The listener has no room.
     Busy,
+}
+
+impl MeetError {
+    /// Nobody said anything for as long as a handshake may take.
+    pub(crate) fn silence() -> Self {
+        Self::Io(io::Error::new(io::ErrorKind::TimedOut, "no answer to the handshake"))
+    }
+
+    /// Whether the other side may yet answer: it is busy, stopped, or out of reach.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::TimedOut)
+    }
+
+    /// Of several addresses where the last failed so: silence at one of them says more than that another is no engine's.
+    pub(crate) fn after_silence(self, was_silent: bool) -> Self {
+        if was_silent && matches!(self, Self::Io(_)) {
+            return Self::silence();
+        }
+        self
+    }
 }
 
 impl From<io::Error> for MeetError {

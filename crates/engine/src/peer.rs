@@ -53,7 +53,7 @@ pub(crate) enum Phase {
     Idle,
     /// Our call is under way.
     Calling,
-    /// Its call is expected: ours crossed it and lost.
+    /// Its call is expected: ours crossed it and lost, or was not answered.
     Expecting {
         /// When we call again.
         until_ns: u64,

@@ -17,7 +17,7 @@ use crate::intruder::{Intro, Intruder, Knock};
 use crate::pattern::Random;
 
 on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
-on_fabrics! { [reconnects_less_and_less_often] [tcp_1 TCP_1] }
+on_fabrics! { [reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
 
 /// Whoever calls and is gone before he can be welcomed was never here: he is neither listed nor counted.
 fn killed_while_it_calls(fabric: &Fabric) {
@@ -126,8 +126,56 @@ fn reconnects_less_and_less_often(fabric: &Fabric) {
     }
 }
 
+/// Whoever says nothing at first, as a process that is stopped or starved, is called again while something that waits
+/// for him has time left.
+fn silence_is_waited_out(fabric: &Fabric) {
+    let engine = Engine::new(fabric.settings(1).config()).unwrap();
+    let mut callees = [Callee::new(), Callee::new()];
+    let mut addresses = [callees[0].address(), callees[1].address()];
+    // One is listed with another address too, of a machine where nobody listens.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+    (addresses[1].engine, addresses[1].sockets) =
+        (OTHER, [&*addresses[1].sockets, &[nobody.local_addr().unwrap()]].concat());
+    drop(nobody);
+    callees[1].id = OTHER;
+    let patient = addresses.each_ref().map(|address| engine.start_connect(address, Some(LONG)).unwrap());
+    let impatient = engine.send(&addresses[0], vec![1], Some(Duration::from_secs(1))).unwrap();
+    // The first call is taken, and neither answered nor ended.
+    let first = callees.each_ref().map(|callee| callee.listener.accept().unwrap());
+    assert_code(impatient.wait(None), Code::TransferTimeout);
+    for (callee, (address, patient)) in callees.iter_mut().zip(addresses.iter().zip(&patient)) {
+        let second = callee.session();
+        let path = engine.path(address);
+        assert_eq!((&*path.state, &*path.reason), ("connecting", "no answer to the handshake; it is called again"));
+        let stream = second.welcome(callee).unwrap();
+        patient.wait(None).unwrap();
+        let path = engine.path(address);
+        assert!(path.state == "ready" && !path.reason.contains("handshake"), "{path:?}");
+        drop(stream);
+    }
+    drop(first);
+}
+
+/// An answer that no later one will contradict ends all that waits at once.
+fn final_answers_end_it(fabric: &Fabric) {
+    for verdict in [Verdict::Secret, Verdict::Version, Verdict::Busy] {
+        let engine = Engine::new(fabric.settings(1).config()).unwrap();
+        let callee = Callee::new();
+        let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
+        let (mut stream, _) = callee.listener.accept().unwrap();
+        stream.read_exact(&mut [0; CALL_BYTES]).unwrap();
+        let version = if verdict == Verdict::Version { u16::MAX } else { OLDEST_VERSION };
+        let answer = Answer { verdict, version, oldest: version, nonce: [0; 32], proof: [0; 32] };
+        stream.write_all(&answer.encode()).unwrap();
+        let began = Instant::now();
+        assert_code(connect.wait(None), Code::ConnectionBroken);
+        assert!(began.elapsed() < LONG / 2, "{verdict:?}: told after {:?}", began.elapsed());
+    }
+}
+
 /// An engine's listener, made by hand, on another host as far as it says.
 pub(crate) struct Callee {
+    id: EngineId,
     listener: TcpListener,
     lanes: Vec<TcpStream>,
 }
@@ -140,11 +188,11 @@ pub(crate) struct Attempt {
 
 impl Callee {
     pub(crate) fn new() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").unwrap(), lanes: Vec::new() }
+        Self { id: EngineId([0x22; 16]), listener: TcpListener::bind("127.0.0.1:0").unwrap(), lanes: Vec::new() }
     }
 
     pub(crate) fn address(&self) -> Address {
-        Address { engine: EngineId([0x22; 16]), sockets: vec![self.listener.local_addr().unwrap()] }
+        Address { engine: self.id, sockets: vec![self.listener.local_addr().unwrap()] }
     }
 
     /// The next call, which must be for a stream.
@@ -210,3 +258,5 @@ impl Attempt {
         now
     }
 }
+
+const OTHER: EngineId = EngineId([0x23; 16]);
