@@ -17,6 +17,7 @@ on_every_fabric!(
     its_end_is_told_in_words,
     what_was_counted_stays,
     stopped_is_lost_and_fenced,
+    stopped_before_it_answers_is_lost,
     restarted_is_another,
     closed_says_goodbye,
     nobody_there,
@@ -192,6 +193,19 @@ fn stopped_is_lost_and_fenced(fabric: &Fabric) {
     }
     let (src, dst) = (pair.region.slice(0..8).unwrap(), pair.remote.slice(0..8).unwrap());
     assert_code(pair.engine.write(&src, &dst, WriteOptions::default()), Code::PeerLost);
+}
+
+/// A first write to a region waits for its owner's answer: no longer than for any sign of the owner's life.
+fn stopped_before_it_answers_is_lost(fabric: &Fabric) {
+    let pair = Pair::with(fabric, 1 << 20, short_heartbeats);
+    pair.connect(fabric);
+    pair.peer.stop();
+    let options = WriteOptions { timeout: Some(LONG), ..WriteOptions::counted(1) };
+    let (src, dst) = (pair.region.slice(0..1 << 20).unwrap(), pair.remote.slice(0..1 << 20).unwrap());
+    let write = pair.engine.write(&src, &dst, options).unwrap();
+    assert_code(write.wait(Some(SOON)), Code::PeerLost);
+    write.wait_quiesced(Some(SOON)).unwrap();
+    pair.peer.go_on();
 }
 
 fn restarted_is_another(fabric: &Fabric) {
