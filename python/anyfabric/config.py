@@ -289,7 +289,7 @@ SETTINGS: tuple[Setting, ...] = (
         "nics",
         "ANYFABRIC_NICS",
         None,
-        "NICs to use, as mlx5_0 or mlx5_0:2; without it those near the devices",
+        "NICs to use, as mlx5_0; without it those near the devices; for more open an engine for each device",
         _names,
     ),
     Setting(

@@ -90,8 +90,8 @@ class Engine(_core.Engine):
                 need an address of this host that they can reach. Default: "127.0.0.1:0".
             devices: Whose memory is moved: `"cuda:0"`, `"gpu:0000:53:00.0"` or `"cpu:0"` (the host memory of
                 a NUMA node). Without it: the host memory of the node on which the NICs are opened.
-            nics: NICs to use, as `"mlx5_0"` or `"mlx5_0:2"`. Without it: those near the devices, or where no
-                place is known the fastest that are up.
+            nics: 1 to 4 NICs to use, as `"mlx5_0"` or `"mlx5_0:2"`; for more open an engine for each device.
+                Without it: those near the devices, or where no place is known the fastest that are up.
             nics_per_device: NICs to take for each device, 1 to 4, and at most 4 in all. Without it: those
                 nearest, divided among the GPUs that are as near.
             pin_worker: Keep the worker on cores near the NICs, once it has some. Default: True.

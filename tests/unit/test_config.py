@@ -133,6 +133,11 @@ def test_a_refused_variable_is_named():
         values(environment={"ANYFABRIC_POLLING": "fast"})
 
 
+def test_more_nics_than_an_operation_uses_are_refused_with_what_to_do():
+    with pytest.raises(af.InvalidArgument, match="open an engine for each device"):
+        af.Engine(nics=tuple(f"mlx5_{idx}" for idx in range(8)))
+
+
 def test_unknown_names():
     with pytest.raises(af.InvalidArgument, match="pollin"):
         config.resolve({"pollin": "busy"}, {})

@@ -112,7 +112,8 @@ impl Config {
         }
         let num_nics = self.nics.len().max(self.nics_per_device.unwrap_or(1));
         if num_nics > MAX_SHARDS || self.nics_per_device == Some(0) {
-            return fail(format!("{num_nics} NICs are given, expected 1 to {MAX_SHARDS}"));
+            let more = "an operation uses no more; for more open an engine for each device";
+            return fail(format!("{num_nics} NICs are given, expected 1 to {MAX_SHARDS}: {more}"));
         }
         if let Some(fault) = self.verbs.fault().or_else(|| self.libfabric.fault()) {
             return fail(fault);

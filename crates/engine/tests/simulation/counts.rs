@@ -77,6 +77,32 @@ fn quarters_of_different_writers_do_not_make_a_count() {
     });
 }
 
+/// At most four NICs serve one operation; where there are more, on either side, all take turns.
+#[test]
+fn more_nics_than_serve_an_operation_count_the_same() {
+    for_seeds(10, |world| {
+        for (here, there) in [(8, 1), (8, 3), (1, 8), (3, 8), (8, 4), (8, 8)] {
+            let (writer, reader) = (world.engine_with(&vec![100; here]), world.engine_with(&vec![100; there]));
+            let pair = Pair::between(world, writer, reader);
+            let counter = pair.reader.counter(Some(3), &[]).unwrap();
+            for n in 1..=24_u64 {
+                let nbytes = *world.random.pick(&[0, 1, 5000, NBYTES]);
+                pair.write(nbytes, Some(3)).unwrap().wait(None).unwrap();
+                counter.wait(n, Some(Duration::from_secs(1))).unwrap();
+                assert_eq!(counter.value(), n, "{here} NICs to {there}");
+                assert_eq!(peek(&pair.source, 0, nbytes), peek(&pair.target, 0, nbytes), "{here} NICs to {there}");
+            }
+            let stats = pair.writer.stats();
+            let used = &stats.peers[&pair.reader.address().to_string()];
+            assert_eq!(used.operations, 24);
+            let num_used = used.nics.values().filter(|nic| nic.parts > 0).count();
+            assert_eq!(num_used, here, "of {here} NICs to {there}: {used:?}");
+        }
+        // Nothing comes late.
+        world.run(ms(1_000));
+    });
+}
+
 #[test]
 fn early_arrivals_are_kept_to_a_bound() {
     for_seeds(3, |world| {
