@@ -19,7 +19,10 @@ impl Inner {
         self.push_event(Event::Closing);
         self.wake();
         self.wait(Some(LAST_TURN), || self.presence.has_turned_last());
-        for peer in self.live_peers() {
+        let peers = self.live_peers();
+        // Who sent what was taken here shall hear so: a NIC that is closed drops what it has not sent.
+        self.wait(Some(LAST_TURN), || !peers.iter().flat_map(|peer| peer.links()).any(Link::owes_answers));
+        for peer in peers {
             // First: what finds the link closed is told why.
             peer.set_lost(Failure::Closed);
             let has_let_go = self.let_go_of(&peer);
@@ -83,7 +86,7 @@ impl Inner {
     }
 }
 
-/// Longest time that whoever drives is waited for.
+/// Longest time that whoever drives, or answers that are on their way, are waited for.
 const LAST_TURN: Duration = Duration::from_secs(1);
 /// Longest time that a thread which copies into a peer's memory is waited for.
 const LAST_COPY: Duration = Duration::from_secs(1);

@@ -253,6 +253,12 @@ pub trait Link: Send + Sync {
     /// the peer's word or exit.
     fn withhold(&self, region: &Region) -> bool;
 
+    /// Whether answers to messages of the peer's may be lost by [`Link::close`].
+    /// Not where they go before the goodbye in one stream.
+    fn owes_answers(&self) -> bool {
+        false
+    }
+
     /// Gives the peer up: stops, ends every operation with `why`.
     fn close(&self, why: &Failure);
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use anyfabric_cuda::GpuMemory;
 use anyfabric_transports::rdma::{
     Batch, Completions, Domain, Fault, Nic, NicAbout, NicError, NicGroup, PathOptions, PortLook, RailGroup, RailIdx,
-    RemoteMemory,
+    RailPath, RemoteMemory,
 };
 use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::{lock, Clock, PeerIdx, Sink};
@@ -29,6 +29,10 @@ struct Knobs {
     /// The next poll brings these messages.
     comes: Mutex<Vec<Vec<u8>>>,
     sent: Mutex<Vec<Vec<u8>>>,
+    /// Of what was sent and has not ended.
+    tokens: Mutex<Vec<u32>>,
+    /// The next poll ends all that was sent.
+    ends: AtomicBool,
 }
 
 /// A NIC with one rail.
@@ -119,8 +123,9 @@ impl Nic for StubNic {
     fn signal(&mut self, _: RailIdx, _: u32, _: u32) -> Result<bool, Fault> {
         Ok(false)
     }
-    fn send(&mut self, _: RailIdx, message: &[u8], _: u32) -> Result<bool, Fault> {
+    fn send(&mut self, _: RailIdx, message: &[u8], token: u32) -> Result<bool, Fault> {
         lock(&self.knobs.sent).push(message.to_vec());
+        lock(&self.knobs.tokens).push(token);
         Ok(true)
     }
     fn flush(&mut self, _: RailIdx) -> Result<(), Fault> {
@@ -128,6 +133,9 @@ impl Nic for StubNic {
     }
     fn poll(&mut self, to: &mut impl Completions) -> bool {
         lock(&self.knobs.comes).drain(..).for_each(|message| to.message(0, &message));
+        if self.knobs.ends.swap(false, Ordering::SeqCst) {
+            lock(&self.knobs.tokens).drain(..).for_each(|token| to.completed(0, token, Ok(())));
+        }
         self.knobs.num_polled.fetch_add(1, Ordering::SeqCst);
         self.knobs.has_news.swap(false, Ordering::SeqCst)
     }
@@ -235,21 +243,7 @@ fn nobody_may_block_while_one_nic_promises_nothing() {
 /// The caller may send as soon as both ends are connected, and says so over another way: a message overtakes that word.
 #[test]
 fn a_message_before_the_rail_is_said_to_stand_is_answered() {
-    const KEY: u64 = 0x0123_4567_89ab_cdef;
-    let (nic, knobs) = nic(None);
-    let group = RailGroup::new(NicLibrary::Libfabric, vec![nic], Clock::Real);
-    let control = Arc::new(TcpLink::new(1, Arc::default(), 1 << 16, 1, Clock::Real));
-    let options = PathOptions { peer: 1, regions: Arc::default(), control, is_caller: false, key: KEY };
-    let path = Arc::clone(&group).path(options);
-    path.on_message(Rails::Offer { nics: vec![1] });
-    path.on_message(Rails::Call { rail: 0, attempt: 1, address: vec![1] });
-    let header = |kind: u8, number: u64| {
-        let mut header = vec![0; 24];
-        header[0] = kind;
-        header[8..16].copy_from_slice(&number.to_le_bytes());
-        header[16..].copy_from_slice(&KEY.to_le_bytes());
-        header
-    };
+    let (group, path, knobs) = called();
     lock(&knobs.comes).push([header(0, 7), b"hello".to_vec()].concat());
     group.poll(&Nobody);
     assert_eq!(*lock(&knobs.sent), [header(1, 7)]);
@@ -258,3 +252,46 @@ fn a_message_before_the_rail_is_said_to_stand_is_answered() {
     group.poll(&Nobody);
     assert_eq!(*lock(&knobs.sent), [header(1, 7), header(1, 8)]);
 }
+
+/// An engine that closes asks for it: a NIC may drop what it has not sent when it is closed.
+#[test]
+fn an_answer_is_owed_until_its_send_has_ended() {
+    let (group, path, knobs) = called();
+    assert!(!path.owes_answers());
+    lock(&knobs.comes).extend([header(0, 7), header(0, 8)]);
+    group.poll(&Nobody);
+    assert_eq!(lock(&knobs.sent).len(), 2);
+    assert!(path.owes_answers());
+    knobs.ends.store(true, Ordering::SeqCst);
+    group.poll(&Nobody);
+    assert!(!path.owes_answers());
+    // Nor is one owed over a rail that is gone.
+    lock(&knobs.comes).push(header(0, 9));
+    group.poll(&Nobody);
+    assert!(path.owes_answers());
+    path.on_message(Rails::Broken { rail: 0, attempt: 1 });
+    assert!(!path.owes_answers());
+}
+
+/// A group of one NIC, and a path whose peer has called its rail.
+fn called() -> (Arc<RailGroup<StubNic>>, Arc<dyn RailPath>, Arc<Knobs>) {
+    let (nic, knobs) = nic(None);
+    let group = RailGroup::new(NicLibrary::Libfabric, vec![nic], Clock::Real);
+    let control = Arc::new(TcpLink::new(1, Arc::default(), 1 << 16, 1, Clock::Real));
+    let options = PathOptions { peer: 1, regions: Arc::default(), control, is_caller: false, key: KEY };
+    let path = Arc::clone(&group).path(options);
+    path.on_message(Rails::Offer { nics: vec![1] });
+    path.on_message(Rails::Call { rail: 0, attempt: 1, address: vec![1] });
+    (group, path, knobs)
+}
+
+/// A message without bytes, or an answer.
+fn header(kind: u8, number: u64) -> Vec<u8> {
+    let mut header = vec![0; 24];
+    header[0] = kind;
+    header[8..16].copy_from_slice(&number.to_le_bytes());
+    header[16..].copy_from_slice(&KEY.to_le_bytes());
+    header
+}
+
+const KEY: u64 = 0x0123_4567_89ab_cdef;

@@ -4,10 +4,17 @@ use std::time::{Duration, Instant};
 
 use anyfabric_engine::{Code, WriteOptions};
 
+use crate::ask::{Answer, Ask};
 use crate::fabric::{on_every_fabric, Fabric};
 use crate::harness::{assert_code, fill, Pair, LONG};
 
-on_every_fabric!(closed_in_flight, close_waits_for_what_is_under_way, closed_from_everywhere, dropped_in_flight);
+on_every_fabric!(
+    closed_in_flight,
+    close_waits_for_what_is_under_way,
+    closed_after_a_message,
+    closed_from_everywhere,
+    dropped_in_flight
+);
 
 fn closed_in_flight(fabric: &Fabric) {
     let mut pair = Pair::connected(fabric, 4 << 20);
@@ -44,6 +51,20 @@ fn closed_in_flight(fabric: &Fabric) {
     counter.close();
     pair.peer.go_on();
     assert!(pair.peer.lives());
+}
+
+/// What was taken was sent well, although whoever took it closes at once.
+fn closed_after_a_message(fabric: &Fabric) {
+    for round in 0..4 {
+        let mut pair = Pair::connected(fabric, 64);
+        let to = pair.engine.address().to_string();
+        let Answer::Id(transfer) = pair.peer.ask(Ask::Send { engine: 0, to, bytes: vec![round; 8] }) else {
+            panic!("round {round}: not sent");
+        };
+        assert_eq!(pair.engine.receive(Some(LONG)).unwrap().data, [round; 8]);
+        pair.engine.close(LONG);
+        pair.peer.wait(transfer).unwrap_or_else(|fault| panic!("round {round}: {fault:?}"));
+    }
 }
 
 fn close_waits_for_what_is_under_way(fabric: &Fabric) {

@@ -14,15 +14,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use anyfabric_wire::{Imm, NicLibrary, Rails, WireImm};
+use anyfabric_wire::{NicLibrary, Rails};
 
 use super::cut::Cursor;
 use super::messages::Answer;
-use super::nic::{Completions, Fault, RailIdx};
+use super::nic::{Fault, RailIdx};
 use super::slab::Slab;
-use super::visible::Visible;
-use crate::mutant::Mutant;
-use crate::{BindingState, ControlPath, Failure, Op, Payload, PeerIdx, PeerStats, Sink, Splits};
+use crate::{BindingState, ControlPath, Failure, Op, Payload, PeerIdx, PeerStats, Splits};
 
 /// What is under way, and the paths that it is under way on.
 #[derive(Default)]
@@ -89,6 +87,8 @@ pub(super) struct Rail {
     /// Batches and bulk bytes that have not ended.
     pub(super) under_way: u32,
     pub(super) bulk_bytes: u64,
+    /// Answers that were posted and have not ended.
+    pub(super) answers: u32,
     pub(super) is_dirty: bool,
 }
 
@@ -104,6 +104,13 @@ pub(super) enum Stage {
     Up,
     /// Broken; what was posted has not all ended.
     Broken,
+}
+
+impl Stage {
+    /// Whether messages may go over it. One may come before the word that its rail stands.
+    pub(super) const fn stands(self) -> bool {
+        matches!(self, Self::Up | Self::Called)
+    }
 }
 
 /// An operation.
@@ -422,78 +429,4 @@ pub(super) fn failure_of(op: &Op, fault: Fault) -> Failure {
         }
     }
     Failure::ConnectionBroken(fault.to_string())
-}
-
-/// Where one NIC reports to, for one poll.
-pub(super) struct Turn<'a> {
-    pub(super) book: &'a mut Book,
-    pub(super) nic: usize,
-    pub(super) sink: &'a dyn Sink,
-    pub(super) now_ns: u64,
-    /// Whose engine was heard last.
-    pub(super) heard: Option<PeerIdx>,
-    pub(super) visible: &'a Visible,
-    /// Arrivals that wait for a flush.
-    pub(super) held: &'a mut Vec<Arrival>,
-}
-
-/// An immediate of a peer's.
-pub(super) struct Arrival {
-    pub(super) peer: PeerIdx,
-    pub(super) imm: Imm,
-    pub(super) quarters: u64,
-}
-
-impl Turn<'_> {
-    #[inline]
-    fn owner(&self, rail: RailIdx) -> Option<(u32, usize)> {
-        *self.book.owners[self.nic].get(rail as usize)?
-    }
-}
-
-impl Completions for Turn<'_> {
-    #[inline]
-    fn completed(&mut self, _rail: RailIdx, token: u32, result: Result<(), Fault>) {
-        // What the peer's NIC acknowledges proves nothing of its engine.
-        self.book.batch_ended(token, result, self.now_ns);
-    }
-
-    #[inline]
-    fn arrived(&mut self, rail: RailIdx, imm: u32) {
-        let Some((path, _)) = self.owner(rail) else { return };
-        let Some(path) = self.book.paths.get(path) else { return };
-        let imm = WireImm::decode(imm);
-        let times = if Mutant::DoublePart.is_on() { 2 } else { 1 };
-        let quarters = u64::from(imm.quarters) * times;
-        if self.visible.is_needed() {
-            self.held.push(Arrival { peer: path.peer, imm: imm.imm, quarters });
-        } else {
-            // A full table is told to the sender by the engine itself.
-            let _ = self.sink.arrived(path.peer, imm.imm, quarters);
-        }
-        if self.heard != Some(path.peer) {
-            self.heard = Some(path.peer);
-            self.sink.heard(path.peer);
-        }
-    }
-
-    fn message(&mut self, rail: RailIdx, message: &[u8]) {
-        let Some(owner) = self.owner(rail) else { return };
-        let Some(peer) = self.book.paths.get(owner.0).map(|path| path.peer) else { return };
-        self.book.came(owner, message, self.sink, self.now_ns);
-        self.sink.heard(peer);
-    }
-
-    fn broken(&mut self, rail: RailIdx, why: Fault) {
-        let Some((path, rail_no)) = self.owner(rail) else { return };
-        // One that was closed meanwhile has nothing left to end.
-        if let Some(standing) = self.book.rail(path, rail_no).filter(|standing| standing.idx == Some(rail)) {
-            standing.set_broken(self.now_ns);
-            self.book.faulty.push((path, rail_no));
-            self.book.rail_stopped(path, rail_no, &why.to_string(), self.now_ns);
-        }
-        if let (Fault::Missed(_), Some(path)) = (why, self.book.paths.get(path)) {
-            self.sink.missed(path.peer, &why.to_string());
-        }
-    }
 }

@@ -16,10 +16,11 @@ use anyfabric_plan::Extent;
 use anyfabric_wire::NicLibrary;
 use crossbeam_queue::ArrayQueue;
 
-use super::book::{Arrival, Book, Stage, Turn};
+use super::book::{Book, Stage};
 use super::link::{PathOptions, RailLink, RailPath};
 use super::nic::{Domain, Nic, NicAbout, NicError, PortLook, RemoteMemory};
 use super::registrations::Registrations;
+use super::turn::{Arrival, Turn};
 use super::visible::Visible;
 use crate::sys::populate;
 use crate::{lock, try_lock, Clock, Failure, Op, Payload, Region, Sink};

@@ -342,6 +342,10 @@ impl<N: Nic> Link for RailLink<N> {
         !region.granted_to().contains(&self.peer)
     }
 
+    fn owes_answers(&self) -> bool {
+        self.group.state().book.owes_answers(self.path)
+    }
+
     fn close(&self, why: &Failure) {
         // ORDERING: see `is_closed`.
         self.closed.store(true, Ordering::Release);

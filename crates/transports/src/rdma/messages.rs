@@ -15,7 +15,7 @@
 
 use anyfabric_wire::Refusal;
 
-use super::book::{Book, Stage};
+use super::book::{Book, Rail};
 use super::group::State;
 use super::nic::Nic;
 use crate::{Failure, Sink};
@@ -75,6 +75,21 @@ impl Book {
         self.settle_part(part_idx, now_ns);
     }
 
+    /// The peer's NIC has an answer, or never will.
+    pub(super) fn answer_ended(&mut self, (path, rail): (u32, usize)) {
+        if let Some(rail) = self.rail(path, rail) {
+            // Those of a rail that broke were forgotten with it, and may end late.
+            rail.answers = rail.answers.saturating_sub(1);
+        }
+    }
+
+    /// Whether an answer waits to be posted, or to end, on a path.
+    pub(super) fn owes_answers(&self, path: u32) -> bool {
+        let waits = || self.answers.iter().any(|answer| answer.path == path);
+        let is_under_way = |rail: &Rail| rail.answers > 0 && rail.stage.stands();
+        self.paths.get(path).is_some_and(|path| path.rails.iter().any(is_under_way)) || waits()
+    }
+
     /// A rail has stopped: whether its messages were queued will not be known.
     pub(super) fn lose_answers(&mut self, path_idx: u32, rail_no: usize, why: &str, now_ns: u64) {
         let Some(path) = self.paths.get(path_idx) else { return };
@@ -92,12 +107,13 @@ impl<N: Nic> State<N> {
         for _ in 0..self.book.answers.len() {
             let Some(Answer { path, rail, bytes }) = self.book.answers.pop_front() else { break };
             // A message may overtake the word that its rail stands: it came, so the rail does.
-            let stands = |stage| matches!(stage, Stage::Up | Stage::Called);
-            let Some(standing) = self.book.rail(path, rail).filter(|rail| stands(rail.stage)) else { continue };
+            let Some(standing) = self.book.rail(path, rail).filter(|rail| rail.stage.stands()) else { continue };
             let (nic, Some(idx)) = (standing.nic, standing.idx) else { continue };
-            // A rail that is broken says so in a poll; nobody waits for the end of an answer.
-            if self.nics[nic].send(idx, &bytes, UNTRACKED) == Ok(false) {
-                self.book.answers.push_back(Answer { path, rail, bytes });
+            // A rail that is broken says so in a poll; only an engine that closes waits for the end of an answer.
+            match self.nics[nic].send(idx, &bytes, ANSWER_TOKEN) {
+                Ok(true) => standing.answers += 1,
+                Ok(false) => self.book.answers.push_back(Answer { path, rail, bytes }),
+                Err(_) => {}
             }
         }
     }
@@ -113,8 +129,8 @@ fn header(kind: u8, code: u8, number: u64, key: u64) -> [u8; HEADER] {
 
 const MESSAGE: u8 = 0;
 const ANSWER: u8 = 1;
-/// A token that no batch has.
-const UNTRACKED: u32 = u32::MAX;
+/// The token of every answer; no batch has it.
+pub(super) const ANSWER_TOKEN: u32 = u32::MAX;
 /// Answers that wait at most; a peer whose messages get none sees them time out.
 const MAX_ANSWERS: usize = 4096;
 

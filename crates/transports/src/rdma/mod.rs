@@ -18,6 +18,7 @@ mod post;
 mod registrations;
 mod setup;
 mod slab;
+mod turn;
 mod visible;
 
 pub use group::{NicGroup, RailGroup};

@@ -53,6 +53,7 @@ impl<N: Nic> State<N> {
         self.book.set_owner(nic_no, idx, (path_idx, rail_no));
         if let Some(rail) = self.book.rail(path_idx, rail_no) {
             rail.idx = Some(idx);
+            rail.answers = 0;
             rail.stage = Stage::Called;
             rail.due_ns = now_ns.saturating_add(ANSWER_NS);
         }
@@ -264,6 +265,7 @@ impl Rail {
             messages: std::collections::VecDeque::new(),
             under_way: 0,
             bulk_bytes: 0,
+            answers: 0,
             is_dirty: false,
         }
     }
