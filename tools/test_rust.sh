@@ -21,7 +21,7 @@ list_skipped() {
 }
 
 if cargo nextest --version >/dev/null 2>&1; then
-  cargo nextest run "${crates[@]}" --no-fail-fast --status-level fail --final-status-level skip
+  cargo nextest run "${crates[@]}" --no-fail-fast --status-level retry --final-status-level skip
   cargo test --quiet "${crates[@]}" --doc
 else
   cargo test --quiet "${crates[@]}" -- --show-output 2>&1 | list_skipped
