@@ -1,6 +1,6 @@
 """How far apart two processes run at the moment: on a virtual machine the host moves its cores.
 
-While the cores share no cache every loopback number is about half of what it is otherwise, whoever it is of.
+While the cores share no cache a bounce takes three times as long, and most transfers move half as much.
 """
 
 from __future__ import annotations
