@@ -284,7 +284,7 @@ class Engine:
 
         `{"peers": {ADDRESS: {"transport": str, "bytes": int, "operations": int, "errors": int,
         "retries": int, "nics": {NAME: {"bytes": int, "parts": int, "errors": int, "retries": int,
-        "latency_us": LATENCY}}, "latency_us": LATENCY}}, "messages": {"queued": int, "dropped": int}}`;
+        "latency_us": LATENCY}}, "latency_us": LATENCY}}, "messages": {"queued": int, "refused": int}}`;
         `Engine.stats` says what each means. LATENCY is `{"count": int, "p50": float, "p99": float, "p999":
         float, "max": float}`, from submission to end, the quantiles being upper bounds of histogram buckets.
         """

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use anyfabric_transports::{lock, PeerIdx};
 use anyfabric_wire::{Address, Refusal};
 
+use crate::stats::MessageStats;
 use crate::waiters::{Tell, Waiter, Waiters};
 
 /// A received message.
@@ -30,6 +31,7 @@ struct State {
     queue: VecDeque<(PeerIdx, Message)>,
     held: HashMap<PeerIdx, (usize, usize)>,
     waiters: Waiters,
+    num_refused: u64,
     closed: bool,
 }
 
@@ -39,6 +41,7 @@ impl Messages {
             let mut state = self.lock();
             let held = state.held.entry(peer).or_default();
             if held.0 >= MAX_MESSAGES || held.1 + message.data.len() > MAX_BYTES {
+                state.num_refused += 1;
                 return Err(Refusal::Full);
             }
             *held = (held.0 + 1, held.1 + message.data.len());
@@ -69,8 +72,9 @@ impl Messages {
         !state.queue.is_empty() || state.closed
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.lock().queue.len()
+    pub(crate) fn stats(&self) -> MessageStats {
+        let state = self.lock();
+        MessageStats { queued: state.queue.len(), refused: state.num_refused }
     }
 
     /// Runs `on_ready` once, when `is_ready`; at once if it is.
@@ -110,3 +114,25 @@ impl Messages {
 /// Unread messages of one peer, and their bytes.
 const MAX_MESSAGES: usize = 4096;
 const MAX_BYTES: usize = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    // A test may unwrap: its panic is the report.
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_there_is_no_room_for_is_refused_and_counted() {
+        let source: Address = "af://127.0.0.1:9/000102030405060708090a0b0c0d0e0f".parse().unwrap();
+        let messages = Messages::default();
+        let push = |peer| messages.push(peer, Message { data: vec![1], source: source.clone() });
+        (0..MAX_MESSAGES).for_each(|_| push(1).unwrap());
+        assert_eq!((push(1), push(1)), (Err(Refusal::Full), Err(Refusal::Full)));
+        push(2).unwrap();
+        let stats = messages.stats();
+        assert_eq!((stats.queued, stats.refused), (MAX_MESSAGES + 1, 2));
+        messages.take().unwrap();
+        push(1).unwrap();
+    }
+}

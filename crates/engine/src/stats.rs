@@ -23,8 +23,8 @@ pub struct EngineStats {
 pub struct MessageStats {
     /// Messages that nobody has taken.
     pub queued: usize,
-    /// Messages that were refused for want of room: none is ever dropped silently.
-    pub dropped: u64,
+    /// Messages that were refused for want of room, and failed at their senders.
+    pub refused: u64,
 }
 
 /// The operations with one peer: the same on every transport.
@@ -85,7 +85,7 @@ impl Engine {
     pub fn stats(&self) -> EngineStats {
         let peers = self.inner.peers();
         let peers = peers.iter().filter_map(|peer| Some((peer.address.to_string(), peer_use(peer)?))).collect();
-        EngineStats { peers, messages: MessageStats { queued: self.inner.messages.len(), dropped: 0 } }
+        EngineStats { peers, messages: self.inner.messages.stats() }
     }
 }
 
