@@ -26,25 +26,23 @@ pub unsafe fn copy(src: *const u8, dst: *mut u8, nbytes: usize) {
     }
 }
 
-/// Brings the beginnings of a copy that comes soon into the cache: pages at
-/// random places miss there, and in the table of pages.
+/// Brings the beginning of what is copied soon into the cache: pages at random
+/// places miss there, and in the table of pages. Stores wait for nobody, so the
+/// destination is not asked for.
 #[inline]
-pub(crate) fn prefetch(src: *const u8, dst: *const u8, nbytes: usize) {
+pub(crate) fn prefetch(src: *const u8, nbytes: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
         let mut at = 0;
         while at < nbytes.min(PREFETCH_BYTES) {
             // SAFETY: a prefetch reads nothing and faults nowhere.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(src.wrapping_add(at).cast());
-                _mm_prefetch::<_MM_HINT_T0>(dst.wrapping_add(at).cast());
-            }
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(src.wrapping_add(at).cast()) };
             at += 64;
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (src, dst, nbytes);
+    let _ = (src, nbytes);
 }
 
 /// Copies without pulling the destination into the cache, whatever the length.

@@ -60,8 +60,7 @@ impl ShmLink {
                 let mut ranges = Ahead::new(ranges);
                 while let Some((range, soon)) = ranges.next() {
                     if let Some(soon) = soon {
-                        let (src, dst) = (src.wrapping_add(soon.src as usize), dst.wrapping_add(soon.dst as usize));
-                        prefetch(src, dst, soon.nbytes as usize);
+                        prefetch(src.wrapping_add(soon.src as usize), soon.nbytes as usize);
                     }
                     // SAFETY: the engine checked the ranges against both regions; the binding is entered, so the
                     // mapping stays; the ticket holds the source.
