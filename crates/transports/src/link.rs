@@ -297,38 +297,42 @@ pub trait ControlPath: Link {
     fn disconnect(&self, channel: u8, why: &str);
 }
 
-/// Where a link reports what arrives.
+/// Where a link reports what arrives. A sink that does not care for something leaves it out.
 pub trait Sink {
     /// An immediate, after its bytes; weight in quarters of a count.
     ///
     /// # Errors
     /// [`Refusal::Full`] when nobody opened a counter and no more are kept.
-    fn arrived(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> Result<(), Refusal>;
+    fn arrived(&self, _peer: PeerIdx, _imm: Imm, _quarters: u64) -> Result<(), Refusal> {
+        Ok(())
+    }
 
     /// An immediate came, and its bytes cannot be made visible.
-    fn invisible(&self, peer: PeerIdx, imm: Imm, why: &str);
+    fn invisible(&self, _peer: PeerIdx, _imm: Imm, _why: &str) {}
 
     /// Immediates of the peer's may have come that nobody knows of: how many, and
     /// which.
-    fn missed(&self, peer: PeerIdx, why: &str);
+    fn missed(&self, _peer: PeerIdx, _why: &str) {}
 
     /// A message.
     ///
     /// # Errors
     /// [`Refusal::Full`] when the receive queue is full, [`Refusal::TooLarge`].
-    fn message(&self, peer: PeerIdx, bytes: Vec<u8>) -> Result<(), Refusal>;
+    fn message(&self, _peer: PeerIdx, _bytes: Vec<u8>) -> Result<(), Refusal> {
+        Ok(())
+    }
 
     /// A control message, with its sequence number.
-    fn control(&self, peer: PeerIdx, sequence: u64, bytes: &[u8]);
+    fn control(&self, _peer: PeerIdx, _sequence: u64, _bytes: &[u8]) {}
 
     /// Something came from the peer: it lives.
-    fn heard(&self, peer: PeerIdx);
+    fn heard(&self, _peer: PeerIdx) {}
 
     /// A stream of this link broke; channel 0 is the control connection.
-    fn broken(&self, peer: PeerIdx, channel: u8, why: &str);
+    fn broken(&self, _peer: PeerIdx, _channel: u8, _why: &str) {}
 
     /// The peer's process has exited.
-    fn exited(&self, peer: PeerIdx);
+    fn exited(&self, _peer: PeerIdx) {}
 }
 
 /// Why a link could not be made.

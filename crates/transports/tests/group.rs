@@ -14,8 +14,8 @@ use anyfabric_transports::rdma::{
     RailPath, RemoteMemory,
 };
 use anyfabric_transports::tcp::TcpLink;
-use anyfabric_transports::{lock, Clock, PeerIdx, Sink};
-use anyfabric_wire::{Imm, NicLibrary, Rails, Refusal};
+use anyfabric_transports::{lock, Clock, Sink};
+use anyfabric_wire::{NicLibrary, Rails};
 
 /// What a NIC does, and what was asked of it.
 #[derive(Default)]
@@ -152,20 +152,7 @@ impl Nic for StubNic {
 /// Nobody cares for what is reported.
 struct Nobody;
 
-impl Sink for Nobody {
-    fn arrived(&self, _: PeerIdx, _: Imm, _: u64) -> Result<(), Refusal> {
-        Ok(())
-    }
-    fn invisible(&self, _: PeerIdx, _: Imm, _: &str) {}
-    fn missed(&self, _: PeerIdx, _: &str) {}
-    fn message(&self, _: PeerIdx, _: Vec<u8>) -> Result<(), Refusal> {
-        Ok(())
-    }
-    fn control(&self, _: PeerIdx, _: u64, _: &[u8]) {}
-    fn heard(&self, _: PeerIdx) {}
-    fn broken(&self, _: PeerIdx, _: u8, _: &str) {}
-    fn exited(&self, _: PeerIdx) {}
-}
+impl Sink for Nobody {}
 
 fn nic(stay: Option<Arc<Stay>>) -> (StubNic, Arc<Knobs>) {
     let about = NicAbout {

@@ -33,15 +33,6 @@ impl Sink for Restless {
         assert!(*num_taken < 100 * ENTRIES, "there is no end to it");
         Ok(())
     }
-    fn invisible(&self, _: PeerIdx, _: Imm, _: &str) {}
-    fn missed(&self, _: PeerIdx, _: &str) {}
-    fn message(&self, _: PeerIdx, _: Vec<u8>) -> Result<(), Refusal> {
-        Ok(())
-    }
-    fn control(&self, _: PeerIdx, _: u64, _: &[u8]) {}
-    fn heard(&self, _: PeerIdx) {}
-    fn broken(&self, _: PeerIdx, _: u8, _: &str) {}
-    fn exited(&self, _: PeerIdx) {}
 }
 
 /// What it published before its end still counts, and no more than its ring holds: the driver has others to look after.

@@ -139,7 +139,7 @@ mod tests {
     use std::collections::{HashMap, VecDeque};
     use std::sync::{Arc, Mutex};
 
-    use anyfabric_wire::{Imm, NicLibrary};
+    use anyfabric_wire::NicLibrary;
 
     use super::*;
     use crate::rdma::book::Path;
@@ -151,11 +151,6 @@ mod tests {
     struct Inbox(Mutex<Vec<Vec<u8>>>);
 
     impl Sink for Inbox {
-        fn arrived(&self, _: PeerIdx, _: Imm, _: u64) -> Result<(), Refusal> {
-            Ok(())
-        }
-        fn invisible(&self, _: PeerIdx, _: Imm, _: &str) {}
-        fn missed(&self, _: PeerIdx, _: &str) {}
         fn message(&self, _: PeerIdx, bytes: Vec<u8>) -> Result<(), Refusal> {
             if bytes.len() == 3 {
                 return Err(Refusal::Full);
@@ -163,10 +158,6 @@ mod tests {
             lock(&self.0).push(bytes);
             Ok(())
         }
-        fn control(&self, _: PeerIdx, _: u64, _: &[u8]) {}
-        fn heard(&self, _: PeerIdx) {}
-        fn broken(&self, _: PeerIdx, _: u8, _: &str) {}
-        fn exited(&self, _: PeerIdx) {}
     }
 
     const KEY: u64 = 0x0123_4567_89ab_cdef;
