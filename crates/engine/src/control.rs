@@ -361,6 +361,7 @@ impl Inner {
     // ---- messages ------------------------------------------------------------------------------
 
     pub(crate) fn on_control(&self, driver: &mut Driver, peer: &Arc<Peer>, message: Control) {
+        self.confirm_many(peer);
         match message {
             Control::Heartbeat { received } => {
                 driver.num_heartbeats += 1;
@@ -373,10 +374,18 @@ impl Inner {
                     link.release(region, key, refusal);
                 }
                 driver.releases.push(Release { peer: Arc::clone(peer), region, key, revoke });
+                let is_its = |release: &&Release| release.peer.idx == peer.idx;
+                if driver.releases.len() > MAX_RELEASES && driver.releases.iter().filter(is_its).count() > MAX_RELEASES
+                {
+                    self.lose(peer, "it takes back more at once than is under way to it");
+                }
             }
             Control::Revoked { revoke } => self.revokes.acknowledged(self, peer, revoke),
             Control::RetireImm { imm } => {
-                driver.retires.push((Arc::clone(peer), imm));
+                // One that asks again and again is answered once.
+                if !driver.retires.iter().any(|(asks, asked)| asks.idx == peer.idx && *asked == imm) {
+                    driver.retires.push((Arc::clone(peer), imm));
+                }
                 self.answer_retires(driver);
             }
             Control::ImmRetired { imm } => self.counters.retired(imm, peer.address.engine),
@@ -431,6 +440,8 @@ fn has_exited(peer: &Peer) -> bool {
 }
 
 pub(crate) const EXITED: &str = "its process has exited";
+/// Keys that one peer has taken back and that we have not answered for: an honest one waits for what is under way to it.
+const MAX_RELEASES: usize = 1 << 14;
 /// Longest time between the end of a process's sockets and its own; only a peer
 /// that ends otherwise makes us wait for all of it.
 const LAST_MOMENT: Duration = Duration::from_millis(50);

@@ -234,6 +234,11 @@ impl Inner {
                     self.gone(&peer);
                 }
             }
+            Event::Overrun(idx, why) => {
+                if let Some(peer) = self.peer(idx) {
+                    self.lose(&peer, &why);
+                }
+            }
             Event::EarlyFull(idx) => {
                 if let Some(peer) = self.peer(idx) {
                     self.on_early_full(&peer);

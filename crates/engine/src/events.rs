@@ -15,6 +15,8 @@ pub(crate) enum Event {
     /// Its Unix socket ended, and what its streams had before that was read.
     Parted(PeerIdx, String),
     Exited(PeerIdx),
+    /// It must be given up: more waits for it than it may leave unread.
+    Overrun(PeerIdx, String),
     EarlyFull(PeerIdx),
     /// The engine closes, and what is under way was waited for.
     Closing,

@@ -27,11 +27,13 @@ pub(crate) struct Heartbeat {
     pub(crate) heard_ns: u64,
     /// The peer looks at our ring, and we at its.
     is_mapped: bool,
+    /// Its control messages that ours last confirmed.
+    confirmed: u64,
 }
 
 impl Heartbeat {
     pub(crate) const fn new(now_ns: u64) -> Self {
-        Self { told_ns: now_ns, heard_ns: now_ns, is_mapped: false }
+        Self { told_ns: now_ns, heard_ns: now_ns, is_mapped: false, confirmed: 0 }
     }
 
     /// Between messages.
@@ -107,15 +109,28 @@ impl Inner {
         }
     }
 
+    /// A control message has come: confirms many at once, for who sends them keeps them until then.
+    pub(crate) fn confirm_many(&self, peer: &Peer) {
+        let confirmed = peer.state().heartbeat.confirmed;
+        if peer.base.received().saturating_sub(confirmed) >= MANY {
+            self.tell(peer, self.clock.now_ns());
+        }
+    }
+
     fn tell(&self, peer: &Peer, now_ns: u64) {
-        peer.state().heartbeat.told_ns = now_ns;
         let received = peer.base.received();
+        {
+            let heartbeat = &mut peer.state().heartbeat;
+            (heartbeat.told_ns, heartbeat.confirmed) = (now_ns, received);
+        }
         peer.base.send_control(Control::Heartbeat { received }.encode());
     }
 }
 
 /// Heartbeats in memory for each that is sent.
 const MAPPED_INTERVALS: u64 = 4;
+/// Control messages that are confirmed without waiting for a heartbeat to be due: seldom more than come in a turn.
+const MANY: u64 = 512;
 
 #[cfg(test)]
 mod tests {

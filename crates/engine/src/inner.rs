@@ -355,6 +355,10 @@ impl Sink for Inner {
         self.push_event(Event::Broken(peer, channel, why.to_owned()));
     }
 
+    fn overrun(&self, peer: PeerIdx, why: &str) {
+        self.push_event(Event::Overrun(peer, why.to_owned()));
+    }
+
     fn exited(&self, peer: PeerIdx) {
         self.push_event(Event::Exited(peer));
     }

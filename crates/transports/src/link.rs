@@ -331,6 +331,9 @@ pub trait Sink {
     /// A stream of this link broke; channel 0 is the control connection.
     fn broken(&self, _peer: PeerIdx, _channel: u8, _why: &str) {}
 
+    /// The peer keeps to no bound and must be given up: more waits for it than it may leave unread.
+    fn overrun(&self, _peer: PeerIdx, _why: &str) {}
+
     /// The peer's process has exited.
     fn exited(&self, _peer: PeerIdx) {}
 }

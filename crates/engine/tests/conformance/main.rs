@@ -44,6 +44,7 @@ mod nic;
 mod sizes;
 mod storm;
 mod strangers;
+mod unread;
 mod visibility;
 mod watching;
 mod withdrawn;

@@ -8,7 +8,7 @@ use anyfabric_wire::{Control, Imm, Refusal, WireImm};
 
 use super::fabric::nic_down;
 use super::simulation::Simulation;
-use crate::controls::Controls;
+use crate::controls::{Controls, OVERRUN};
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
@@ -56,6 +56,8 @@ pub(super) enum News {
     Control { connection: u64, sequence: u64, bytes: Hidden },
     /// The control connection broke.
     Broken { connection: u64 },
+    /// It confirms none of our control messages.
+    Overrun,
 }
 
 /// Bytes that a story need not spell out.
@@ -217,6 +219,7 @@ impl SimLink {
                 sink.heard(self.peer);
                 sink.control(self.peer, sequence, &bytes.0);
             }
+            News::Overrun => sink.overrun(self.peer, OVERRUN),
             News::Broken { connection } => {
                 if self.connection() == Some(connection) {
                     sink.broken(self.peer, 0, "the connection was reset");
@@ -396,7 +399,7 @@ impl ControlPath for SimLink {
 
     fn send_control(&self, bytes: Vec<u8>) {
         let mut controls = lock(&self.controls);
-        let sequence = controls.messages.send(&bytes);
+        let Some(sequence) = controls.messages.send(&bytes) else { return self.tell(News::Overrun) };
         if let Some(connection) = controls.connection {
             let bytes = Hidden(bytes);
             self.push_control(connection, News::Control { connection, sequence, bytes });

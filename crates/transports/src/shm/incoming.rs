@@ -76,7 +76,7 @@ impl ShmLink {
                     }
                 };
                 incoming.consumer.publish_head(true);
-                self.answer(op, result);
+                self.answer(op, result, sink);
             }
             Entry::Bounce { op, region, key, offset, start, nbytes } => {
                 if let Err(refusal) = self.place_bounced(incoming, (region, key, offset), (start, nbytes)) {
@@ -94,7 +94,7 @@ impl ShmLink {
                     Some((imm, count)) => sink.arrived(self.peer, imm.imm, u64::from(imm.quarters) * u64::from(count)),
                     None => Ok(()),
                 });
-                self.answer(op, result);
+                self.answer(op, result, sink);
             }
             Entry::Answer { op, result } => {
                 let awaited = lock(&self.outgoing).awaiting.remove(&op);
@@ -124,8 +124,12 @@ impl ShmLink {
         Ok(())
     }
 
-    pub(super) fn answer(&self, op: u64, result: Result<(), Refusal>) {
+    pub(super) fn answer(&self, op: u64, result: Result<(), Refusal>, sink: &dyn Sink) {
         let mut outgoing = lock(&self.outgoing);
+        if outgoing.answers.len() >= MAX_ANSWERS {
+            drop(outgoing);
+            return sink.overrun(self.peer, "it does not read its ring: more answers wait for it than are kept");
+        }
         outgoing.answers.push_back(Entry::Answer { op, result });
         self.flush_answers(&mut outgoing);
     }
@@ -203,5 +207,8 @@ fn map_target(fd: &Fd, len: usize) -> std::io::Result<Target> {
 const POPULATE: usize = 256 << 20;
 /// Bounced operations with a refused part that have not ended.
 const MAX_REFUSED: usize = 1024;
+/// Answers that a peer has not made room for in its ring. One that reads its ring before it writes more into ours leaves no
+/// more than the rings hold, and the ends of our own operations.
+const MAX_ANSWERS: usize = 1 << 16;
 /// Turns with news between two notes that the peer lives.
 const HEARD_TURNS: u32 = 256;

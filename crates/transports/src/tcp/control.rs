@@ -30,11 +30,16 @@ impl ControlPath for TcpLink {
         let sequence = {
             let mut controls = lock(&self.controls);
             let sequence = controls.send(&bytes);
-            if let Some(lane) = self.lane(0) {
-                // Under the lock, so that the order on the lane is that of the numbers.
-                lock(&lane.submitted).controls.push_back((sequence, bytes));
-            }
-            sequence
+            // Under the lock, so that the order on the lane is that of the numbers.
+            let queue = |sequence| self.lane(0).is_none_or(|lane| lock(&lane.submitted).push_control(sequence, bytes));
+            sequence.filter(|sequence| queue(*sequence))
+        };
+        let Some(sequence) = sequence else {
+            // What it was to be told it can never be told: whoever polls next gives it up.
+            // ORDERING: before `busy`; partner: `flush_lanes`.
+            self.is_overrun.store(true, Ordering::SeqCst);
+            self.busy.store(true, Ordering::SeqCst);
+            return;
         };
         log::trace!("peer {}: control message {sequence}", self.peer);
         if let Some(lane) = self.lane(0) {

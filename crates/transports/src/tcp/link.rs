@@ -42,6 +42,8 @@ pub struct TcpLink {
     pub(super) awaits_streams: AtomicBool,
     /// Some lane may have something to send.
     pub(super) busy: AtomicBool,
+    /// The peer has left more control messages unread than are kept.
+    pub(super) is_overrun: AtomicBool,
     /// Every stream has stood at once.
     was_whole: AtomicBool,
     /// When something small last went either way.
@@ -85,6 +87,7 @@ impl TcpLink {
             held: Mutex::default(),
             awaits_streams: AtomicBool::new(false),
             busy: AtomicBool::new(false),
+            is_overrun: AtomicBool::new(false),
             was_whole: AtomicBool::new(false),
             small_ns: AtomicU64::new(0),
             stats: Arc::new(PeerStats::new(num_streams + 1)),
@@ -99,7 +102,10 @@ impl TcpLink {
             self.confirm(confirmed);
             let controls = lock(&self.controls);
             let mut submitted = lock(&lane.submitted);
-            submitted.controls.extend(controls.unconfirmed());
+            for (sequence, bytes) in controls.unconfirmed() {
+                // There is room: no more are kept.
+                submitted.push_control(sequence, bytes);
+            }
             drop(submitted);
             self.set_pending(&lane);
         }
@@ -317,10 +323,23 @@ impl TcpLink {
         })
     }
 
-    pub(super) fn acknowledge(&self, lane: &Lane, op: u64, result: Result<(), Refusal>) {
-        lock(&lane.submitted).acks.extend_from_slice(&Frame::encode_ack(op, result));
+    /// # Errors
+    /// The peer reads none of them: the lane is to be read no further.
+    pub(super) fn acknowledge(
+        &self,
+        lane: &Lane,
+        op: u64,
+        result: Result<(), Refusal>,
+        sink: &dyn Sink,
+    ) -> io::Result<()> {
+        if !lock(&lane.submitted).push_ack(Frame::encode_ack(op, result)) {
+            let why = "it does not read: more acknowledgements wait for it than are kept";
+            sink.overrun(self.peer, why);
+            return Err(invalid(why));
+        }
         // Sent with the next thing that goes out, or when the driver polls next: a reply carries it along.
         self.set_pending(lane);
+        Ok(())
     }
 }
 

@@ -184,13 +184,9 @@ impl Receive {
             (FrameKind::Control, Place::Buffer(bytes)) => link.on_control(frame.op, &bytes, sink),
             (FrameKind::Ack, Place::Buffer(bytes)) => link.on_acks(lane, &bytes),
             (FrameKind::Message, Place::Buffer(bytes)) => {
-                link.acknowledge(lane, frame.op, sink.message(link.peer, bytes));
-                Ok(())
+                link.acknowledge(lane, frame.op, sink.message(link.peer, bytes), sink)
             }
-            (FrameKind::Message, _) => {
-                link.acknowledge(lane, frame.op, Err(Refusal::TooLarge));
-                Ok(())
-            }
+            (FrameKind::Message, _) => link.acknowledge(lane, frame.op, Err(Refusal::TooLarge), sink),
             (_, place) => {
                 if let Err(refusal) = place.verify(&frame) {
                     if self.refused.len() >= MAX_REFUSED {
@@ -201,7 +197,7 @@ impl Receive {
                 if frame.is_last() {
                     let result = self.refused.remove(&frame.op).map_or(Ok(()), Err);
                     let result = link.on_write_end(&frame, result, sink);
-                    link.acknowledge(lane, frame.op, result);
+                    link.acknowledge(lane, frame.op, result, sink)?;
                 }
                 Ok(())
             }

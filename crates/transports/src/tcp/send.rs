@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyfabric_plan::Extents;
-use anyfabric_wire::Imm;
+use anyfabric_wire::{Frame, Imm};
 
 use super::batch::Batch;
 use super::lane::Lane;
+use crate::controls::{kept_bytes, MAX_CONTROL_BYTES};
 use crate::{lock, try_lock, Failure, Op, PeerStats, Region};
 
 /// An operation, shared by the lanes that carry parts of it.
@@ -114,8 +115,9 @@ impl Part {
 /// Handed over by submitting threads.
 #[derive(Debug, Default)]
 pub(super) struct Submitted {
-    pub(super) controls: VecDeque<(u64, Vec<u8>)>,
-    pub(super) acks: Vec<u8>,
+    controls: VecDeque<(u64, Vec<u8>)>,
+    control_bytes: usize,
+    acks: Vec<u8>,
     pub(super) small: VecDeque<Arc<Part>>,
     pub(super) bulk: VecDeque<Arc<Part>>,
 }
@@ -123,6 +125,25 @@ pub(super) struct Submitted {
 impl Submitted {
     fn is_empty(&self) -> bool {
         self.controls.is_empty() && self.acks.is_empty() && self.small.is_empty() && self.bulk.is_empty()
+    }
+
+    /// False when the peer has left so many unread that there is no room: a peer may confirm what it never read.
+    pub(super) fn push_control(&mut self, sequence: u64, bytes: Vec<u8>) -> bool {
+        let has_room = self.control_bytes < MAX_CONTROL_BYTES;
+        if has_room {
+            self.control_bytes += kept_bytes(&bytes);
+            self.controls.push_back((sequence, bytes));
+        }
+        has_room
+    }
+
+    /// False when the peer has left so many unread that there is no room.
+    pub(super) fn push_ack(&mut self, record: [u8; Frame::ACK_BYTES]) -> bool {
+        let has_room = self.acks.len() < MAX_ACK_BYTES;
+        if has_room {
+            self.acks.extend_from_slice(&record);
+        }
+        has_room
     }
 
     pub(super) fn drain(&mut self, parts: &mut Vec<Arc<Part>>) {
@@ -222,6 +243,7 @@ impl Lane {
             while let Some((sequence, bytes)) = submitted.controls.pop_front() {
                 batch.control(sequence, &bytes);
             }
+            submitted.control_bytes = 0;
             while batch.pieces.len() < MAX_PIECES && batch.nbytes < batch_bytes {
                 let Some(part) = submitted.small.pop_front() else { break };
                 match part.shared.given_up() {
@@ -277,3 +299,6 @@ pub(super) fn acknowledged(lane: &Lane, op: u64) -> Option<Arc<Part>> {
 }
 
 const MAX_PIECES: usize = 1024;
+/// Most that waits in one lane of acknowledgements that a peer does not read: a million. Those of a peer that reads wait
+/// only for what its sockets hold, and to reach this they would have to hold 64 MiB of empty writes.
+const MAX_ACK_BYTES: usize = 16 << 20;

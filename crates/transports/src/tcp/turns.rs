@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::lane::Lane;
 use super::link::{describe, TcpLink};
+use crate::controls::OVERRUN;
 use crate::{read, Sink};
 
 impl TcpLink {
@@ -12,6 +13,10 @@ impl TcpLink {
     pub(super) fn flush_lanes(&self, sink: &dyn Sink) -> bool {
         // ORDERING: cleared before looking: who comes later sets it again. Full sockets are the poller's business.
         self.busy.store(false, Ordering::SeqCst);
+        // ORDERING: see `send_control`.
+        if self.is_overrun.load(Ordering::SeqCst) {
+            sink.overrun(self.peer, OVERRUN);
+        }
         let lanes: [Option<Arc<Lane>>; Self::MAX_STREAMS + 1] = {
             let lanes = read(&self.lanes);
             std::array::from_fn(|idx| lanes[idx].as_ref().filter(|lane| lane.can_flush()).cloned())
