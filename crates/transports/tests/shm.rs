@@ -4,13 +4,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::fd::OwnedFd;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use anyfabric_plan::{Extent, Extents};
 use anyfabric_transports::shm::ring::{Entry, Producer, ENTRIES};
 use anyfabric_transports::shm::{ring_memory, LocalChannel, ShmLink, ShmOptions};
-use anyfabric_transports::sys::{pid_fd, Fd, Ready};
-use anyfabric_transports::{lock, Doorbell, Link, PeerIdx, Sink};
-use anyfabric_wire::{Imm, Refusal, WireImm};
+use anyfabric_transports::sys::{pid_fd, Fd, Mapping, Ready};
+use anyfabric_transports::{lock, Backing, Doorbell, Failure, Inline, Link, PeerIdx, Region, Sink};
+use anyfabric_wire::{Access, Imm, Local, Refusal, WireImm};
 
 /// Somebody has the ring of a peer that is gone, and announces an arrival for each that is taken.
 struct Restless {
@@ -35,30 +38,80 @@ impl Sink for Restless {
     }
 }
 
+/// A child that another test starts has the descriptors of this one until it has begun: then their end is not seen.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Nobody cares for what is reported.
+struct Nobody;
+
+impl Sink for Nobody {}
+
+/// A link of a peer that is this process, as it seems; the other end of its Unix socket, and its ring to us.
+fn link(pid_fd: Fd) -> (ShmLink, LocalChannel, Arc<Mapping>) {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let ((_, outgoing), (_, incoming)) = (ring_memory().unwrap(), ring_memory().unwrap());
+    let link = ShmLink::new(ShmOptions {
+        peer: 1,
+        pid: std::process::id(),
+        pid_fd,
+        channel: LocalChannel::new(Fd::new(OwnedFd::from(ours))),
+        outgoing,
+        incoming: Arc::clone(&incoming),
+        doorbell: Doorbell::private().unwrap(),
+        regions: Arc::default(),
+        isolate: false,
+        writes_foreign: true,
+        peer_writes_foreign: None,
+    });
+    (link, LocalChannel::new(Fd::new(OwnedFd::from(theirs))), incoming)
+}
+
 /// What it published before its end still counts, and no more than its ring holds: the driver has others to look after.
 #[test]
 fn a_peer_that_is_gone_is_read_to_its_end_and_no_further() {
+    let _alone = lock(&ALONE);
     for channel in [ShmLink::LOCAL, ShmLink::PROCESS] {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let ((_, outgoing), (_, incoming)) = (ring_memory().unwrap(), ring_memory().unwrap());
-        let restless =
-            Restless { producer: Mutex::new(Producer::new(Arc::clone(&incoming))), num_taken: Mutex::new(0) };
-        let link = ShmLink::new(ShmOptions {
-            peer: 1,
-            pid: std::process::id(),
-            pid_fd: pid_fd(std::process::id()).unwrap(),
-            channel: LocalChannel::new(Fd::new(OwnedFd::from(ours))),
-            outgoing,
-            incoming,
-            doorbell: Doorbell::private().unwrap(),
-            regions: Arc::default(),
-            isolate: false,
-            writes_foreign: false,
-            peer_writes_foreign: None,
-        });
+        let (link, theirs, incoming) = link(pid_fd(std::process::id()).unwrap());
+        let restless = Restless { producer: Mutex::new(Producer::new(incoming)), num_taken: Mutex::new(0) };
         while restless.push() {}
         drop(theirs);
         link.ready(channel, Ready { token: 0, readable: true, writable: false }, &restless);
         assert!(*lock(&restless.num_taken) >= ENTRIES, "some of what came before the end is lost");
     }
+}
+
+/// The peer's process was waited for, and its pid is this process's now: nothing of what is meant for it lands here.
+#[test]
+fn a_pid_that_is_anothers_now_is_not_written_to() {
+    let _alone = lock(&ALONE);
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let (link, theirs, _) = link(pid_fd(child.id()).unwrap());
+    let mut there = vec![0_u8; 64];
+    let (address, nbytes) = (there.as_mut_ptr() as u64, there.len() as u64);
+    let binding = link.bind(1, 2, nbytes);
+    theirs.send(&Local::Imported { request: 0, result: Ok(Access::Foreign { address, nbytes }) }, None).unwrap();
+    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    let mut bytes = vec![7_u8; 64].into_boxed_slice();
+    let backing = Backing::Foreign { address: bytes.as_mut_ptr(), owner: Box::new(bytes) };
+    let source = Region::new(1, 1, nbytes, true, backing);
+    let extents = Extents::One(Extent { src: 0, dst: 0, nbytes });
+    let write = || {
+        let inline = Inline { source: &source, binding: &binding, extents: &extents, imm: None };
+        // SAFETY: both are this process's, and live.
+        unsafe { std::ptr::write_bytes(address as *mut u8, 0, 64) };
+        let result = link.try_inline(&inline).unwrap();
+        // SAFETY: as above.
+        (result, unsafe { (address as *const u8).read_volatile() })
+    };
+    assert_eq!(write(), (Ok(()), 7), "while it lives");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // For a moment nobody looks again: no pid is given anew as soon.
+    let until = Instant::now() + Duration::from_secs(10);
+    while write().0.is_ok() {
+        assert!(Instant::now() < until, "its exit is not seen");
+    }
+    let (result, byte) = write();
+    assert!(matches!(result, Err(Failure::PeerLost(_))), "{result:?}");
+    assert_eq!(byte, 0, "written to after it was known");
 }

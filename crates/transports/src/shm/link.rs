@@ -11,6 +11,7 @@ use super::incoming::Incoming;
 use super::local::LocalChannel;
 use super::outgoing::{given_up, Job, Outgoing};
 use super::ring::{Consumer, Producer};
+use super::witness::Witness;
 use crate::mutant::Mutant;
 use crate::sys::{is_readable_within, Fd, Interest, Mapping, Poller, Ready};
 use crate::{
@@ -60,6 +61,7 @@ pub enum Pulse {
 pub struct ShmLink {
     pub(super) peer: PeerIdx,
     pub(super) pid: u32,
+    pub(super) witness: Witness,
     /// Until the peer is gone.
     ends: RwLock<Option<Ends>>,
     pub(super) doorbell: Doorbell,
@@ -102,6 +104,7 @@ impl ShmLink {
         Self {
             peer: options.peer,
             pid: options.pid,
+            witness: Witness::default(),
             ends: RwLock::new(Some(Ends { channel: options.channel, pid_fd: options.pid_fd })),
             doorbell: options.doorbell,
             regions: options.regions,
@@ -149,10 +152,9 @@ impl ShmLink {
         }
     }
 
-    /// Whether the peer's process has exited, now or within a timeout of at most
-    /// some milliseconds.
+    /// Whether the peer's process has exited, now or within a timeout of at most some milliseconds; or was given back.
     pub fn has_exited(&self, timeout: Duration) -> bool {
-        self.ends().as_ref().is_some_and(|ends| is_readable_within(&ends.pid_fd, timeout))
+        self.ends().as_ref().is_none_or(|ends| is_readable_within(&ends.pid_fd, timeout))
     }
 
     /// The peer says that it writes no more into our memory.
@@ -488,8 +490,7 @@ impl std::fmt::Debug for ShmLink {
 
 /// Writes up to this length are carried out in the caller's thread.
 ///
-/// MEASURED: below it a hand-over to the worker costs more than the copy;
-/// benchmarks/records, perf write rows.
+/// MEASURED: below it a hand-over to the worker costs more than the copy; benchmarks/records, perf write rows.
 pub(super) const INLINE_BYTES: u64 = 256 << 10;
 /// Writes up to this length keep the ring's lock while they copy.
 const SHORT_BYTES: u64 = 4096;

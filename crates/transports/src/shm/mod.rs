@@ -12,6 +12,7 @@ mod local;
 mod outgoing;
 pub mod ring;
 mod walk;
+mod witness;
 
 pub use link::{Pulse, ShmLink, ShmOptions};
 pub use local::{ring_memory, LocalChannel, RING_MEMFD_BYTES};

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyfabric_wire::{Imm, WireImm};
 
@@ -76,10 +77,13 @@ impl ShmLink {
                     dst: address + range.dst,
                     nbytes: range.nbytes as usize,
                 });
+                let has_exited = || self.has_exited(Duration::ZERO);
+                self.witness.check(has_exited)?;
                 FOREIGN.with_borrow_mut(|room| {
                     // SAFETY: as above.
                     unsafe { sys::foreign_write(self.pid, room, ranges) }
-                })
+                })?;
+                self.witness.check(has_exited)
             }
             Target::Owner | Target::Nics(_) => Err(std::io::Error::from(std::io::ErrorKind::Unsupported)),
         }
