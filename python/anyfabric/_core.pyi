@@ -43,6 +43,8 @@ from anyfabric.watcher import Trigger
 
 __version__: str
 """Version of the crate; equal to the version of the package."""
+MAX_NICS: int
+"""NICs of one engine, and of one device, at most."""
 
 @disjoint_base
 class Engine:

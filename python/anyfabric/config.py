@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
+from anyfabric import _core
 from anyfabric.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -216,8 +217,8 @@ def _names(given: object) -> tuple[str, ...]:
     names: list[str] = []
     if isinstance(parts, (list, tuple)):
         names = [str(name).strip() for name in cast("Iterable[object]", parts)]
-    if not 1 <= len(names) <= 4 or len(set(names)) != len(names) or not all(names):
-        msg = "1 to 4 names, each once, separated by commas"
+    if not 1 <= len(names) <= _core.MAX_NICS or len(set(names)) != len(names) or not all(names):
+        msg = f"1 to {_core.MAX_NICS} names, each once, separated by commas; for more open an engine for each device"
         raise ValueError(msg)
     return tuple(names)
 
@@ -289,15 +290,15 @@ SETTINGS: tuple[Setting, ...] = (
         "nics",
         "ANYFABRIC_NICS",
         None,
-        "NICs to use, as mlx5_0; without it those near the devices; for more open an engine for each device",
+        "1 to 8 NICs to use, as mlx5_0; without it those near the devices",
         _names,
     ),
     Setting(
         "nics_per_device",
         "ANYFABRIC_NICS_PER_DEVICE",
         None,
-        "NICs to take for each device, at most 4 in all; without it those nearest, divided among equal GPUs",
-        _integer(1, 4),
+        "NICs to take for each device, at most 8 in all; without it those nearest, divided among equal GPUs",
+        _integer(1, _core.MAX_NICS),
     ),
     Setting(
         "pin_worker",

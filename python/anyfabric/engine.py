@@ -90,10 +90,11 @@ class Engine(_core.Engine):
                 need an address of this host that they can reach. Default: "127.0.0.1:0".
             devices: Whose memory is moved: `"cuda:0"`, `"gpu:0000:53:00.0"` or `"cpu:0"` (the host memory of
                 a NUMA node). Without it: the host memory of the node on which the NICs are opened.
-            nics: 1 to 4 NICs to use, as `"mlx5_0"` or `"mlx5_0:2"`; for more open an engine for each device.
-                Without it: those near the devices, or where no place is known the fastest that are up.
-            nics_per_device: NICs to take for each device, 1 to 4, and at most 4 in all. Without it: those
-                nearest, divided among the GPUs that are as near.
+            nics: 1 to 8 NICs to use, as `"mlx5_0"` or `"mlx5_0:2"`; for more open an engine for each device.
+                At most 4 serve one operation, and all take turns. Without it: those near the devices, or
+                where no place is known the fastest that are up.
+            nics_per_device: NICs to take for each device, 1 to 8, and at most 8 in all. Without it: those
+                nearest, divided among the GPUs that are as near, and no more than 4.
             pin_worker: Keep the worker on cores near the NICs, once it has some. Default: True.
             gid_index: Index in a port's GID table. Without it: a RoCE v2 one with an IPv4 address.
             traffic_class: Traffic class of verbs; on RoCE four times the DSCP. Default: 0.

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Gpu", "Group", "GroupNic", "Nic", "Topology", "read_topology"]
 
-MAX_NICS_PER_DEVICE = 4
-
 
 @dataclass(frozen=True, slots=True)
 class Nic:
@@ -114,13 +112,14 @@ def read_topology(
     Args:
         root: Where `sys` and `proc` are: another folder for a recorded machine.
         nics: Only these, whatever their state and speed; all that suit when empty.
-        nics_per_device: 1 to 4; by default those nearest, divided among the GPUs that are as near.
+        nics_per_device: 1 to 8; by default those nearest, divided among the GPUs that are as near, and no more
+            than 4, which is what one operation uses.
 
     Raises:
         InvalidArgument: `nics_per_device` is out of range.
     """
-    if nics_per_device is not None and not 1 <= nics_per_device <= MAX_NICS_PER_DEVICE:
-        msg = f"nics_per_device is {nics_per_device}, expected 1 to {MAX_NICS_PER_DEVICE}"
+    if nics_per_device is not None and not 1 <= nics_per_device <= _core.MAX_NICS:
+        msg = f"nics_per_device is {nics_per_device}, expected 1 to {_core.MAX_NICS}"
         raise InvalidArgument(msg)
     found = json.loads(_core.topology_json(str(root), list(nics), nics_per_device))
     return Topology(

@@ -76,11 +76,11 @@ def test_parsed(name, given, expected):
         ("transports", "nvlink"),
         ("devices", ""),
         ("pin_worker", "perhaps"),
-        ("nics_per_device", 5),
+        ("nics_per_device", 9),
         ("nics", ""),
         ("nics", "a,,b"),
         ("nics", "a,a"),
-        ("nics", "a,b,c,d,e"),
+        ("nics", "a,b,c,d,e,f,g,h,i"),
         ("gid_index", 256),
         ("rnr_retry", 7),
         ("verbs_library", " "),
@@ -133,9 +133,11 @@ def test_a_refused_variable_is_named():
         values(environment={"ANYFABRIC_POLLING": "fast"})
 
 
-def test_more_nics_than_an_operation_uses_are_refused_with_what_to_do():
-    with pytest.raises(af.InvalidArgument, match="open an engine for each device"):
-        af.Engine(nics=tuple(f"mlx5_{idx}" for idx in range(8)))
+def test_a_ninth_nic_is_refused_with_what_to_do():
+    names = tuple(f"mlx5_{idx}" for idx in range(9))
+    with pytest.raises(af.InvalidArgument, match="1 to 8 names.*open an engine for each device"):
+        af.Engine(nics=names)
+    assert values({"nics": names[:8]})["nics"] == names[:8]
 
 
 def test_unknown_names():

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyfabric_plan::MAX_SHARDS;
 use anyfabric_transports::libfabric::FabricSettings;
 use anyfabric_transports::tcp::TcpLink;
 use anyfabric_transports::verbs::VerbsSettings;
@@ -46,11 +45,12 @@ pub struct Config {
     /// memory of NUMA node 0), "cuda:0", "gpu:0000:53:00.0". When empty, the host
     /// memory of the node on which the NICs are opened.
     pub devices: Vec<String>,
-    /// NICs to use: "mlx5_0", "mlx5_0:2", "rdmap16s27-rdm"; those near the devices
-    /// when empty, and where no place is known the fastest active ports.
+    /// NICs to use, 8 at most: "mlx5_0", "mlx5_0:2", "rdmap16s27-rdm"; those near the
+    /// devices when empty, and where no place is known the fastest active ports.
     pub nics: Vec<String>,
-    /// NICs of each device, 1 to 4; when `None` those nearest, divided among the GPUs
-    /// that are as near. An engine takes 4 at most, its devices taking turns.
+    /// NICs of each device, 1 to 8; when `None` those nearest, divided among the GPUs
+    /// that are as near, 4 at most, which is what one operation uses. An engine takes
+    /// 8 at most, its devices taking turns.
     pub nics_per_device: Option<usize>,
     /// Whether the worker stays on cores near the NICs, once there are any.
     pub pin_worker: bool,
@@ -88,6 +88,9 @@ impl Config {
     /// Largest value of `max_message_bytes`.
     pub const MAX_MESSAGE_BYTES: u32 = 1 << 20;
 
+    /// Most NICs of an engine, and of a device.
+    pub const MAX_NICS: usize = anyfabric_plan::MAX_NICS;
+
     /// Whether every value is in its range.
     ///
     /// # Errors
@@ -111,9 +114,9 @@ impl Config {
             return fail(format!("tcp_streams is {}, expected 1 to {}", self.tcp_streams, TcpLink::MAX_STREAMS));
         }
         let num_nics = self.nics.len().max(self.nics_per_device.unwrap_or(1));
-        if num_nics > MAX_SHARDS || self.nics_per_device == Some(0) {
-            let more = "an operation uses no more; for more open an engine for each device";
-            return fail(format!("{num_nics} NICs are given, expected 1 to {MAX_SHARDS}: {more}"));
+        if num_nics > Self::MAX_NICS || self.nics_per_device == Some(0) {
+            let more = "every peer costs a connection for each; for more open an engine for each device";
+            return fail(format!("{num_nics} NICs are given, expected 1 to {}: {more}", Self::MAX_NICS));
         }
         if let Some(fault) = self.verbs.fault().or_else(|| self.libfabric.fault()) {
             return fail(fault);

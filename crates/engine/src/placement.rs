@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::OnceLock;
 
-use anyfabric_plan::{Device, Fabric, Group, Request, Topology, MAX_SHARDS};
+use anyfabric_plan::{Device, Fabric, Group, Request, Topology, MAX_NICS};
 use anyfabric_transports::sys::{allowed_cpus, pin, read_topology, thread_id};
 use anyfabric_wire::NicLibrary;
 use serde::Serialize;
@@ -52,7 +52,7 @@ impl Placement {
         let machine = read_topology(&config.machine);
         let allowed = allowed_cpus(&config.machine);
         // Whoever names NICs means all of them, for each device.
-        let nics_per_device = if config.nics.is_empty() { config.nics_per_device } else { Some(MAX_SHARDS) };
+        let nics_per_device = if config.nics.is_empty() { config.nics_per_device } else { Some(MAX_NICS) };
         let request = Request { nics: &config.nics, nics_per_device, allowed_cpus: &allowed };
         let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
         let named = config.devices.iter().map(|name| machine.device(name, visible.as_deref()));
@@ -65,10 +65,10 @@ impl Placement {
             devices.iter().filter_map(|device| all.iter().find(|group| group.device == *device)).collect();
         let mut this =
             Self { devices: groups.iter().map(|group| group_info(&machine, group)).collect(), ..Self::default() };
-        for turn in 0..MAX_SHARDS {
+        for turn in 0..MAX_NICS {
             for (idx, _) in groups.iter().filter_map(|group| group.nics.get(turn)) {
                 let nic = &machine.nics[*idx];
-                if this.nics.len() < MAX_SHARDS && this.nics.iter().all(|(name, _)| *name != nic.name) {
+                if this.nics.len() < MAX_NICS && this.nics.iter().all(|(name, _)| *name != nic.name) {
                     this.nics.push((nic.name.clone(), nic.fabric));
                 }
             }

@@ -101,12 +101,9 @@ fn peer_use(peer: &Peer) -> Option<PeerUse> {
         let stats = link.stats();
         bytes += stats.inline_bytes.load(Relaxed);
         num_ended += stats.inline_operations.load(Relaxed);
-        // A path over NICs keeps room for the most rails that there can be.
-        let is_rails = matches!(link.transport(), "verbs" | "libfabric");
-        let num_nics = if is_rails { link.num_nics() } else { usize::MAX };
-        let of_link = stats.nics().iter().take(num_nics).enumerate();
+        let of_link = stats.nics().iter().enumerate();
         nics.extend(of_link.map(|(idx, nic)| (nic_name(link.transport(), idx), nic)));
-        if is_rails || link.transport() == "shm" {
+        if matches!(link.transport(), "verbs" | "libfabric" | "shm") {
             // What the path does not carry, as checksums, goes over the link that every peer has.
             let base = peer.base.as_link();
             let others = base.stats().nics().iter().enumerate().filter(|(_, nic)| nic.parts.load(Relaxed) > 0);

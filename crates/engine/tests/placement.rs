@@ -56,12 +56,18 @@ fn nics_are_those_near_the_devices() {
     let four = with(Config { nics_per_device: Some(4), ..given(&["gpu:0000:9d:00.0"]) });
     assert_eq!(four.len(), 4);
     assert!(four.iter().all(|name| ["null4", "null5", "null6", "null7"].contains(&name.as_str())), "{four:?}");
-    // Devices take turns, until there are four.
+    let eight = with(Config { nics_per_device: Some(8), ..given(&["gpu:0000:9d:00.0"]) });
+    assert_eq!((eight.len(), eight[0].as_str()), (8, "null4"));
+    // Devices take turns, until there are eight.
     assert_eq!(with(given(&["gpu:0000:df:00.0", "gpu:0000:1b:00.0"])), ["null7", "null0"]);
     let two = Config { nics_per_device: Some(3), ..given(&["gpu:0000:df:00.0", "gpu:0000:1b:00.0"]) };
     assert_eq!(with(two.clone())[..2], ["null7", "null0"]);
-    assert_eq!(with(two).len(), 4);
+    // Three of each node, and none twice.
+    assert_eq!(with(two).len(), 6);
+    let both = Config { nics_per_device: Some(7), ..given(&["gpu:0000:df:00.0", "gpu:0000:1b:00.0"]) };
+    assert_eq!(with(both).len(), 8);
     assert_eq!(with(given(&["cpu:1"])), ["null4", "null5", "null6", "null7"]);
+    assert_eq!(with(given(&["cpu:0", "cpu:1"])).len(), 8);
     // Whoever names NICs means them.
     assert_eq!(with(Config { nics: vec!["null7".into()], ..given(&["gpu:0000:1b:00.0"]) }), ["null7"]);
 }

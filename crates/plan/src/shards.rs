@@ -36,6 +36,11 @@ pub const fn quarters(num_parts: usize) -> &'static [u8] {
     }
 }
 
+/// How many NICs an operation is worth that gives each `min_bytes` on average.
+pub fn num_shards(nbytes: u64, min_bytes: u64) -> usize {
+    (nbytes / min_bytes.max(1)).clamp(1, MAX_SHARDS as u64) as usize
+}
+
 /// Splits `nbytes` over the NICs in proportion to their speeds.
 ///
 /// A write uses as many NICs as give each `min_bytes` on average; `turn` rotates
@@ -44,8 +49,7 @@ pub const fn quarters(num_parts: usize) -> &'static [u8] {
 /// one. A NIC of speed 0 is down and gets nothing; no shards means that every
 /// NIC is down.
 pub fn shard_bytes(nbytes: u64, speeds: &[u32], min_bytes: u64, turn: usize) -> Shards {
-    let wanted = (nbytes / min_bytes.max(1)).clamp(1, MAX_SHARDS as u64) as usize;
-    let mut shards = split(nbytes, ALIGN, speeds, wanted, turn);
+    let mut shards = split(nbytes, ALIGN, speeds, num_shards(nbytes, min_bytes), turn);
     let num_parts = shards.len();
     for (shard, &weight) in shards.iter_mut().zip(quarters(num_parts)) {
         shard.quarters = weight;
@@ -58,7 +62,7 @@ pub fn shard_bytes(nbytes: u64, speeds: &[u32], min_bytes: u64, turn: usize) -> 
 /// run, and no runs mean that every NIC is down.
 pub fn shard_pages(num_pages: usize, page_bytes: u64, speeds: &[u32], min_bytes: u64, turn: usize) -> Shards {
     let nbytes = page_bytes.saturating_mul(num_pages as u64);
-    let wanted = (nbytes / min_bytes.max(1)).clamp(1, num_pages.clamp(1, MAX_SHARDS) as u64) as usize;
+    let wanted = num_shards(nbytes, min_bytes).min(num_pages.max(1));
     split(num_pages as u64, 1, speeds, wanted, turn)
 }
 

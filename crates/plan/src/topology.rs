@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use crate::MAX_SHARDS;
+use crate::{MAX_NICS, MAX_SHARDS};
 
 /// What a machine has. Order is stable: by name or PCI address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub struct Request<'a> {
     /// Only these NICs, by name; all when empty. They are used whatever their
     /// state, speed and fabric: whoever names a NIC means it.
     pub nics: &'a [String],
-    /// NICs of each device, 1 to 4; as many as are nearest when `None`.
+    /// NICs of each device, 1 to [`MAX_NICS`]; when `None` as many as are nearest, but no more than one operation uses.
     pub nics_per_device: Option<usize>,
     /// CPUs that this process may use; all when empty.
     pub allowed_cpus: &'a [u32],
@@ -257,7 +257,8 @@ impl Topology {
             if *device == Device::Gpu(0) {
                 num_users.fill(0);
             }
-            let wanted = request.nics_per_device.unwrap_or_else(|| self.share(*device, &usable)).min(MAX_SHARDS);
+            let few = || self.share(*device, &usable).min(MAX_SHARDS);
+            let wanted = request.nics_per_device.unwrap_or_else(few).min(MAX_NICS);
             let nics = self.nearest(*device, &usable, wanted, &mut num_users);
             groups.push(Group { device: *device, nics, cpus: Vec::new() });
         }

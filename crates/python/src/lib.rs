@@ -73,6 +73,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("MAX_NICS", anyfabric_engine::Config::MAX_NICS)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

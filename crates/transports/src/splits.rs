@@ -20,13 +20,18 @@ pub struct Splits {
 }
 
 impl Splits {
+    /// Whether an operation may be split now.
+    pub fn allow(&self, imm: Imm) -> bool {
+        !(self.under_way.contains_key(&imm) || self.spoiled.contains(&imm) || self.spoiled.len() >= MAX_SPOILED)
+    }
+
     /// Whether operation `op` may be split; then [`Splits::end`] must follow.
     pub fn begin(&mut self, imm: Imm, op: u64) -> bool {
-        if self.under_way.contains_key(&imm) || self.spoiled.contains(&imm) || self.spoiled.len() >= MAX_SPOILED {
-            return false;
+        let may = self.allow(imm);
+        if may {
+            self.under_way.insert(imm, op);
         }
-        self.under_way.insert(imm, op);
-        true
+        may
     }
 
     /// Operation `op` has ended, in whole or not.

@@ -112,9 +112,9 @@ pub(super) const fn rail_of(tag: u32) -> RailIdx {
     tag & ((1 << RAIL_BITS) - 1)
 }
 
-/// Rails of a NIC at most.
+/// Rails of a NIC at most: eight to each of 1024 peers.
 pub(super) const MAX_RAILS: u32 = 1 << RAIL_BITS;
-const RAIL_BITS: u32 = 12;
+const RAIL_BITS: u32 = 13;
 const NAME_AT: usize = 40;
 
 fn wire(provider: &Provider) -> [u32; 4] {

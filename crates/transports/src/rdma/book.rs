@@ -14,6 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
+use anyfabric_plan::Rota;
 use anyfabric_wire::{NicLibrary, Rails};
 
 use super::cut::Cursor;
@@ -53,7 +54,8 @@ pub(super) struct Path {
     pub(super) unanswered: HashMap<u64, u32>,
     /// What messages over these rails carry.
     pub(super) key: u64,
-    pub(super) turn: usize,
+    /// Which rails serve the next operation.
+    pub(super) rota: Rota,
     pub(super) stats: Arc<PeerStats>,
     pub(super) splits: Splits,
     pub(super) control: Arc<dyn ControlPath>,
@@ -77,8 +79,6 @@ pub(super) struct Rail {
     /// When it is called again; once broken, until when its batches may end by themselves.
     pub(super) due_ns: u64,
     pub(super) backoff_ns: u64,
-    /// What it can carry, compared with the others.
-    pub(super) speed: u32,
     /// Parts that have something left to post.
     pub(super) small: VecDeque<u32>,
     pub(super) bulk: VecDeque<u32>,
@@ -161,6 +161,14 @@ impl Path {
     pub(super) fn send(&self, message: Rails) {
         let control = anyfabric_wire::Control::Rails { library: self.library, message };
         self.control.send_control(control.encode());
+    }
+
+    /// The rail whose turn it is, of those that are up; the next one's turn comes.
+    #[inline]
+    pub(super) fn take_turn(&mut self) -> Option<usize> {
+        let rail = self.rota.next(|rail| self.rails[rail].stage == Stage::Up)?;
+        self.rota.took(rail);
+        Some(rail)
     }
 
     pub(super) fn num_up(&self) -> usize {
@@ -300,7 +308,6 @@ impl Book {
     pub(super) fn rail_stopped(&mut self, path_idx: u32, rail_no: usize, why: &str, now_ns: u64) {
         let Some(path) = self.paths.get_mut(path_idx) else { return };
         path.why = why.to_owned();
-        let other = path.rails.iter().position(|rail| rail.stage == Stage::Up);
         let queued: Vec<u32> = {
             let rail = &mut path.rails[rail_no];
             rail.small.drain(..).chain(rail.bulk.drain(..)).chain(rail.messages.drain(..)).collect()
@@ -308,14 +315,14 @@ impl Book {
         for part_idx in queued {
             let Some(part) = self.parts.get_mut(part_idx) else { continue };
             let has_failed = self.flights.get(part.flight).is_none_or(|flight| flight.failure.is_some());
-            match other {
-                _ if part.under_way > 0 || has_failed => self.drop_part(part_idx, why, now_ns),
+            if part.under_way > 0 || has_failed {
+                self.drop_part(part_idx, why, now_ns);
+                continue;
+            }
+            let Some(path) = self.paths.get_mut(path_idx) else { break };
+            match path.take_turn() {
                 Some(other) => self.queue_part(part_idx, other),
-                None => {
-                    if let Some(path) = self.paths.get_mut(path_idx) {
-                        path.stranded.push_back(part_idx);
-                    }
-                }
+                None => path.stranded.push_back(part_idx),
             }
         }
         // Parked parts wait for batches, which end with a fault.

@@ -12,7 +12,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use anyfabric_plan::Extent;
+use anyfabric_plan::{Extent, MAX_NICS};
 use anyfabric_wire::NicLibrary;
 use crossbeam_queue::ArrayQueue;
 
@@ -409,8 +409,6 @@ impl<N: Nic> std::fmt::Debug for RailGroup<N> {
     }
 }
 
-/// NICs of one group at most.
-pub(super) const MAX_NICS: usize = 4;
 /// Libraries that drive NICs.
 const NUM_LIBRARIES: usize = 2;
 /// Regions up to this length are registered by whoever needs them: that takes less than anybody waits for a heartbeat.

@@ -2,15 +2,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
+use anyfabric_plan::{Rota, MAX_NICS};
 use anyfabric_wire::{NicLibrary, Rails, Refusal};
 
 use super::book::{Path, Stage};
-use super::group::{NicGroup, RailGroup, MAX_NICS};
+use super::group::{NicGroup, RailGroup};
 use super::messages::HEADER;
 use super::nic::{Nic, RemoteMemory};
-use super::post::MAX_RAILS;
 use crate::sys::Ready;
 use crate::{
     lock, Binding, BindingTable, ControlPath, Failure, Inline, Link, Op, PeerIdx, PeerStats, Place, Region,
@@ -77,13 +77,13 @@ pub(super) struct RailLink<N: Nic> {
     closed: AtomicBool,
     num_rails: AtomicUsize,
     num_theirs: AtomicUsize,
-    stats: Arc<PeerStats>,
+    /// By rail, once those are known.
+    stats: OnceLock<Arc<PeerStats>>,
 }
 
 impl<N: Nic> RailLink<N> {
     pub(super) fn make(group: Arc<RailGroup<N>>, options: PathOptions) -> Arc<dyn RailPath> {
         let PathOptions { peer, regions, control, is_caller, key } = options;
-        let stats = Arc::new(PeerStats::new(MAX_RAILS));
         let path = Path {
             peer,
             rails: Vec::new(),
@@ -91,8 +91,8 @@ impl<N: Nic> RailLink<N> {
             stranded: VecDeque::new(),
             unanswered: HashMap::new(),
             key,
-            turn: 0,
-            stats: Arc::clone(&stats),
+            rota: Rota::default(),
+            stats: Arc::new(PeerStats::new(1)),
             splits: Splits::default(),
             control: Arc::clone(&control),
             library: group.library(),
@@ -112,7 +112,7 @@ impl<N: Nic> RailLink<N> {
             closed: AtomicBool::new(false),
             num_rails: AtomicUsize::new(0),
             num_theirs: AtomicUsize::new(0),
-            stats,
+            stats: OnceLock::new(),
         })
     }
 
@@ -186,8 +186,10 @@ impl<N: Nic> RailPath for RailLink<N> {
                 self.num_theirs.store(nics.len().min(MAX_NICS), Ordering::Relaxed);
                 let mut state = self.group.state();
                 state.offered(path, self.group.abouts(), &nics[..nics.len().min(MAX_NICS)], now_ns);
-                let num_rails = state.book.paths.get_mut(path).map_or(0, |path| path.rails.len());
-                self.num_rails.store(num_rails, Ordering::Relaxed);
+                if let Some(path) = state.book.paths.get(path).filter(|path| !path.rails.is_empty()) {
+                    let _ = self.stats.set(Arc::clone(&path.stats));
+                    self.num_rails.store(path.rails.len(), Ordering::Relaxed);
+                }
             }
             Rails::Call { rail, attempt, address } if !self.is_caller => {
                 self.group.state().called(path, rail.into(), attempt, &address, now_ns);
@@ -374,7 +376,8 @@ impl<N: Nic> Link for RailLink<N> {
     }
 
     fn stats(&self) -> &PeerStats {
-        &self.stats
+        static NOTHING: LazyLock<PeerStats> = LazyLock::new(|| PeerStats::new(1));
+        self.stats.get().map_or(&*NOTHING, |stats| stats)
     }
 }
 

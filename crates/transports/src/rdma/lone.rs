@@ -67,7 +67,7 @@ impl Book {
         }
         // What could not be handed over ends with a fault, as the next poll says.
         let _ = nic.flush(idx);
-        path.turn = path.turn.wrapping_add(1);
+        path.rota.took(rail_no);
         path.rails[rail_no].under_way += 1;
         path.stats.nic(rail_no).sent_alone(nbytes);
         None
@@ -102,16 +102,8 @@ impl Path {
     /// The rail whose turn it is, if nothing waits on it.
     #[inline]
     fn next_free(&self) -> Option<usize> {
-        let is_up = |rail_no: &usize| self.rails[*rail_no].stage == Stage::Up && self.rails[*rail_no].speed > 0;
-        let rail_no = match self.rails.len() {
-            1 => 0,
-            num_rails => {
-                let num_up = (0..num_rails).filter(is_up).count();
-                (0..num_rails).filter(is_up).nth(self.turn.checked_rem(num_up)?)?
-            }
-        };
+        let rail_no = self.rota.next(|rail_no| self.rails[rail_no].stage == Stage::Up)?;
         let rail = &self.rails[rail_no];
-        let is_free = is_up(&rail_no) && !rail.is_dirty && rail.small.is_empty();
-        is_free.then_some(rail_no)
+        (!rail.is_dirty && rail.small.is_empty()).then_some(rail_no)
     }
 }

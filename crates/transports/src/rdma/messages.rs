@@ -139,6 +139,7 @@ mod tests {
     use std::collections::{HashMap, VecDeque};
     use std::sync::{Arc, Mutex};
 
+    use anyfabric_plan::Rota;
     use anyfabric_wire::NicLibrary;
 
     use super::*;
@@ -172,7 +173,7 @@ mod tests {
             stranded: VecDeque::new(),
             unanswered: HashMap::new(),
             key: KEY,
-            turn: 0,
+            rota: Rota::default(),
             stats: Arc::new(PeerStats::new(1)),
             splits: Splits::default(),
             control: Arc::new(control),

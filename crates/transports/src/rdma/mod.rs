@@ -3,9 +3,10 @@
 //! A [`Nic`] is one port, driven through one library; a *rail* is the
 //! connection between one of our NICs and one of a peer's. Everything above is
 //! written once: a [`RailGroup`] has the NICs of an engine, and a path over up to
-//! four rails to each peer. Rail `r` joins our NIC `r mod n` and the peer's
+//! eight rails to each peer. Rail `r` joins our NIC `r mod n` and the peer's
 //! `r mod m`, so two peers may have different numbers of NICs, and different
-//! speeds: large writes are cut over the rails by speed, small ones take turns.
+//! speeds: large writes are cut over up to four rails by speed, all rails taking
+//! turns, and small ones go round (`anyfabric_plan::Rota`).
 
 mod book;
 mod cut;

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use anyfabric_plan::{shard_bytes, shard_pages, Extent, Extents, Shard};
+use anyfabric_plan::{num_shards, shard_bytes, shard_pages, Extent, Extents, Shard, Shards};
 use anyfabric_wire::WireImm;
 
-use super::book::{Batched, Book, Flight, Of, Part, Stage};
+use super::book::{Batched, Book, Flight, Of, Part, Path, Stage};
 use super::cut::{Cursor, Limits, Next};
 use super::messages::frame;
 use super::nic::{Batch, Marks, Nic, RemoteMemory};
@@ -21,38 +21,12 @@ impl Book {
         let Some(path) = self.paths.get_mut(path_idx) else {
             return op.end(Err(Failure::PeerLost("it was given up".into())));
         };
-        let mut speeds = [0_u32; MAX_RAILS];
-        for (speed, rail) in speeds.iter_mut().zip(&path.rails) {
-            *speed = if rail.stage == Stage::Up { rail.speed } else { 0 };
-        }
-        let speeds = &speeds[..path.rails.len().min(MAX_RAILS)];
-        if speeds.iter().all(|speed| *speed == 0) {
+        let nbytes = op.nbytes();
+        let is_bulk = nbytes > SMALL_BYTES;
+        let (shards, is_split) = path.shards(&op, nbytes, is_bulk);
+        if shards.is_empty() {
             return path.waiting.push_back(op);
         }
-        let turn = path.turn;
-        path.turn = turn.wrapping_add(1);
-        let nbytes = op.nbytes();
-        let (shards, is_split) = match &op.payload {
-            Payload::Write { extents: Extents::One(extent), .. } => {
-                let shards = shard_bytes(extent.nbytes, speeds, SHARD_BYTES, turn);
-                match op.imm {
-                    Some((imm, _)) if shards.len() > 1 && !path.splits.begin(imm, op.id) => {
-                        (shard_bytes(extent.nbytes, speeds, u64::MAX, turn), false)
-                    }
-                    Some(_) => {
-                        let is_split = shards.len() > 1;
-                        (shards, is_split)
-                    }
-                    None => (shards, false),
-                }
-            }
-            Payload::Write { extents, .. } => {
-                let page_bytes = nbytes / extents.num_extents().max(1) as u64;
-                (shard_pages(extents.num_extents(), page_bytes, speeds, SHARD_BYTES, turn), false)
-            }
-            _ => (shard_bytes(0, speeds, u64::MAX, turn), false),
-        };
-        let is_bulk = nbytes > SMALL_BYTES;
         let is_message = matches!(&op.payload, Payload::Message(_));
         let imm = op.imm.map(|(imm, _)| imm);
         let is_pages = matches!(&op.payload, Payload::Write { extents: Extents::Pages { .. }, .. });
@@ -246,8 +220,40 @@ impl Book {
     }
 }
 
-/// Rails to one peer at most: a count has four quarters.
-pub(super) const MAX_RAILS: usize = anyfabric_plan::MAX_SHARDS;
+impl Path {
+    /// The parts of an operation, each on a rail that is up, and whether its
+    /// count is split among them. None when no rail is.
+    #[inline]
+    fn shards(&mut self, op: &Op, nbytes: u64, is_bulk: bool) -> (Shards, bool) {
+        let extents = match &op.payload {
+            Payload::Write { extents, .. } => Some(extents),
+            _ => None,
+        };
+        let (Some(extents), true) = (extents, is_bulk) else {
+            let len = match extents {
+                Some(Extents::One(extent)) => extent.nbytes,
+                Some(extents) => extents.num_extents() as u64,
+                None => 0,
+            };
+            let whole = |nic_idx| Shard { nic_idx, start: 0, len, quarters: 4 };
+            return (self.take_turn().map(whole).into_iter().collect(), false);
+        };
+        let Self { rails, rota, splits, .. } = self;
+        let is_up = |rail: usize| rails[rail].stage == Stage::Up;
+        let wanted = num_shards(nbytes, SHARD_BYTES);
+        if let Extents::Pages { .. } = extents {
+            let num_pages = extents.num_extents();
+            let speeds = rota.serve(wanted.min(num_pages), is_up);
+            return (shard_pages(num_pages, nbytes / num_pages.max(1) as u64, &speeds, SHARD_BYTES, 0), false);
+        }
+        let may_split = op.imm.is_none_or(|(imm, _)| splits.allow(imm));
+        let speeds = rota.serve(if may_split { wanted } else { 1 }, is_up);
+        let shards = shard_bytes(nbytes, &speeds, SHARD_BYTES, 0);
+        let is_split = shards.len() > 1 && op.imm.is_some_and(|(imm, _)| splits.begin(imm, op.id));
+        (shards, is_split)
+    }
+}
+
 /// A write uses as many rails as get this much each.
 const SHARD_BYTES: u64 = 128 << 10;
 /// Operations up to this length overtake longer ones.

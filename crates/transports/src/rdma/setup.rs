@@ -4,12 +4,15 @@
 //! what is said. A rail that is down is called again after a pause that doubles,
 //! for as long as the peer lives.
 
-use anyfabric_plan::{join_nics, RailPlan};
+use std::sync::Arc;
+
+use anyfabric_plan::{join_nics, RailPlan, Rota};
 use anyfabric_wire::Rails;
 
 use super::book::{Path, Rail, Stage};
 use super::group::State;
 use super::nic::{Nic, NicAbout};
+use crate::PeerStats;
 
 impl<N: Nic> State<N> {
     /// The peer's NICs are known: so are the rails.
@@ -19,7 +22,10 @@ impl<N: Nic> State<N> {
             return;
         }
         let ours: Vec<u32> = abouts.iter().map(|about| about.gbps).collect();
-        path.rails = join_nics(&ours, theirs).iter().map(Rail::new).collect();
+        let plan = join_nics(&ours, theirs);
+        path.rails = plan.iter().map(Rail::new).collect();
+        path.stats = Arc::new(PeerStats::new(plan.len()));
+        path.rota = Rota::new(plan);
         if path.is_caller {
             (0..path.rails.len()).for_each(|rail| self.call(path_idx, rail, now_ns));
         }
@@ -259,7 +265,6 @@ impl Rail {
             is_decided: false,
             due_ns: 0,
             backoff_ns: 0,
-            speed: plan.speed,
             small: std::collections::VecDeque::new(),
             bulk: std::collections::VecDeque::new(),
             messages: std::collections::VecDeque::new(),

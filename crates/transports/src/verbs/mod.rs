@@ -8,8 +8,10 @@
 //!
 //! Memory, for 1024 peers and 4 NICs: a queue pair for writes has room for 256
 //! work requests and one for messages for 16, together about 50 KiB of locked
-//! memory on ConnectX, so 200 MiB; completion queue, receive queues and message
-//! buffers are a NIC's, about 4 MiB each, however many peers there are.
+//! memory on ConnectX, so 200 MiB, and 400 MiB with 8 NICs; completion queue,
+//! receive queues and message buffers are a NIC's, about 4 MiB each, however many
+//! peers there are. A path has as many rails as the side with more NICs: one NIC
+//! here and eight there take as much as eight and eight.
 
 mod chain;
 mod completions;

@@ -1,5 +1,5 @@
 // A libibverbs without a NIC: what is posted is copied into a 64-byte descriptor, as a driver would, and completes when
-// the test says so. Nothing is moved. Tests open it in place of the real library, to walk paths that a NIC takes rarely
+// the test says so. Nothing is moved unless a test asks for it. Tests open it in place of the real library, to walk paths that a NIC takes rarely
 // and to measure what our own code costs.
 //
 // Queue pairs complete in order each and in any order among one another; a broken one flushes what it has.
@@ -98,13 +98,15 @@ static struct {
   long pins_at_once;    // registrations wait, a second at most, until so many are being made
   long num_pinning;     // that are being made now
   long most_pinning;    // the most at a time
-  long delivers;        // immediates reach the queue pair at the other end
+  long delivers;        // 1: immediates reach the queue pair at the other end; 2: bytes too, of NICs opened since
   long no_dmabuf;       // errno of registrations of a dmabuf
   long no_address;      // errno of registrations by address
   // Of the last dmabuf: how it was registered, and what is at its offset.
   long dmabuf_offset, dmabuf_length, dmabuf_iova, dmabuf_access, dmabuf_word;
   long live_memories;   // registrations that were not ended
   long posted_ns;       // when post_send was called first after this was set to 0
+  long ports_down;      // a bit for each device whose ports are down
+  long narrow;          // a bit for each device whose ports have one lane and not four
 } knobs = {.fails_after = -1, .posted_ns = 1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -119,6 +121,12 @@ static char devices[NUM_DEVICES][8] = {"null0", "null1", "null2", "null3",
                                      "null4", "null5", "null6", "null7", "null8"};
 static uint32_t next_number = 100;
 static struct null_qp *all_qps[65536];
+static struct mr *all_mrs[65536];
+static long carried[2][NUM_DEVICES];  // bytes that each has sent and received, where bytes are moved
+
+static int device_of(const struct context *context) {
+  return (int)(((char *)context->device - devices[0]) / (long)sizeof devices[0]);
+}
 
 // Of the least power of two that holds so many.
 static uint32_t mask_of(uint32_t depth) {
@@ -144,6 +152,30 @@ static pthread_mutex_t queues = PTHREAD_MUTEX_INITIALIZER;
 static void lock(void) { if (knobs.delivers) pthread_mutex_lock(&queues); }
 static void unlock(void) { if (knobs.delivers) pthread_mutex_unlock(&queues); }
 
+// What the NIC at the other end does with a write that has this key; its status.
+static uint32_t place(const struct null_qp *qp, const uint64_t *words) {
+  const struct qp *to = null_nic_qp(qp->dest);
+  uint32_t key = (uint32_t)words[1];
+  uint64_t at = words[2], nbytes = (uint32_t)words[4];
+  if (!to) return 12;
+  const struct mr *mr = all_mrs[key % 65536];
+  // The key of another NIC, or of another engine's, is none.
+  if (nbytes && (!mr || mr->rkey != key || mr->pd != to->pd)) return 10;
+  if (nbytes && (at < (uint64_t)mr->addr || at + nbytes > (uint64_t)mr->addr + mr->length)) return 10;
+  if (nbytes) memcpy((void *)at, (const void *)words[3], nbytes);
+  carried[0][device_of(qp->qp.context)] += (long)nbytes;
+  carried[1][device_of(to->context)] += (long)nbytes;
+  return 0;
+}
+
+// Out of the way: what others measure is the rest.
+static __attribute__((noinline, cold)) uint32_t deliver(struct null_qp *qp, const uint64_t *words) {
+  uint32_t status = knobs.delivers > 1 && words[0] >> 32 < 2 ? place(qp, words) : 0;
+  if (status) qp->qp.state = 6;
+  if (!status && words[0] >> 32 == 1) null_nic_arrive(null_nic_qp(qp->dest), __builtin_bswap32(words[1] >> 32));
+  return status;
+}
+
 static void complete(struct null_qp *qp) {
   if (knobs.is_gone) return;
   while (qp->done != qp->posted) {
@@ -160,9 +192,8 @@ static void complete(struct null_qp *qp) {
     } else if (knobs.fails_after > 0) {
       knobs.fails_after--;
     }
+    if (knobs.delivers && !wc.status) wc.status = deliver(qp, words);
     if (wc.status || words[0] & 2) push(qp->cq, &wc);
-    if (knobs.delivers && !wc.status && words[0] >> 32 == 1)
-      null_nic_arrive(null_nic_qp(qp->dest), __builtin_bswap32(words[1] >> 32));
   }
 }
 
@@ -187,7 +218,8 @@ static int req_notify_cq(struct null_cq *cq, int solicited_only) {
   return 0;
 }
 
-static int post_send(struct null_qp *qp, struct send_wr *wr, struct send_wr **bad) {
+static inline __attribute__((always_inline))
+int post(struct null_qp *qp, struct send_wr *wr, struct send_wr **bad, int moves) {
   knobs.num_posts++;
   if (!knobs.posted_ns) {
     struct timespec now;
@@ -211,7 +243,8 @@ static int post_send(struct null_qp *qp, struct send_wr *wr, struct send_wr **ba
     to->words[2] = wr->remote_addr;
     if (wr->num_sge) memcpy(&to->words[3], wr->sg_list, sizeof *wr->sg_list);
     // What is sent inline is read now, by the CPU.
-    if (wr->send_flags & 8 && wr->num_sge) to->words[3] = *(const volatile uint8_t *)(uintptr_t)wr->sg_list->addr;
+    if (!moves && wr->send_flags & 8 && wr->num_sge) to->words[3] = *(const volatile uint8_t *)(uintptr_t)wr->sg_list->addr;
+    if (moves && !wr->num_sge) to->words[4] = 0;
     to->words[5] = wr->wr_id;
     to->words[6] = qp->posted;
     to->words[7] = qp->qp.qp_num;
@@ -219,6 +252,10 @@ static int post_send(struct null_qp *qp, struct send_wr *wr, struct send_wr **ba
   }
   return 0;
 }
+
+static int post_send(struct null_qp *qp, struct send_wr *wr, struct send_wr **bad) { return post(qp, wr, bad, 0); }
+// What is sent inline is read when it is moved: engines keep their sources until then.
+static int post_moving(struct null_qp *qp, struct send_wr *wr, struct send_wr **bad) { return post(qp, wr, bad, 1); }
 
 static int post_srq_recv(struct null_srq *srq, struct recv_wr *wr, struct recv_wr **bad) {
   (void)bad;
@@ -242,6 +279,9 @@ long null_nic_arrive(struct qp *of, uint32_t imm) {
 // The queue pair of that number on a device, for `null_nic_arrive`.
 struct qp *null_nic_qp(uint32_t number) { return &all_qps[number % 65536]->qp; }
 
+// Bytes that a device has sent (0) or received (1), where bytes are moved.
+long null_nic_carried(int device, int way) { return carried[way][device]; }
+
 // ---- the functions ------------------------------------------------------------------------------
 
 void **ibv_get_device_list(int *count) {
@@ -260,7 +300,7 @@ struct context *ibv_open_device(void *device) {
   context->ops.op[11] = poll_cq;
   context->ops.op[12] = req_notify_cq;
   context->ops.op[20] = post_srq_recv;
-  context->ops.op[25] = post_send;
+  context->ops.op[25] = knobs.delivers > 1 ? post_moving : post_send;
   return context;
 }
 int ibv_close_device(struct context *context) { free(context); return 0; }
@@ -281,11 +321,12 @@ int ibv_query_device(struct context *context, char *attr) {
 }
 int ibv_query_port(struct context *context, uint8_t port, char *attr) {
   memset(attr, 0, 48);
-  *(uint32_t *)(attr + 0) = knobs.port_is_down ? 1 : 4;
+  long device = 1l << device_of(context);
+  *(uint32_t *)(attr + 0) = knobs.port_is_down || knobs.ports_down & device ? 1 : 4;
   *(uint32_t *)(attr + 4) = *(uint32_t *)(attr + 8) = 5;
   *(int *)(attr + 12) = 8;
   *(uint32_t *)(attr + 20) = 1u << 30;
-  attr[43] = 2, attr[44] = 64, attr[46] = 2;
+  attr[43] = knobs.narrow & device ? 1 : 2, attr[44] = 64, attr[46] = 2;
   return port >= 1 && port <= num_ports(context) ? 0 : EINVAL;
 }
 int ibv_query_gid(struct context *context, uint8_t port, int index, uint8_t *gid) {
@@ -304,6 +345,7 @@ static struct mr *memory(struct pd *pd, void *addr, size_t length) {
   struct mr *mr = calloc(1, sizeof *mr);
   mr->pd = pd, mr->addr = addr, mr->length = length;
   mr->lkey = mr->rkey = __atomic_add_fetch(&next_number, 1, __ATOMIC_RELAXED);
+  all_mrs[mr->rkey % 65536] = mr;
   __atomic_add_fetch(&knobs.num_memories, 1, __ATOMIC_SEQ_CST);
   __atomic_add_fetch(&knobs.live_memories, 1, __ATOMIC_SEQ_CST);
   return mr;
@@ -336,6 +378,9 @@ struct mr *ibv_reg_dmabuf_mr(struct pd *pd, uint64_t offset, size_t length, uint
   return memory(pd, (void *)(uintptr_t)iova, length);
 }
 int ibv_dereg_mr(struct mr *mr) {
+  lock();
+  all_mrs[mr->rkey % 65536] = NULL;
+  unlock();
   __atomic_sub_fetch(&knobs.live_memories, 1, __ATOMIC_SEQ_CST);
   free(mr);
   return 0;
@@ -394,6 +439,7 @@ int ibv_modify_qp(struct qp *qp, uint32_t *attr, int mask) {
 }
 int ibv_destroy_qp(struct qp *of) {
   struct null_qp *qp = (struct null_qp *)of;
+  lock();
   // As mlx5 does it: its completions go with it.
   struct null_cq *cq = qp->cq;
   uint32_t kept = cq->tail;
@@ -404,6 +450,7 @@ int ibv_destroy_qp(struct qp *of) {
   while (*at && *at != qp) at = &(*at)->next_busy;
   if (*at) *at = qp->next_busy;
   all_qps[of->qp_num % 65536] = NULL;
+  unlock();
   free(qp);
   return 0;
 }

@@ -46,7 +46,7 @@ pub(crate) enum Knob {
     NumPinning,
     /// The most at a time.
     MostPinning,
-    /// Immediates reach the other end.
+    /// 1: immediates reach the other end; 2: bytes too, of NICs opened since.
     Delivers,
     /// With this error no dmabuf is registered.
     NoDmabuf,
@@ -62,6 +62,10 @@ pub(crate) enum Knob {
     LiveMemories,
     /// When something was posted first after this was set to 0.
     PostedNs,
+    /// A bit for each device whose ports are down.
+    PortsDown,
+    /// A bit for each device whose ports have a quarter of the speed.
+    Narrow,
 }
 
 /// Path of the library, built at the first call.
@@ -104,6 +108,14 @@ pub(crate) fn arrive(queue_pair: u32, imm: u32) -> i64 {
         let arrive: extern "C" fn(*mut c_void, u32) -> c_long = std::mem::transmute(arrive);
         arrive(find(queue_pair), imm)
     }
+}
+
+/// Bytes that each device has sent and received, where bytes are moved.
+#[allow(dead_code, reason = "as above")]
+pub(crate) fn carried() -> [[i64; 8]; 2] {
+    // SAFETY: the library's function has this type.
+    let carried: extern "C" fn(c_int, c_int) -> c_long = unsafe { std::mem::transmute(symbol("null_nic_carried")) };
+    [0, 1].map(|way| std::array::from_fn(|device| carried(device as c_int, way)))
 }
 
 fn symbol(name: &str) -> usize {
