@@ -218,7 +218,8 @@ def _names(given: object) -> tuple[str, ...]:
     if isinstance(parts, (list, tuple)):
         names = [str(name).strip() for name in cast("Iterable[object]", parts)]
     if not 1 <= len(names) <= _core.MAX_NICS or len(set(names)) != len(names) or not all(names):
-        msg = f"1 to {_core.MAX_NICS} names, each once, separated by commas; for more open an engine for each device"
+        more = "for more open an engine for each device"
+        msg = f"1 to {_core.MAX_NICS} names, each once, separated by commas; {more}"
         raise ValueError(msg)
     return tuple(names)
 

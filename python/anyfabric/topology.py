@@ -112,8 +112,8 @@ def read_topology(
     Args:
         root: Where `sys` and `proc` are: another folder for a recorded machine.
         nics: Only these, whatever their state and speed; all that suit when empty.
-        nics_per_device: 1 to 8; by default those nearest, divided among the GPUs that are as near, and no more
-            than 4, which is what one operation uses.
+        nics_per_device: 1 to 8; by default those nearest, divided among the GPUs that are as near, and no
+            more than 4, which is what one operation uses.
 
     Raises:
         InvalidArgument: `nics_per_device` is out of range.

@@ -137,6 +137,18 @@ def over_sockets(*nics):
     return (*settings, "--nics", ",".join(nics))
 
 
+def test_perf_over_eight_nics(tmp_path):
+    file, nics = tmp_path / "perf.json", over_sockets(*(f"127.0.0.{host}" for host in range(1, 9)))
+    run("perf", "--transport", "libfabric", "--op", "write", "--rounds", "20", "--sizes", "8,8M", *nics,
+        "--memory", "allocated", "--json", str(file))  # fmt: skip
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["size_bytes"] for row in rows} == {8, 8 << 20}
+    for row in rows:
+        assert row["checked"] is True
+        assert row["nics"][0].startswith("8 of 8 rails over "), row
+        assert all(f"127.0.0.{host} " in row["nics"][0] for host in range(1, 9)), row
+
+
 @pytest.mark.parametrize("transport", ["shm", "tcp", "libfabric"])
 def test_perf_measures_every_operation(transport, tmp_path):
     file = tmp_path / "perf.json"

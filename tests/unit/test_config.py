@@ -135,7 +135,7 @@ def test_a_refused_variable_is_named():
 
 def test_a_ninth_nic_is_refused_with_what_to_do():
     names = tuple(f"mlx5_{idx}" for idx in range(9))
-    with pytest.raises(af.InvalidArgument, match="1 to 8 names.*open an engine for each device"):
+    with pytest.raises(af.InvalidArgument, match=r"1 to 8 names.*open an engine for each device"):
         af.Engine(nics=names)
     assert values({"nics": names[:8]})["nics"] == names[:8]
 

@@ -15,8 +15,8 @@ mod uneven {
 
     on_fabrics! { [write_counts_once, page_counts_once, target_counts_once] [
         tcp_1_4 TCP_1_4, tcp_4_1 TCP_4_1, verbs_1_2 VERBS_1_2, verbs_2_1 VERBS_2_1, verbs_1_3 VERBS_1_3,
-        verbs_3_2 VERBS_3_2, verbs_3_4 VERBS_3_4, verbs_4_2 VERBS_4_2,
-        libfabric_1_4 LIBFABRIC_1_4, libfabric_3_2 LIBFABRIC_3_2
+        verbs_3_2 VERBS_3_2, verbs_3_4 VERBS_3_4, verbs_4_2 VERBS_4_2, verbs_8 VERBS_8, verbs_8_3 VERBS_8_3,
+        libfabric_1_4 LIBFABRIC_1_4, libfabric_3_2 LIBFABRIC_3_2, libfabric_8 LIBFABRIC_8, libfabric_8_3 LIBFABRIC_8_3
     ] }
 }
 

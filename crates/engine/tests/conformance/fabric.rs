@@ -51,6 +51,11 @@ pub(crate) const LIBFABRIC_2: Fabric =
     Fabric { name: "libfabric_2", streams: (2, 2), memory: Memory::Allocated, ..LIBFABRIC_1 };
 pub(crate) const LIBFABRIC_1_4: Fabric = Fabric { name: "libfabric_1_4", streams: (1, 4), ..LIBFABRIC_1 };
 pub(crate) const LIBFABRIC_3_2: Fabric = Fabric { name: "libfabric_3_2", streams: (3, 2), ..LIBFABRIC_1 };
+/// More than serve one operation, at one side or both.
+pub(crate) const LIBFABRIC_8: Fabric = Fabric { name: "libfabric_8", streams: (8, 8), ..LIBFABRIC_2 };
+pub(crate) const LIBFABRIC_8_3: Fabric = Fabric { name: "libfabric_8_3", streams: (8, 3), ..LIBFABRIC_1 };
+pub(crate) const VERBS_8: Fabric = Fabric { name: "verbs_8", streams: (8, 8), ..VERBS_2 };
+pub(crate) const VERBS_8_3: Fabric = Fabric { name: "verbs_8_3", streams: (8, 3), ..VERBS_1 };
 
 impl Fabric {
     /// Settings for the test's own side.
@@ -73,7 +78,8 @@ impl Fabric {
         nics.truncate(streams);
         Settings {
             transports: vec![self.transport.into()],
-            streams,
+            // Of tcp, which has no more.
+            streams: streams.min(4),
             nics,
             provider: self.provider(),
             isolate: self.isolate,
@@ -91,7 +97,7 @@ impl Fabric {
     fn nics(&self) -> Vec<String> {
         match self.transport {
             "verbs" => {}
-            "libfabric" => return (1..=4).map(|host| format!("127.0.0.{host}")).collect(),
+            "libfabric" => return (1..=8).map(|host| format!("127.0.0.{host}")).collect(),
             _ => return Vec::new(),
         }
         let named = std::env::var("ANYFABRIC_TEST_NICS").unwrap_or_else(|_| "rxe1,rxe2".into());
