@@ -3,7 +3,8 @@
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyfabric_plan::{Extent, Extents};
 use anyfabric_transports::shm::ring::{Entry, Producer, ENTRIES};
 use anyfabric_transports::shm::{ring_memory, LocalChannel, ShmLink, ShmOptions};
-use anyfabric_transports::sys::{pid_fd, Fd, Mapping, Ready};
+use anyfabric_transports::sys::{memfd, pid_fd, Fd, Mapping, Ready};
 use anyfabric_transports::{lock, Backing, Doorbell, Failure, Inline, Link, PeerIdx, Region, Sink};
 use anyfabric_wire::{Access, Imm, Local, Refusal, WireImm};
 
@@ -114,4 +115,60 @@ fn a_pid_that_is_anothers_now_is_not_written_to() {
     let (result, byte) = write();
     assert!(matches!(result, Err(Failure::PeerLost(_))), "{result:?}");
     assert_eq!(byte, 0, "written to after it was known");
+}
+
+/// A peer that is gone is remembered, and the user may hold descriptors of its regions: nothing of it stays mapped.
+#[test]
+fn of_a_peer_that_is_gone_nothing_stays_mapped() {
+    let _alone = lock(&ALONE);
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (bell, region) = (memfd(c"bell", Doorbell::BYTES).unwrap(), Arc::new(memfd(c"region", 8192).unwrap()));
+    let ((outgoing_fd, outgoing), (incoming_fd, incoming)) = (ring_memory().unwrap(), ring_memory().unwrap());
+    let link = ShmLink::new(ShmOptions {
+        peer: 1,
+        pid: child.id(),
+        pid_fd: pid_fd(child.id()).unwrap(),
+        channel: LocalChannel::new(Fd::new(OwnedFd::from(ours))),
+        outgoing,
+        incoming,
+        doorbell: Doorbell::new(Mapping::shared(&bell, Doorbell::BYTES, false).unwrap()),
+        regions: Arc::default(),
+        isolate: false,
+        writes_foreign: false,
+        peer_writes_foreign: None,
+    });
+    let theirs = LocalChannel::new(Fd::new(OwnedFd::from(theirs)));
+    let binding = link.bind(1, 2, 8192);
+    theirs
+        .send(&Local::Imported { request: 0, result: Ok(Access::Mapped { nbytes: 8192 }) }, Some(Arc::clone(&region)))
+        .unwrap();
+    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    let files = [&outgoing_fd, &incoming_fd, &bell, &*region];
+    assert_eq!(files.map(num_mappings), [1; 4]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    link.ready(ShmLink::PROCESS, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    link.close(&Failure::PeerLost("its process has exited".into()));
+    assert!(link.is_quiet());
+    link.give_back();
+    assert_eq!(files.map(num_mappings), [0; 4]);
+    // Whoever still has the link, or the binding, finds it closed.
+    let source =
+        Region::new(1, 1, 0, true, Backing::Foreign { address: std::ptr::dangling_mut(), owner: Box::new(()) });
+    let extents = Extents::One(Extent { src: 0, dst: 0, nbytes: 0 });
+    let inline = Inline { source: &source, binding: &binding, extents: &extents, imm: Some((Imm::new(1).unwrap(), 1)) };
+    assert_eq!(link.try_inline(&inline), None);
+    assert!(!link.poll(&Nobody));
+    link.beat();
+    link.stats();
+    link.ready(ShmLink::PROCESS, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    link.give_back();
+}
+
+/// How often a file is mapped into this process.
+fn num_mappings(file: &Fd) -> usize {
+    let inode = std::fs::metadata(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap().ino().to_string();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().filter(|line| line.split_whitespace().nth(4) == Some(&inode) && line.contains("memfd:")).count()
 }

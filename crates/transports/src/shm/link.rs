@@ -46,17 +46,6 @@ pub struct ShmOptions {
     pub peer_writes_foreign: Option<bool>,
 }
 
-/// What a peer's memory tells of its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pulse {
-    /// Nothing: it says so by messages, if it lives.
-    None,
-    /// No beat since the last look.
-    Still,
-    /// It lives.
-    Beats,
-}
-
 /// One process's way to another on the same host.
 pub struct ShmLink {
     pub(super) peer: PeerIdx,
@@ -64,7 +53,6 @@ pub struct ShmLink {
     pub(super) witness: Witness,
     /// Until the peer is gone.
     ends: RwLock<Option<Ends>>,
-    pub(super) doorbell: Doorbell,
     pub(super) regions: Arc<RegionTable>,
     pub(super) isolate: bool,
     writes_foreign: bool,
@@ -106,13 +94,13 @@ impl ShmLink {
             pid: options.pid,
             witness: Witness::default(),
             ends: RwLock::new(Some(Ends { channel: options.channel, pid_fd: options.pid_fd })),
-            doorbell: options.doorbell,
             regions: options.regions,
             isolate: options.isolate,
             writes_foreign: options.writes_foreign,
             peer_writes_foreign,
             outgoing: Mutex::new(Outgoing {
                 producer: Producer::new(options.outgoing),
+                doorbell: Some(options.doorbell),
                 backlog: VecDeque::new(),
                 answers: VecDeque::new(),
                 awaiting: HashMap::new(),
@@ -174,11 +162,21 @@ impl ShmLink {
         is_idle
     }
 
-    /// Closes the descriptors of a peer that is gone: whoever still holds a
-    /// descriptor of its regions holds this link.
+    /// After [`Link::close`], of a peer that is gone: closes its descriptors and unmaps its memory, for whoever still holds
+    /// a descriptor of its regions holds this link.
     pub fn give_back(&self) {
         let ends = write(&self.ends).take();
         drop(ends);
+        lock(&self.incoming).consumer.end();
+        let mut outgoing = lock(&self.outgoing);
+        outgoing.producer.end();
+        let doorbell = outgoing.doorbell.take();
+        drop(outgoing);
+        drop(doorbell);
+        // Short writes copied under the lock above; what another thread still copies stays mapped until then.
+        if self.has_let_go() {
+            lock(&self.left).clear();
+        }
     }
 
     /// The peer's process.
@@ -195,20 +193,6 @@ impl ShmLink {
         sent.map_err(|error| LinkError::System { what: "sending the result of the probe", error })
     }
 
-    /// Shows the peer that this engine lives, and looks whether the peer has
-    /// shown the same since the last call: memory on both sides, so that no
-    /// process wakes another for it.
-    pub fn beat(&self) -> Pulse {
-        lock(&self.outgoing).producer.beat();
-        let mut incoming = lock(&self.incoming);
-        let beats = incoming.consumer.beats();
-        match std::mem::replace(&mut incoming.beats, beats) {
-            _ if beats == 0 => Pulse::None,
-            before if before == beats => Pulse::Still,
-            _ => Pulse::Beats,
-        }
-    }
-
     pub(super) fn is_closed(&self) -> bool {
         // ORDERING: a late look posts into a ring that nobody reads, no more; what is kept looks under its lock.
         self.closed.load(Ordering::Relaxed)
@@ -216,14 +200,14 @@ impl ShmLink {
 
     /// After publishing: wakes whoever of the peer's threads must look.
     #[inline]
-    pub(super) fn notify(&self) {
-        self.notify_of(0);
+    pub(super) fn notify(&self, outgoing: &Outgoing) {
+        self.notify_of(outgoing, 0);
     }
 
     /// As [`ShmLink::notify`], for `arrivals` counts that may wait for others.
     #[inline]
-    pub(super) fn notify_of(&self, arrivals: u32) {
-        if self.doorbell.notify_remote(arrivals) {
+    pub(super) fn notify_of(&self, outgoing: &Outgoing, arrivals: u32) {
+        if outgoing.doorbell.as_ref().is_some_and(|doorbell| doorbell.notify_remote(arrivals)) {
             if let Some(ends) = &*self.ends() {
                 ends.channel.kick();
             }

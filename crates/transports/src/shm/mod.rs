@@ -10,9 +10,11 @@ mod incoming;
 mod link;
 mod local;
 mod outgoing;
+mod pulse;
 pub mod ring;
 mod walk;
 mod witness;
 
-pub use link::{Pulse, ShmLink, ShmOptions};
+pub use link::{ShmLink, ShmOptions};
 pub use local::{ring_memory, LocalChannel, RING_MEMFD_BYTES};
+pub use pulse::Pulse;

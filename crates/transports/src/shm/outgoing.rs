@@ -15,10 +15,12 @@ use super::ring::{Entry, Producer, AREA};
 use super::walk::{Ahead, Chunk, Range};
 use crate::copy::prefetch;
 use crate::sys::{self, Foreign, ForeignWrite};
-use crate::{copy, lock, Failure, Inline, Op, Payload, Region, Target};
+use crate::{copy, lock, Doorbell, Failure, Inline, Op, Payload, Region, Target};
 
 pub(super) struct Outgoing {
     pub(super) producer: Producer,
+    /// The peer's, until it is gone.
+    pub(super) doorbell: Option<Doorbell>,
     /// Bytes are placed, the entry waits for room in the ring.
     pub(super) backlog: VecDeque<Op>,
     /// Answers that wait for room.
@@ -134,7 +136,7 @@ impl ShmLink {
             moved = true;
         }
         if moved {
-            self.notify();
+            self.notify(outgoing);
         }
         if !outgoing.answers.is_empty() {
             // ORDERING: see `poll`.
@@ -157,7 +159,7 @@ impl ShmLink {
             if !outgoing.producer.push(&arrival(imm, count)) {
                 break;
             }
-            self.notify();
+            self.notify(&outgoing);
             moved = true;
             if let Some(op) = outgoing.backlog.pop_front() {
                 self.end(op, Ok(()));
@@ -246,7 +248,7 @@ impl ShmLink {
         }
         let imm = bounce_imm(op.imm);
         let pushed = outgoing.producer.push(&Entry::BounceEnd { op: id, imm });
-        self.notify();
+        self.notify(&outgoing);
         pushed
     }
 
@@ -276,7 +278,7 @@ impl ShmLink {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         // `reserve` made sure of room for the entry.
         outgoing.producer.push(&Entry::Message { op, start, nbytes: bytes.len() as u32 });
-        self.notify();
+        self.notify(&outgoing);
         Step::Bounced
     }
 
@@ -300,7 +302,7 @@ impl ShmLink {
             moved = true;
         }
         if moved {
-            self.notify();
+            self.notify(&outgoing);
         }
         match (job.extent_idx >= extents.num_extents(), moved) {
             (true, _) => Step::Bounced,
@@ -338,7 +340,8 @@ impl ShmLink {
     /// Counts may wait for others, unless the ring is getting full.
     #[inline]
     fn notify_arrival(&self, outgoing: &mut Outgoing, count: u32) {
-        self.notify_of(if outgoing.producer.is_half_full() { 0 } else { count });
+        let arrivals = if outgoing.producer.is_half_full() { 0 } else { count };
+        self.notify_of(outgoing, arrivals);
     }
 
     #[inline]

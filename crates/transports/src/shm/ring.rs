@@ -31,7 +31,7 @@
 //! out before it looks at it, checks every number, and keeps its own head.
 
 use std::sync::atomic::{fence, AtomicU32, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyfabric_wire::{Refusal, WireImm};
 
@@ -211,6 +211,14 @@ impl Producer {
         free.min(to_end.max(free.saturating_sub(to_end))) as usize
     }
 
+    /// Lets go of the ring, which is full and fenced from now on.
+    pub fn end(&mut self) {
+        if let Some(memory) = ended() {
+            (self.tail, self.head) = (ENTRIES, 0);
+            self.memory = memory;
+        }
+    }
+
     fn refresh(&mut self) {
         // ORDERING: acquire: the consumer has read what it took; partner: `Consumer::publish_head`.
         let head = word(&self.memory, HEAD).load(Ordering::Acquire);
@@ -309,11 +317,32 @@ impl Consumer {
         Some(unsafe { self.memory.as_ptr().add(AREA_AT + start) })
     }
 
+    /// Lets go of the ring, which is empty from now on.
+    pub fn end(&mut self) {
+        if let Some(memory) = ended() {
+            (self.head, self.published) = (0, 0);
+            self.memory = memory;
+        }
+    }
+
     /// Tells the producer that it is given up.
     pub fn fence(&self) {
         word(&self.memory, FENCED).store(1, Ordering::Release);
         fence(Ordering::SeqCst);
     }
+}
+
+/// A ring for all that have ended: fenced, and nothing is ever taken from it or published in it. `None`: no memory, and
+/// who wants to let go of his own keeps it.
+fn ended() -> Option<Arc<Mapping>> {
+    static ENDED: OnceLock<Option<Arc<Mapping>>> = OnceLock::new();
+    let ended = ENDED.get_or_init(|| {
+        let memory = Arc::new(Mapping::anonymous(BYTES).ok()?);
+        // ORDERING: before anybody else has it.
+        word(&memory, FENCED).store(1, Ordering::Relaxed);
+        Some(memory)
+    });
+    ended.clone()
 }
 
 const HEADER: usize = 4096;
