@@ -20,13 +20,14 @@ use anyfabric_wire::{NicLibrary, Rails};
 use super::cut::Cursor;
 use super::messages::Answer;
 use super::nic::{Fault, RailIdx};
+use super::roll::Roll;
 use super::slab::Slab;
 use crate::{BindingState, ControlPath, Failure, Op, Payload, PeerIdx, PeerStats, Splits};
 
 /// What is under way, and the paths that it is under way on.
 #[derive(Default)]
 pub(super) struct Book {
-    pub(super) paths: Slab<Path>,
+    pub(super) paths: Roll<Path>,
     pub(super) flights: Slab<Flight>,
     pub(super) parts: Slab<Part>,
     pub(super) batches: Slab<Batched>,

@@ -362,7 +362,7 @@ impl<N: Nic> Link for RailLink<N> {
         let num_rails = state.book.paths.get_mut(self.path).map_or(0, |path| path.rails.len());
         (0..num_rails).for_each(|rail| state.abandon(self.path, rail, "the peer was given up", now_ns));
         state.book.drop_stranded(self.path, "the peer was given up", now_ns);
-        let path = state.book.paths.retire(self.path);
+        let path = state.book.paths.remove(self.path);
         let waiting = path.map(|path| path.waiting).unwrap_or_default();
         drop(state);
         for op in waiting {

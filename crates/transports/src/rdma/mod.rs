@@ -17,6 +17,7 @@ mod messages;
 mod nic;
 mod post;
 mod registrations;
+mod roll;
 mod setup;
 mod slab;
 mod turn;

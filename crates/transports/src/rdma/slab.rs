@@ -41,11 +41,6 @@ impl<T> Slab<T> {
         Some(item)
     }
 
-    /// Removes an item whose place stays empty, for whoever still has its number.
-    pub(super) fn retire(&mut self, idx: u32) -> Option<T> {
-        self.items.get_mut(idx as usize)?.take()
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         self.items.iter().enumerate().filter_map(|(idx, item)| Some((idx as u32, item.as_ref()?)))
     }
