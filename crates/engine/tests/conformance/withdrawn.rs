@@ -13,7 +13,7 @@ use crate::harness::{assert_code, assert_fault, Pair, LONG};
 use crate::meeting::Callee;
 
 on_fabrics! { [waits_for_what_is_in_the_ring] [shm_isolated SHM_ISOLATED] }
-on_fabrics! { [waits_for_what_is_in_the_stream] [tcp_1 TCP_1] }
+on_fabrics! { [waits_for_what_is_in_the_stream, waits_for_what_is_in_a_stream_that_broke] [tcp_1 TCP_1] }
 
 /// More than any ring or socket holds.
 const BYTES: u64 = 64 << 20;
@@ -75,6 +75,41 @@ fn waits_for_what_is_in_the_stream(fabric: &Fabric) {
     lane.write_all(&answer).unwrap();
     transfer.wait_quiesced(Some(LONG)).unwrap();
     assert_eq!(transfer.error().unwrap().code, Code::TransferTimeout);
+}
+
+/// What was sent on a stream that broke may be read as long as the peer has not noticed: it has once it has accepted
+/// another in its place.
+fn waits_for_what_is_in_a_stream_that_broke(fabric: &Fabric) {
+    let mut settings = fabric.settings(1);
+    patient(&mut settings);
+    let engine = Engine::new(settings.config()).unwrap();
+    let mut callee = Callee::new();
+    let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
+    let _control = callee.session().welcome(&callee).unwrap();
+    connect.wait(Some(LONG)).unwrap();
+    let mut lane = callee.lane();
+    lane.set_read_timeout(Some(LONG)).unwrap();
+    let there = Descriptor { address: callee.address(), region: 7, key: 9, nbytes: BYTES, device: Device::Host };
+    let source = fabric.region(&engine, BYTES);
+    let remote = Remote::from(there);
+    let write = |nbytes| {
+        let (src, dst) = (source.slice(0..nbytes).unwrap(), remote.slice(0..nbytes).unwrap());
+        engine.write(&src, &dst, WriteOptions { timeout: Some(LONG), ..WriteOptions::default() }).unwrap()
+    };
+    // One of which all is sent, and one of which that can never be.
+    let transfers = [write(1 << 20), write(BYTES)];
+    while !frame(&mut lane).is_last() {}
+    frame(&mut lane);
+    lane.shutdown(std::net::Shutdown::Both).unwrap();
+    for transfer in &transfers {
+        assert_code(transfer.wait(Some(LONG)), Code::ConnectionBroken);
+        assert!(!transfer.is_quiesced(), "what is in the stream may yet be read");
+        assert_code(transfer.wait_quiesced(Some(Duration::from_millis(100))), Code::WaitTimeout);
+    }
+    let _lane = callee.lane();
+    for transfer in &transfers {
+        transfer.wait_quiesced(Some(LONG)).unwrap();
+    }
 }
 
 /// The next frame; its payload is read and dropped.

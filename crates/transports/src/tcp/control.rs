@@ -64,7 +64,12 @@ impl ControlPath for TcpLink {
             lane
         };
         if let Some(lane) = lane {
-            lane.stop(&Failure::ConnectionBroken(why.to_owned()));
+            let why = Failure::ConnectionBroken(why.to_owned());
+            self.limbo.keep(channel, lane.stop(&why), &why);
+        }
+        // ORDERING: with `close`, which says so before it lets go of everything.
+        if self.closed.load(Ordering::SeqCst) {
+            self.limbo.release_all();
         }
     }
 }

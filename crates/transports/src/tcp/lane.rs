@@ -89,21 +89,22 @@ impl Lane {
         found >= 0
     }
 
-    /// Stops the stream: from now on nothing of the peer's lands through it,
-    /// and everything that was to be sent ends with `why`.
-    pub(super) fn stop(&self, why: &Failure) {
+    /// Stops the stream: from now on nothing of the peer's lands through it, and what was to be sent ends with `why`.
+    /// Returns what was sent, some of it or all, and not answered.
+    pub(super) fn stop(&self, why: &Failure) -> Vec<Arc<Part>> {
         // ORDERING: the locks order the rest.
         self.broken.store(true, Ordering::Release);
         self.poller.remove(&self.socket);
         // SAFETY: our own descriptor; both directions end, the peer sees it at once.
         unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
         lock(&self.receive).abandon();
-        let mut parts: Vec<Arc<Part>> = Vec::new();
-        lock(&self.submitted).drain(&mut parts);
-        lock(&self.send).drain(&mut parts);
-        for part in parts {
+        let (mut sent, mut unsent) = (Vec::new(), Vec::new());
+        lock(&self.submitted).drain(&mut unsent);
+        lock(&self.send).drain(&mut sent, &mut unsent);
+        for part in unsent {
             part.end(Err(why.clone()));
         }
+        sent
     }
 }
 

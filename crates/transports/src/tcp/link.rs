@@ -9,6 +9,7 @@ use anyfabric_plan::{shard_bytes, shard_pages, Extents};
 use anyfabric_wire::{Frame, Refusal};
 
 use super::lane::Lane;
+use super::limbo::Limbo;
 use super::receive::invalid;
 use super::send::{acknowledged, Content, Part, Shared};
 use crate::controls::Controls;
@@ -36,6 +37,7 @@ pub struct TcpLink {
     /// Lane 0 is there.
     pub(super) stands: AtomicBool,
     pub(super) closed: AtomicBool,
+    pub(super) limbo: Limbo,
     /// Large operations that wait for a stream.
     pub(super) held: Mutex<Vec<Op>>,
     /// Streams are being made, or stand.
@@ -84,6 +86,7 @@ impl TcpLink {
             bindings: Mutex::default(),
             stands: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            limbo: Limbo::default(),
             held: Mutex::default(),
             awaits_streams: AtomicBool::new(false),
             busy: AtomicBool::new(false),
@@ -95,7 +98,7 @@ impl TcpLink {
     }
 
     /// Adds a lane, or replaces one that broke; its predecessor's operations
-    /// have failed. With `confirmed`, lane 0 resumes after that control message.
+    /// have failed, and quiesce. With `confirmed`, lane 0 resumes after that control message.
     pub fn set_lane(&self, lane: Arc<Lane>, confirmed: u64) {
         let idx = usize::from(lane.idx).min(Self::MAX_STREAMS);
         if idx == 0 {
@@ -117,8 +120,10 @@ impl TcpLink {
             before
         };
         if let Some(before) = before {
-            before.stop(&Failure::ConnectionBroken("replaced by a new connection".into()));
+            let why = Failure::ConnectionBroken("replaced by a new connection".into());
+            self.limbo.keep(idx as u8, before.stop(&why), &why);
         }
+        self.limbo.release(idx);
         if self.missing_lanes().is_empty() {
             self.was_whole.store(true, Ordering::Relaxed);
         }
@@ -452,8 +457,9 @@ impl Link for TcpLink {
             std::mem::replace(&mut *lanes, none)
         };
         for lane in lanes.into_iter().flatten() {
-            lane.stop(why);
+            self.limbo.keep(lane.idx, lane.stop(why), why);
         }
+        self.limbo.release_all();
         self.fail_held(why);
         drop(lock(&self.bindings).close());
     }

@@ -11,6 +11,7 @@ mod batch;
 mod control;
 mod held;
 mod lane;
+mod limbo;
 mod link;
 mod receive;
 mod send;

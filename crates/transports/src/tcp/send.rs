@@ -47,7 +47,7 @@ impl Shared {
     }
 
     /// The owner learns of the first failure at once; the rest only quiesces.
-    fn fail(&self, failure: Failure) {
+    pub(super) fn fail(&self, failure: Failure) {
         if let Some(op) = lock(&self.op).as_ref() {
             op.fail(failure.clone());
         }
@@ -174,10 +174,14 @@ pub(super) struct Cursor {
 }
 
 impl Send {
-    pub(super) fn drain(&mut self, parts: &mut Vec<Arc<Part>>) {
-        parts.extend(self.current.take().map(|cursor| cursor.part));
-        parts.extend(self.bulk.drain(..));
-        parts.extend(self.awaiting.drain().map(|(_, part)| part));
+    /// Takes everything out: what was sent, some of it or all, and the rest.
+    pub(super) fn drain(&mut self, sent: &mut Vec<Arc<Part>>, unsent: &mut Vec<Arc<Part>>) {
+        if let Some(cursor) = self.current.take() {
+            let list = if cursor.has_not_begun() { &mut *unsent } else { &mut *sent };
+            list.push(cursor.part);
+        }
+        unsent.extend(self.bulk.drain(..));
+        sent.extend(self.awaiting.drain().map(|(_, part)| part));
         self.batch = Batch::default();
     }
 
