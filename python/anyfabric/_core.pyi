@@ -760,18 +760,34 @@ def baseline_ring_pong(memory: int, rounds: int) -> None:
     """Answer `baseline_ring_ping`."""
 
 def baseline_socket_source(
-    fds: Sequence[int], src: int, indices: tuple[int, int, int], page_bytes: int, rounds: int
+    fds: Sequence[int],
+    src: int,
+    indices: tuple[int, int, int],
+    page_bytes: int,
+    rounds: int,
+    *,
+    timeout_s: float,
 ) -> list[int]:
-    """Time batched `sendmsg` of the source pages over connected stream sockets, which take turns.
+    """Time batched `sendmsg` of the source pages over connected stream sockets that block, which take turns.
 
     The pages are dealt out in equal runs; a single page is cut into equal parts. A round ends when one
     byte has come back on the first socket.
 
     Raises:
-        OSError: A socket failed, or nothing moved for 10 s.
+        ConnectionBroken: A socket failed, or nothing moved for `timeout_s`.
     """
 
 def baseline_socket_sink(
-    fds: Sequence[int], dst: int, indices: tuple[int, int, int], page_bytes: int, rounds: int
+    fds: Sequence[int],
+    dst: int,
+    indices: tuple[int, int, int],
+    page_bytes: int,
+    rounds: int,
+    *,
+    timeout_s: float,
 ) -> None:
-    """Read what `baseline_socket_source` sends into the destination pages with batched `recvmsg`."""
+    """Read what `baseline_socket_source` sends into the destination pages with batched `readv`.
+
+    Raises:
+        ConnectionBroken: A socket failed, or nothing moved for `timeout_s`.
+    """

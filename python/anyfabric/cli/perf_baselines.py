@@ -106,6 +106,7 @@ def serve(end: End, request: dict[str, Any], *, ready: Callable[..., None]) -> N
             (dst_indices, src_indices, end.case.pages),
             end.case.size_bytes,
             request["rounds"],
+            timeout_s=WAIT_S,
         )
 
 
@@ -133,7 +134,9 @@ def _sockets(
             stream.settimeout(None)
             streams.append(stream)
         fds = [stream.fileno() for stream in streams]
-        return _core.baseline_socket_source(fds, end.src._address, indices, end.case.size_bytes, rounds)
+        return _core.baseline_socket_source(
+            fds, end.src._address, indices, end.case.size_bytes, rounds, timeout_s=WAIT_S
+        )
 
 
 @contextmanager

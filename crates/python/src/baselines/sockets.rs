@@ -1,9 +1,10 @@
 //! Bare stream sockets: pages out with `sendmsg`, in with `readv`, one thread a
-//! socket.
+//! socket. They block in the kernel, which costs least, until nothing has moved for too long.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Barrier;
+use std::time::Duration;
 
 use anyfabric_engine::Code;
 use pyo3::prelude::*;
@@ -12,6 +13,7 @@ use super::{fail, indices_at, time_rounds, Indices};
 
 /// Sends the source pages; a round ends when a byte came back on every socket.
 #[pyfunction]
+#[pyo3(signature = (fds, src, indices, page_bytes, rounds, *, timeout_s))]
 pub(crate) fn baseline_socket_source(
     py: Python<'_>,
     fds: Vec<RawFd>,
@@ -19,10 +21,12 @@ pub(crate) fn baseline_socket_source(
     indices: Indices,
     page_bytes: usize,
     rounds: usize,
+    timeout_s: f64,
 ) -> PyResult<Vec<u64>> {
+    set_patience(py, &fds, timeout_s)?;
     let (_, src_indices, num_pages) = indices;
     let round = |fd: RawFd, ranges: &[libc::iovec]| {
-        move_all(fd, ranges, libc::POLLOUT, |fd, list| {
+        move_all(fd, ranges, |fd, list| {
             // SAFETY: an empty header is valid; the list is filled in below and lives through the call.
             let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
             header.msg_iov = list.as_ptr().cast_mut();
@@ -31,7 +35,7 @@ pub(crate) fn baseline_socket_source(
             unsafe { libc::sendmsg(fd, &raw const header, libc::MSG_NOSIGNAL) }
         })?;
         let mut answer = 0_u8;
-        move_all(fd, &[range((&raw mut answer) as usize, 1)], libc::POLLIN, read_some)
+        move_all(fd, &[range((&raw mut answer) as usize, 1)], read_some)
     };
     // SAFETY: the contract of the stub: the caller holds the array through the call.
     let indices = unsafe { indices_at(src_indices, num_pages) };
@@ -40,6 +44,7 @@ pub(crate) fn baseline_socket_source(
 
 /// Reads the destination pages and answers.
 #[pyfunction]
+#[pyo3(signature = (fds, dst, indices, page_bytes, rounds, *, timeout_s))]
 pub(crate) fn baseline_socket_sink(
     py: Python<'_>,
     fds: Vec<RawFd>,
@@ -47,12 +52,14 @@ pub(crate) fn baseline_socket_sink(
     indices: Indices,
     page_bytes: usize,
     rounds: usize,
+    timeout_s: f64,
 ) -> PyResult<()> {
+    set_patience(py, &fds, timeout_s)?;
     let (dst_indices, _, num_pages) = indices;
     let round = |fd: RawFd, ranges: &[libc::iovec]| {
-        move_all(fd, ranges, libc::POLLIN, read_some)?;
+        move_all(fd, ranges, read_some)?;
         let answer = 0_u8;
-        move_all(fd, &[range((&raw const answer) as usize, 1)], libc::POLLOUT, |fd, list| {
+        move_all(fd, &[range((&raw const answer) as usize, 1)], |fd, list| {
             // SAFETY: the list holds the one byte above.
             unsafe { libc::send(fd, list[0].iov_base, list[0].iov_len, libc::MSG_NOSIGNAL) }
         })
@@ -131,17 +138,37 @@ fn run(
             times
         })
     });
-    moved.map_err(|error| fail(py, Code::ConnectionBroken, format!("a socket of the baseline: {error}")))
+    moved.map_err(|error| failed(py, &error))
 }
 
-/// Moves every byte of `ranges`, in full batches; waits where the socket is
-/// set not to block.
-fn move_all(
-    fd: RawFd,
-    ranges: &[libc::iovec],
-    ready: libc::c_short,
-    move_some: impl Fn(RawFd, &[libc::iovec]) -> isize,
-) -> io::Result<()> {
+/// From now on no call on these sockets takes longer.
+fn set_patience(py: Python<'_>, fds: &[RawFd], timeout_s: f64) -> PyResult<()> {
+    let patience = Duration::try_from_secs_f64(timeout_s).unwrap_or(Duration::MAX);
+    let tv_sec = patience.as_secs().min(i32::MAX as u64) as libc::time_t;
+    // All zeroes are for ever.
+    let timeout = libc::timeval { tv_sec, tv_usec: patience.subsec_micros().max(1).into() };
+    for fd in fds {
+        for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
+            let (value, len) = ((&raw const timeout).cast(), size_of::<libc::timeval>() as libc::socklen_t);
+            // SAFETY: a timeval that lives through the call.
+            if unsafe { libc::setsockopt(*fd, libc::SOL_SOCKET, option, value, len) } != 0 {
+                return Err(failed(py, &io::Error::last_os_error()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn failed(py: Python<'_>, error: &io::Error) -> PyErr {
+    let error = match error.kind() {
+        io::ErrorKind::WouldBlock => "nothing moved within the timeout".to_owned(),
+        _ => error.to_string(),
+    };
+    fail(py, Code::ConnectionBroken, format!("a socket of the baseline: {error}"))
+}
+
+/// Moves every byte of `ranges`, in full batches.
+fn move_all(fd: RawFd, ranges: &[libc::iovec], move_some: impl Fn(RawFd, &[libc::iovec]) -> isize) -> io::Result<()> {
     let mut rest = ranges;
     // The range that was cut off, if any, is the first of `rest`.
     let mut done = 0;
@@ -158,10 +185,10 @@ fn move_all(
         let mut moved = match usize::try_from(moved) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(moved) => moved + done,
-            Err(_) => {
-                await_ready(fd, ready, io::Error::last_os_error())?;
-                continue;
-            }
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => continue,
+                error => return Err(error),
+            },
         };
         done = 0;
         while let Some(first) = rest.first() {
@@ -181,25 +208,8 @@ fn read_some(fd: RawFd, list: &[libc::iovec]) -> isize {
     unsafe { libc::readv(fd, list.as_ptr(), list.len() as libc::c_int) }
 }
 
-/// After a call that moved nothing: waits, unless the error is a real one.
-fn await_ready(fd: RawFd, ready: libc::c_short, error: io::Error) -> io::Result<()> {
-    match error.kind() {
-        io::ErrorKind::Interrupted => Ok(()),
-        io::ErrorKind::WouldBlock => {
-            let mut poll = libc::pollfd { fd, events: ready, revents: 0 };
-            // SAFETY: one pollfd that lives through the call.
-            match unsafe { libc::poll(&raw mut poll, 1, PATIENCE_MS) } {
-                0 => Err(io::ErrorKind::TimedOut.into()),
-                _ => Ok(()),
-            }
-        }
-        _ => Err(error),
-    }
-}
-
 fn range(address: usize, nbytes: usize) -> libc::iovec {
     libc::iovec { iov_base: address as *mut libc::c_void, iov_len: nbytes }
 }
 
 const IOV_MAX: usize = 1024;
-const PATIENCE_MS: libc::c_int = 10_000;
