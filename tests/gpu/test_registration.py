@@ -10,6 +10,7 @@ import pytest
 
 import anyfabric as af
 from anyfabric.gpu import driver_gpus
+from gpu_array import Array
 
 pytestmark = pytest.mark.requires_gpus(1)
 
@@ -33,18 +34,6 @@ class Cuda:
         address = ctypes.c_uint64()
         self.call(name, ctypes.byref(address), ctypes.c_size_t(NBYTES), *flags)
         return address.value
-
-
-class Array:
-    """A GPU array of bytes, as other libraries show theirs."""
-
-    def __init__(self, address, nbytes=NBYTES, *, read_only=False):
-        self.__cuda_array_interface__ = {
-            "shape": (nbytes,),
-            "typestr": "|u1",
-            "data": (address, read_only),
-            "version": 3,
-        }
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +63,7 @@ def test_the_driver_describes_its_gpus():
 
 
 def test_a_region_knows_its_gpu_and_keeps_the_array(engine, cuda):
-    array = Array(cuda.allocate("cuMemAlloc_v2"))
+    array = Array(cuda.allocate("cuMemAlloc_v2"), (NBYTES,))
     alive = weakref.ref(array)
     region = engine.register(array)
     assert (region.device, region.nbytes) == ("cuda:0", NBYTES)
@@ -105,24 +94,26 @@ def test_tensors_are_registered_and_viewed_in_place(engine, torch):
 
 def test_other_libraries_arrays_are_registered(engine, cuda):
     with pytest.raises(af.InvalidArgument, match="read-only"):
-        engine.register(Array(cuda.allocate("cuMemAlloc_v2"), read_only=True))
+        engine.register(Array(cuda.allocate("cuMemAlloc_v2"), (NBYTES,), read_only=True))
     cupy = pytest.importorskip("cupy")
     assert engine.register(cupy.zeros(100, "f8")).device == "cuda:0"
 
 
 def test_memory_that_is_no_gpus_alone_is_refused(engine, cuda):
     with pytest.raises(af.InvalidArgument, match="managed memory"):
-        engine.register(Array(cuda.allocate("cuMemAllocManaged", 1)))
+        engine.register(Array(cuda.allocate("cuMemAllocManaged", 1), (NBYTES,)))
     with pytest.raises(af.InvalidArgument, match="no memory of a GPU"):
-        engine.register(Array(cuda.allocate("cuMemAllocHost_v2")))
+        engine.register(Array(cuda.allocate("cuMemAllocHost_v2"), (NBYTES,)))
     with pytest.raises(af.InvalidArgument, match=r"nothing is allocated|no memory of a GPU"):
-        engine.register(Array(cuda.allocate("cuMemAlloc_v2"), 1 << 40))
+        engine.register(Array(cuda.allocate("cuMemAlloc_v2"), (1 << 40,)))
 
 
 @pytest.mark.parametrize("transports", [("shm", "tcp"), ("tcp",)])
 def test_transports_of_host_memory_refuse_it(cuda, transports):
     with af.Engine(transports=transports) as here, af.Engine(transports=transports) as there:
-        ours, theirs = (side.register(Array(cuda.allocate("cuMemAlloc_v2"))) for side in (here, there))
+        ours, theirs = (
+            side.register(Array(cuda.allocate("cuMemAlloc_v2"), (NBYTES,))) for side in (here, there)
+        )
         host = there.allocate(NBYTES)
         with pytest.raises(af.Unsupported, match=r"host memory only, and the source lies on cuda:0; verbs"):
             here.write(ours, host.descriptor()).wait(timeout_s=10)

@@ -20,6 +20,7 @@ import pytest
 import anyfabric as af
 from anyfabric.gpu import bytes_of_dlpack, bytes_of_interface, driver_gpus
 from anyfabric.memory import memory_of
+from gpu_array import Array
 
 SOURCE = Path(__file__).parents[2] / "crates/cuda/tests/fake/cuda.c"
 DEVICE, MANAGED = 0, 1
@@ -40,19 +41,6 @@ class Fake:
         address = self.library.fake_cuda_alloc(ctypes.c_uint64(NBYTES), kind, gpu)
         assert address
         return address
-
-
-class Array:
-    """As GPU libraries show their arrays."""
-
-    def __init__(self, address, shape=(NBYTES,), typestr="|u1", *, read_only=False, **rest):
-        self.__cuda_array_interface__ = {
-            "shape": shape,
-            "typestr": typestr,
-            "data": (address, read_only),
-            "version": 3,
-            **rest,
-        }
 
 
 class Tensor(ctypes.Structure):
