@@ -31,6 +31,7 @@ use null_nic::{knob, Knob};
 fn operations_neither_allocate_nor_lock() {
     knob(Knob::Delivers, Some(1));
     steady(&Verbs::new());
+    steady(&Verbs::with(8));
     if let Some(libfabric) = Libfabric::delivering() {
         steady(&libfabric);
     }
@@ -61,6 +62,12 @@ fn steady(fabric: &impl Fabric) {
         under_way.extend((0..32).map(|_| here.write(&src, &dst, counted()).unwrap()));
         under_way.drain(..).for_each(|transfer| transfer.wait(LONG).unwrap());
         first.expect(32);
+    });
+
+    let (src, dst) = (region.slice(0..1 << 20).unwrap(), first.remote.slice(0..1 << 20).unwrap());
+    // Without a count: quarters of one are put together under a lock, at the receiver.
+    check(fabric, "a large write", 4, || {
+        here.write(&src, &dst, WriteOptions::default()).unwrap().wait(LONG).unwrap();
     });
 
     let list = |num_pages: u32| PageList::new((0..num_pages).rev().collect(), 128, 256, 0);

@@ -35,12 +35,19 @@ pub(crate) trait Fabric {
 }
 
 /// A libibverbs.
-pub(crate) struct Verbs;
+pub(crate) struct Verbs {
+    /// Of each engine.
+    num_nics: usize,
+}
 
 impl Verbs {
     pub(crate) fn new() -> Self {
+        Self::with(1)
+    }
+
+    pub(crate) fn with(num_nics: usize) -> Self {
         library();
-        Self
+        Self { num_nics }
     }
 }
 
@@ -52,7 +59,7 @@ impl Fabric for Verbs {
     fn config(&self) -> Config {
         Config {
             transports: vec!["verbs".into()],
-            nics: vec!["null0".into()],
+            nics: (0..self.num_nics).map(|nic| format!("null{nic}")).collect(),
             verbs: VerbsSettings { library: Some(library().to_owned()), ..VerbsSettings::default() },
             ..Config::default()
         }
