@@ -32,7 +32,7 @@ Conventions, said once and valid for every entry below:
 
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from types import TracebackType
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy.typing as npt
 from typing_extensions import Self, disjoint_base
@@ -43,7 +43,7 @@ from anyfabric.watcher import Trigger
 
 __version__: str
 """Version of the crate; equal to the version of the package."""
-MAX_NICS: int
+MAX_NICS: Final = 8
 """NICs of one engine, and of one device, at most."""
 
 @disjoint_base
