@@ -14,13 +14,15 @@ pub struct Recipients {
     /// In the order in which they were named, a peer for each of its targets; from `num` on those of operations before.
     list: Vec<Recipient>,
     num: usize,
-    /// Of an operation with several targets: each peer once, in the order of the peers.
+    /// Each peer once, in the order of the peers; empty where the list is that.
     awaited: Vec<Awaited>,
 }
 
 #[derive(Debug)]
 struct Recipient {
     peer: PeerIdx,
+    /// That have not ended, where the list is awaited as it is.
+    parts: AtomicU32,
     nbytes: u64,
     stats: Arc<OperationStats>,
 }
@@ -40,9 +42,12 @@ impl Recipients {
     #[inline]
     pub fn add(&mut self, peer: PeerIdx, stats: &Arc<OperationStats>, nbytes: u64) {
         match self.list.get_mut(self.num) {
-            Some(known) if Arc::ptr_eq(&known.stats, stats) => known.nbytes = nbytes,
-            Some(other) => *other = Recipient { peer, nbytes, stats: Arc::clone(stats) },
-            None => self.list.push(Recipient { peer, nbytes, stats: Arc::clone(stats) }),
+            Some(known) if Arc::ptr_eq(&known.stats, stats) => {
+                known.nbytes = nbytes;
+                *known.parts.get_mut() = 1;
+            }
+            Some(other) => *other = Recipient::new(peer, stats, nbytes),
+            None => self.list.push(Recipient::new(peer, stats, nbytes)),
         }
         self.num += 1;
     }
@@ -75,7 +80,7 @@ impl Recipients {
     pub(crate) fn await_parts(&mut self) {
         let Self { list, num, awaited } = self;
         awaited.clear();
-        if *num < 2 {
+        if list[..*num].is_sorted_by(|recipient, next| recipient.peer < next.peer) {
             return;
         }
         let of = |(at, recipient): (usize, &Recipient)| {
@@ -83,9 +88,6 @@ impl Recipients {
             Awaited { peer, parts: AtomicU32::new(1), nbytes, at }
         };
         awaited.extend(list[..*num].iter().enumerate().map(of));
-        if awaited.is_sorted_by(|peer, next| peer.peer < next.peer) {
-            return;
-        }
         awaited.sort_unstable_by_key(|awaited| awaited.peer);
         awaited.dedup_by(|more, first| {
             let is_same = more.peer == first.peer;
@@ -100,22 +102,38 @@ impl Recipients {
     /// A part for that peer has ended.
     #[inline]
     pub(crate) fn part_ended(&self, peer: PeerIdx) {
-        if let Ok(at) = self.awaited.binary_search_by_key(&peer, |awaited| awaited.peer) {
-            // ORDERING: for people.
-            self.awaited[at].parts.fetch_sub(1, Ordering::Relaxed);
-        }
+        let list = &self.list[..self.num];
+        let parts = if self.awaited.is_empty() {
+            // Of one nobody asks whose parts are missing.
+            let at = (list.len() > 1).then(|| list.binary_search_by_key(&peer, |recipient| recipient.peer).ok());
+            at.flatten().map(|at| &list[at].parts)
+        } else {
+            let at = self.awaited.binary_search_by_key(&peer, |awaited| awaited.peer);
+            at.ok().map(|at| &self.awaited[at].parts)
+        };
+        // ORDERING: for people.
+        parts.map(|parts| parts.fetch_sub(1, Ordering::Relaxed));
     }
 
     /// Of several: whose parts have not ended.
     pub(crate) fn unfinished(&self) -> Vec<PeerIdx> {
         // ORDERING: for people.
-        let unfinished = self.awaited.iter().filter(|awaited| awaited.parts.load(Ordering::Relaxed) > 0);
-        unfinished.map(|awaited| awaited.peer).collect()
+        let is_unfinished = |parts: &AtomicU32| parts.load(Ordering::Relaxed) > 0;
+        if !self.awaited.is_empty() {
+            let unfinished = self.awaited.iter().filter(|awaited| is_unfinished(&awaited.parts));
+            return unfinished.map(|awaited| awaited.peer).collect();
+        }
+        let several = if self.num > 1 { &self.list[..self.num] } else { &[] };
+        several.iter().filter(|recipient| is_unfinished(&recipient.parts)).map(|recipient| recipient.peer).collect()
     }
 
     /// Peers, where there are several targets.
-    pub(crate) fn num_awaited(&self) -> usize {
-        self.awaited.len()
+    pub(crate) const fn num_awaited(&self) -> usize {
+        match (self.awaited.len(), self.num) {
+            (0, 0 | 1) => 0,
+            (0, num) => num,
+            (num, _) => num,
+        }
     }
 
     /// The operation ends well after so long: once in the statistics of each peer.
@@ -133,10 +151,17 @@ impl Recipients {
     /// Each peer once: its statistics, and its bytes.
     #[inline]
     fn each(&self, note: impl Fn(&OperationStats, u64)) {
-        match &self.list[..self.num] {
-            [] => {}
-            [only] => note(&only.stats, only.nbytes),
-            list => self.awaited.iter().for_each(|awaited| note(&list[awaited.at].stats, awaited.nbytes)),
+        let list = &self.list[..self.num];
+        if self.awaited.is_empty() {
+            list.iter().for_each(|recipient| note(&recipient.stats, recipient.nbytes));
+        } else {
+            self.awaited.iter().for_each(|awaited| note(&list[awaited.at].stats, awaited.nbytes));
         }
+    }
+}
+
+impl Recipient {
+    fn new(peer: PeerIdx, stats: &Arc<OperationStats>, nbytes: u64) -> Self {
+        Self { peer, parts: AtomicU32::new(1), nbytes, stats: Arc::clone(stats) }
     }
 }
