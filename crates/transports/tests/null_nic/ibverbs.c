@@ -241,7 +241,11 @@ int post(struct null_qp *qp, struct send_wr *wr, struct send_wr **bad, int moves
     to->words[0] = (uint64_t)wr->opcode << 32 | wr->send_flags;
     to->words[1] = (uint64_t)wr->imm_data << 32 | wr->rkey;
     to->words[2] = wr->remote_addr;
-    if (wr->num_sge) memcpy(&to->words[3], wr->sg_list, sizeof *wr->sg_list);
+    // Field by field, as mlx5 does to swap their bytes: a wider load would wait for the stores of whoever calls.
+    if (wr->num_sge) {
+      to->words[3] = wr->sg_list->addr;
+      to->words[4] = (uint64_t)wr->sg_list->lkey << 32 | wr->sg_list->length;
+    }
     // What is sent inline is read now, by the CPU.
     if (!moves && wr->send_flags & 8 && wr->num_sge) to->words[3] = *(const volatile uint8_t *)(uintptr_t)wr->sg_list->addr;
     if (moves && !wr->num_sge) to->words[4] = 0;
