@@ -8,7 +8,7 @@ use anyfabric_plan::Extents;
 use anyfabric_transports::rdma::RailPath;
 use anyfabric_transports::shm::ShmLink;
 use anyfabric_transports::{
-    lock, BindingState, Failure, Link, Loss, Op, OperationStats, Payload, PeerIdx, Region, Ticket, TicketOffice,
+    lock, BindingState, Failure, Link, Loss, Op, OperationStats, Payload, PeerIdx, Place, Region, Ticket, TicketOffice,
 };
 use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Imm, NicLibrary, Refusal};
@@ -28,7 +28,7 @@ pub(crate) struct Peer {
     pub(crate) refuses_early: AtomicBool,
     has_waiting: AtomicBool,
     lost: OnceLock<Failure>,
-    link: OnceLock<Arc<dyn Link>>,
+    link: OnceLock<Chosen>,
     /// Of the user with this peer.
     pub(crate) operations: Arc<OperationStats>,
     pub(crate) base: Base,
@@ -74,6 +74,13 @@ pub(crate) enum Phase {
     },
     /// For good.
     Lost,
+}
+
+/// The link that carries the data, and what never changes of it.
+struct Chosen {
+    link: Arc<dyn Link>,
+    place: Option<Place>,
+    sees_exit: bool,
 }
 
 pub(crate) struct PeerState {
@@ -204,7 +211,12 @@ impl Peer {
 
     /// The link that carries the data, once chosen.
     pub(crate) fn link(&self) -> Option<&Arc<dyn Link>> {
-        self.link.get()
+        self.link.get().map(|chosen| &chosen.link)
+    }
+
+    fn choose(&self, link: Arc<dyn Link>) {
+        let (place, sees_exit) = (link.place(), link.sees_exit());
+        let _ = self.link.set(Chosen { link, place, sees_exit });
     }
 
     pub(crate) fn shm(&self) -> Option<&Arc<ShmLink>> {
@@ -213,7 +225,7 @@ impl Peer {
 
     pub(crate) fn use_shm(&self, shm: Arc<ShmLink>) {
         let _ = self.shm.set(Arc::clone(&shm));
-        let _ = self.link.set(shm);
+        self.choose(shm);
     }
 
     /// The path over NICs of that library, if one was made or tried.
@@ -231,7 +243,7 @@ impl Peer {
 
     pub(crate) fn use_rails(&self, library: NicLibrary) {
         if let Some(path) = self.rails(library) {
-            let _ = self.link.set(Arc::clone(path) as Arc<dyn Link>);
+            self.choose(Arc::clone(path) as Arc<dyn Link>);
         }
     }
 
@@ -239,7 +251,7 @@ impl Peer {
         if let Some(tcp) = self.base.tcp() {
             tcp.expect_streams();
         }
-        let _ = self.link.set(self.base.to_link());
+        self.choose(self.base.to_link());
     }
 
     /// Every link that exists: the base, shm and rails where there are any.
@@ -337,12 +349,12 @@ impl Peer {
         None
     }
 
-    /// The link that carries the data, if something can be posted to it now.
+    /// The link that carries the data, and its place in a group of NICs, if something can be posted to it now.
     #[inline]
-    pub(crate) fn open_link(&self) -> Option<&dyn Link> {
-        let link = self.link()?;
-        let is_open = self.lost().is_none() && (self.base.has_control() || link.sees_exit());
-        is_open.then_some(&**link)
+    pub(crate) fn open_link(&self) -> Option<(&dyn Link, Option<Place>)> {
+        let Chosen { link, place, sees_exit } = self.link.get()?;
+        let is_open = self.lost().is_none() && (*sees_exit || self.base.has_control());
+        is_open.then_some((&**link, *place))
     }
 
     /// What is to be posted, if it can be now.

@@ -91,14 +91,14 @@ impl RemoteShared {
         Content::Write { source: Arc::clone(source), region, key, nbytes, is_on_gpu, extents }
     }
 
-    /// Enters the binding of that peer's link, if it was found before and stands.
+    /// The binding of that peer's link, if it was found before and stands.
     #[inline]
-    pub(crate) fn enter(&self, peer: &Arc<Peer>, source: &Memory) -> Option<Arc<Binding>> {
+    pub(crate) fn binding(&self, peer: &Arc<Peer>, source: &Memory) -> Option<&Arc<Binding>> {
         let route = self.route.get().filter(|route| Arc::ptr_eq(&route.peer, peer))?;
         if source.gpu_memory().is_some() && !route.link.reaches_gpu_memory() {
             return None;
         }
-        route.binding.enter().is_ok().then(|| Arc::clone(&route.binding))
+        route.binding.check().is_ok().then_some(&route.binding)
     }
 
     /// Remembers how this engine reaches the region.

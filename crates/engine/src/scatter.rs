@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyfabric_plan::{Extent, Extents};
+use anyfabric_plan::Extent;
 use anyfabric_transports::{Failure, Ticket};
 use anyfabric_wire::{Address, Imm};
 use arrayvec::ArrayVec;
@@ -13,7 +13,7 @@ use crate::peer::Peer;
 use crate::peers::Known;
 use crate::region::Slice;
 use crate::remote::Route;
-use crate::submit::{Order, Part, What};
+use crate::submit::{LegsOf, Order, Towards};
 use crate::transfer::{About, Transfer};
 use crate::{Engine, PeerGroup, Region, Remote, Result, WriteOptions};
 
@@ -47,28 +47,29 @@ impl Engine {
         let source = Slice::from(src);
         self.check_source(&source, OPERATION)?;
         let imm = check_imm(options.imm, OPERATION)?;
-        let nbytes = targets.iter().fold(0_u64, |sum, target| sum.saturating_add(target.nbytes));
-        let mut about = About { operation: OPERATION, peer: None, region: Some(src.id()), nbytes };
-        let inner = &self.inner;
+        let about = |nbytes| About { operation: OPERATION, peer: None, region: Some(src.id()), nbytes };
+        let about_all = || about(targets.iter().fold(0, |sum: u64, target| sum.saturating_add(target.nbytes)));
+        let (inner, mut nbytes) = (&self.inner, 0_u64);
         let mut entry = inner.rings.draft();
         for (idx, target) in targets.iter().enumerate() {
             check_target(src, (idx, target), group)?;
+            nbytes = nbytes.saturating_add(target.nbytes);
             let remote = &target.remote.shared;
             match remote.route(inner) {
                 Some(Route { peer, .. }) => {
                     if imm.is_some() {
-                        inner.check_counted(peer, || about.clone())?;
+                        inner.check_counted(peer, about_all)?;
                     }
                     entry.recipients.add(peer.idx, &peer.operations, target.nbytes);
                 }
                 None => {
-                    let peer = self.peer(target.remote.address(), imm, &about)?;
+                    let peer = self.peer(target.remote.address(), imm, &about_all())?;
                     remote.find_route(inner, &peer);
                     entry.recipients.add(peer.idx, &peer.operations, target.nbytes);
                 }
             }
         }
-        about.peer = entry.recipients.only().and_then(|peer| inner.peer(peer));
+        let about = About { peer: entry.recipients.only().and_then(|peer| inner.peer(peer)), ..about(nbytes) };
         if targets.is_empty() {
             return Ok(Transfer::done(0, None));
         }
@@ -77,16 +78,17 @@ impl Engine {
         let order = Order { num_parts, nbytes, source, imm, timeout: options.timeout, is_probe: false };
         let ticket = inner.begin(entry, order)?;
         let peers = inner.peers.known();
-        let parts = targets.iter().filter_map(|target| {
+        let towards = targets.iter().filter_map(|target| {
             let remote = &target.remote.shared;
             let peer = match remote.route(inner) {
                 Some(route) => &route.peer,
                 None => self.find(&peers, target.remote.address(), imm, &ticket)?,
             };
             let extent = Extent { src: target.src_offset, dst: target.dst_offset, nbytes: target.nbytes };
-            Some(Part { peer, what: What::Write { source: &src.memory, remote, extents: Extents::One(extent) } })
+            Some(Towards { peer, write: Some((remote, extent)) })
         });
-        inner.submit_all(parts, (imm.map(|imm| (imm, 1)), options.verify), &ticket);
+        let of = LegsOf { ticket: &ticket, source: Some(&src.memory), imm, verify: options.verify };
+        inner.submit_legs(towards, &of);
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
     }
 
@@ -124,14 +126,15 @@ impl Engine {
             return Ok(Transfer::done(0, None));
         }
         let order = Order { num_parts: num_parts as u32, imm, timeout, ..Order::default() };
-        let (ticket, how) = (inner.begin(entry, order)?, (imm.map(|imm| (imm, 1)), false));
-        let signal = |peer| Part { peer, what: What::Signal };
+        let ticket = inner.begin(entry, order)?;
+        let of = LegsOf { ticket: &ticket, source: None, imm, verify: false };
+        let signal = |peer| Towards { peer, write: None };
         if at_hand.len() == num_parts {
-            inner.submit_all(at_hand.into_iter().map(signal), how, &ticket);
+            inner.submit_legs(at_hand.into_iter().map(signal), &of);
         } else {
             let known = inner.peers.known();
             let find = |address| self.find(&known, address, imm, &ticket);
-            inner.submit_all(others().filter_map(find).map(signal), how, &ticket);
+            inner.submit_legs(others().filter_map(find).map(signal), &of);
         }
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyfabric_plan::Extents;
-use anyfabric_transports::{Failure, Link, Loss, Op, Payload, Region, Terms, Ticket};
+use anyfabric_plan::{Extent, Extents};
+use anyfabric_transports::{Binding, Failure, Leg, Link, Loss, Op, Payload, Region, Spread, Terms, Ticket};
 use anyfabric_wire::Imm;
 
 use crate::early::{MAX_EARLY, MAX_EARLY_OF_ALL};
@@ -42,6 +42,23 @@ pub(crate) struct Part<'p> {
 pub(crate) enum What<'p> {
     Write { source: &'p Arc<Region>, remote: &'p RemoteShared, extents: Extents },
     Signal,
+}
+
+/// Where a leg of an operation with several peers goes.
+#[derive(Clone, Copy)]
+pub(crate) struct Towards<'p> {
+    pub(crate) peer: &'p Arc<Peer>,
+    /// Into which region, and which range; nothing for the immediate alone.
+    pub(crate) write: Option<(&'p RemoteShared, Extent)>,
+}
+
+/// What the legs of an operation have in common.
+pub(crate) struct LegsOf<'p> {
+    pub(crate) ticket: &'p Arc<Ticket>,
+    pub(crate) source: Option<&'p Arc<Region>>,
+    /// Counted once by each.
+    pub(crate) imm: Option<Imm>,
+    pub(crate) verify: bool,
 }
 
 /// What becomes of a submission.
@@ -169,46 +186,74 @@ impl Inner {
         self.wake();
     }
 
-    /// Sends the parts of an operation on their way, each to its peer; the first
+    /// Sends the legs of an operation on their way, each to its peer; the first
     /// before the second is looked at.
-    pub(crate) fn submit_all<'p>(&self, mut parts: impl Iterator<Item = Part<'p>>, how: How, ticket: &Arc<Ticket>) {
+    pub(crate) fn submit_legs<'p>(&self, mut towards: impl Iterator<Item = Towards<'p>>, of: &LegsOf<'p>) {
+        let spread = Spread { ticket: of.ticket, source: of.source, imm: of.imm };
+        let has_listened = self.presence.has_listened(of.ticket.submitted_ns());
         let mut ids = 0..0;
-        let mut prepare = |part| {
+        let mut aim = |to: Towards<'p>, leg: &mut Leg<'p>| {
             if ids.is_empty() {
                 ids = self.next_op_ids(IDS);
             }
-            self.prepare_quickly(part, ids.next().unwrap_or_default(), how, ticket)
+            leg.id = ids.next().unwrap_or_default();
+            self.aim(to, of, has_listened, leg)
         };
-        let mut next = parts.next().map(&mut prepare);
-        while let Some(prepared) = next.take() {
-            match prepared.map(|(link, op)| (link, link.place(), op)) {
-                Ok((link, Some(place), op)) => {
-                    let mut first = Some((place.link, op));
+        let mut leg = Leg { id: 0, peer: 0, link: 0, write: None };
+        let mut next = towards.next();
+        while let Some(to) = next.take() {
+            match aim(to, &mut leg) {
+                Some((link, Some(group))) => {
                     // The NICs are in our hands meanwhile: what takes time or other locks comes after.
-                    link.post_many(&mut || {
-                        if let Some(first) = first.take() {
-                            return Some(first);
+                    link.post_legs(&spread, &mut leg, &mut |leg| {
+                        let Some(to) = towards.next() else { return false };
+                        let is_near = aim(to, leg).is_some_and(|(_, other)| other == Some(group));
+                        if !is_near {
+                            next = Some(to);
                         }
-                        match prepare(parts.next()?) {
-                            Ok((link, op)) => match link.place() {
-                                Some(other) if other.group == place.group => return Some((other.link, op)),
-                                _ => next = Some(Ok((link, op))),
-                            },
-                            Err(part) => next = Some(Err(part)),
-                        }
-                        None
+                        is_near
                     });
                 }
-                Ok((link, None, op)) => drop(link.post(op)),
-                Err(part) => {
-                    if let Some((link, op)) = self.prepare_part_slowly(part, how, ticket) {
-                        link.post(op);
-                    }
-                }
+                Some((link, None)) => drop(leg.into_op(&spread).map(|op| link.post(op))),
+                None => self.submit_slowly(to, of),
             }
-            next = next.or_else(|| parts.next().map(&mut prepare));
+            next = next.or_else(|| towards.next());
         }
         self.wake();
+    }
+
+    #[cold]
+    fn submit_slowly(&self, Towards { peer, write }: Towards<'_>, of: &LegsOf<'_>) {
+        let what = match (of.source, write) {
+            (Some(source), Some((remote, extent))) => What::Write { source, remote, extents: Extents::One(extent) },
+            _ => What::Signal,
+        };
+        let how = (of.imm.map(|imm| (imm, 1)), of.verify);
+        if let Some((link, op)) = self.prepare_part_slowly(Part { peer, what }, how, of.ticket) {
+            link.post(op);
+        }
+    }
+
+    /// Fills a leg in, but for its number: over which link it goes, and of which group that is. `None` unless all that
+    /// it needs is there already.
+    #[inline]
+    fn aim<'p>(
+        &self,
+        Towards { peer, write }: Towards<'p>,
+        of: &LegsOf<'p>,
+        has_listened: bool,
+        leg: &mut Leg<'p>,
+    ) -> Option<(&'p dyn Link, Option<usize>)> {
+        let (link, place) = peer.open_link()?;
+        if of.verify || !has_listened && self.is_behind(peer, of.ticket) {
+            return None;
+        }
+        leg.write = match (of.source, write) {
+            (Some(source), Some((remote, extent))) => Some((remote.binding(peer, source)?, extent)),
+            _ => None,
+        };
+        (leg.peer, leg.link) = (peer.idx, place.map_or(0, |place| place.link));
+        Some((link, place.map(|place| place.group)))
     }
 
     /// What is to be posted where; `None` when it waits for a path, or has ended.
@@ -230,13 +275,13 @@ impl Inner {
         ticket: &Arc<Ticket>,
     ) -> std::result::Result<(&'p dyn Link, Op), Part<'p>> {
         let peer = part.peer;
-        let Some(link) = peer.open_link().filter(|_| !verify && !self.is_behind(peer, ticket)) else {
+        let Some((link, _)) = peer.open_link().filter(|_| !verify && !self.is_behind(peer, ticket)) else {
             return Err(part);
         };
         let payload = match part.what {
             What::Signal => Payload::Signal,
-            What::Write { source, remote, extents } => match remote.enter(peer, source) {
-                Some(binding) => Payload::Write { source: Arc::clone(source), binding, extents },
+            What::Write { source, remote, extents } => match enter(remote.binding(peer, source)) {
+                Some(binding) => Payload::Write { source: Arc::clone(source), binding: Arc::clone(binding), extents },
                 None => return Err(Part { peer, what: What::Write { source, remote, extents } }),
             },
         };
@@ -308,6 +353,10 @@ impl Inner {
         *error.context = self.context(operation, Some(peer), region, nbytes);
         error
     }
+}
+
+fn enter(binding: Option<&Arc<Binding>>) -> Option<&Arc<Binding>> {
+    binding.filter(|binding| binding.enter().is_ok())
 }
 
 /// Numbers of operations that are taken at once, for the parts of one.

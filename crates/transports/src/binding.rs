@@ -20,8 +20,13 @@ pub enum Target {
     Foreign(u64),
     /// By asking the owner: over a stream or a bounce ring.
     Owner,
-    /// Through a NIC: what each NIC of the owner calls it, in its order.
-    Nics(Vec<RemoteMemory>),
+    /// Through a NIC.
+    Nics {
+        /// What each NIC of the owner calls it, in its order.
+        keys: Vec<RemoteMemory>,
+        /// Its number at the path, which counts what is under way of legs.
+        held: u32,
+    },
 }
 
 /// Where a binding stands.
@@ -92,6 +97,14 @@ impl Binding {
     pub fn state(&self) -> BindingState {
         // ORDERING: acquire the target; partner: `accept`.
         Self::decode(self.state.load(Ordering::Acquire))
+    }
+
+    /// Why the owner refuses, if it does.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self.state() {
+            BindingState::Refused(refusal) => Some(refusal),
+            BindingState::Pending | BindingState::Ready => None,
+        }
     }
 
     /// How the bytes are reached; `None` unless the owner agreed.

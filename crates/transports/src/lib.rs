@@ -13,6 +13,7 @@ mod clock;
 mod controls;
 mod copy;
 mod doorbell;
+mod leg;
 pub mod libfabric;
 mod link;
 mod lock;
@@ -33,6 +34,7 @@ pub use binding::{Binding, BindingState, BindingTable, Target};
 pub use clock::Clock;
 pub use copy::{copy, copy_large, NON_TEMPORAL_BYTES};
 pub use doorbell::Doorbell;
+pub use leg::{Leg, Spread, Stub};
 pub use link::{ControlPath, Inline, Link, LinkError, Loss, Losses, Op, Payload, Place, Sink};
 #[cfg(debug_assertions)]
 pub use lock::num_locks;

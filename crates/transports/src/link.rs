@@ -8,9 +8,8 @@ use anyfabric_plan::Extents;
 use anyfabric_wire::{Imm, Refusal};
 use thiserror::Error;
 
-use crate::mutant::Mutant;
 use crate::sys::Ready;
-use crate::{lock, Binding, BindingState, Failure, PeerIdx, PeerStats, Region, Ticket};
+use crate::{lock, Binding, Failure, Leg, PeerIdx, PeerStats, Region, Spread, Stub, Ticket};
 
 /// One operation to one peer, checked and ready to be carried out.
 #[derive(Debug)]
@@ -63,23 +62,22 @@ impl Op {
     /// Why no more of it should be carried, if so: it has ended, was cancelled, or
     /// the owner of its destination refuses it.
     pub fn given_up(&self) -> Option<Failure> {
-        self.ticket.given_up().or_else(|| match &self.payload {
-            Payload::Write { binding, .. } => match binding.state() {
-                BindingState::Refused(refusal) => Some(Failure::Refused(refusal)),
-                _ => None,
-            },
+        self.ticket.given_up().or_else(|| self.refusal().map(Failure::Refused))
+    }
+
+    /// Why the owner of its destination refuses it, if that is so.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match &self.payload {
+            Payload::Write { binding, .. } => binding.refusal(),
             _ => None,
-        })
+        }
     }
 
     /// Has the receiver told that its count will never come, if it has one. Once:
     /// by the time of the second notice another operation may use the imm.
     pub fn note_loss(&self) {
         if let Some((imm, _)) = self.imm {
-            // ORDERING: it guards nothing but itself.
-            if !self.loss.0.swap(true, Ordering::Relaxed) {
-                self.ticket.note_loss(self.peer, imm);
-            }
+            self.loss.note(&self.ticket, self.peer, imm);
         }
     }
 
@@ -90,17 +88,7 @@ impl Op {
 
     /// Ends it. When it failed and was counted the receiver is told.
     pub fn end(self, result: Result<(), Failure>) {
-        if let Err(failure) = &result {
-            self.fail(failure.clone());
-            self.note_loss();
-        }
-        if let Payload::Write { binding, .. } = &self.payload {
-            binding.leave();
-        }
-        if Mutant::LoseCompletion.is_on() && self.id % 7 == 3 {
-            return;
-        }
-        self.ticket.part_ended_at(self.peer, result);
+        Stub::from(self).end(result);
     }
 }
 
@@ -120,6 +108,16 @@ pub struct Inline<'a> {
 /// Whether one operation is among the [`Losses`]; by default it is not.
 #[derive(Debug, Default)]
 pub struct Loss(AtomicBool);
+
+impl Loss {
+    /// Has the receiver told, the first time.
+    pub(crate) fn note(&self, ticket: &Ticket, peer: PeerIdx, imm: Imm) {
+        // ORDERING: it guards nothing but itself.
+        if !self.0.swap(true, Ordering::Relaxed) {
+            ticket.note_loss(peer, imm);
+        }
+    }
+}
 
 /// Counts of an engine's that will never come: it tells the receivers.
 #[derive(Debug, Default)]
@@ -225,11 +223,16 @@ pub trait Link: Send + Sync {
         None
     }
 
-    /// As [`Link::post`], for operations of links of this one's group, each with
-    /// the number of its link.
-    fn post_many(&self, next: &mut dyn FnMut() -> Option<(u32, Op)>) {
-        while let Some((_, op)) = next() {
-            self.post(op);
+    /// As [`Link::post`], for legs of one operation over links of this one's group.
+    /// `leg` is the first; `next` puts the one after it in its place, and says whether
+    /// there is one. In place, for a copy of what was just written waits for all that
+    /// was written before, the request for a NIC too.
+    fn post_legs<'t>(&self, spread: &Spread<'t>, leg: &mut Leg<'t>, next: &mut dyn FnMut(&mut Leg<'t>) -> bool) {
+        loop {
+            leg.into_op(spread).map(|op| self.post(op));
+            if !next(leg) {
+                return;
+            }
         }
     }
 

@@ -289,8 +289,14 @@ impl Ticket {
         if let Err(failure) = result {
             self.fail(failure);
         }
-        // ORDERING: release what this part wrote, acquire what the others wrote.
-        if self.parts.fetch_sub(1, Ordering::AcqRel) == 1 {
+        self.parts_ended(1);
+    }
+
+    /// So many parts have ended, and touch nothing any more.
+    #[inline]
+    pub(crate) fn parts_ended(&self, num_parts: u32) {
+        // ORDERING: release what these parts wrote, acquire what the others wrote.
+        if num_parts > 0 && self.parts.fetch_sub(num_parts, Ordering::AcqRel) == num_parts {
             self.quiesced();
         }
     }
@@ -298,8 +304,14 @@ impl Ticket {
     /// As [`Ticket::part_ended`], of a part for that peer.
     #[inline]
     pub fn part_ended_at(&self, peer: PeerIdx, result: Result<(), Failure>) {
-        self.recipients.part_ended(peer);
+        self.note_ended(peer);
         self.part_ended(result);
+    }
+
+    /// A part for that peer has ended, of which [`Ticket::parts_ended`] is told later.
+    #[inline]
+    pub(crate) fn note_ended(&self, peer: PeerIdx) {
+        self.recipients.part_ended(peer);
     }
 
     fn quiesced(&self) {

@@ -5,9 +5,9 @@
 //!                     └─ Part               └─ batch
 //! ```
 //!
-//! A flight that fits one work request has no parts, see `super::lone`. Any other
-//! ends when its last part has ended, and a part when all of it was
-//! posted, or given up, and its last batch has ended. That is also what lets
+//! What fits one work request is a batch and nothing else, see `super::lone`. Any
+//! other operation ends when its last part has ended, and a part when all of it
+//! was posted, or given up, and its last batch has ended. That is also what lets
 //! `release` promise that nothing touches a region any more.
 
 use std::collections::{HashMap, VecDeque};
@@ -15,14 +15,16 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use anyfabric_plan::Rota;
-use anyfabric_wire::{NicLibrary, Rails};
+use anyfabric_wire::{NicLibrary, Rails, Refusal};
 
 use super::cut::Cursor;
+use super::legs::{leg_of, Fan, Held, Posted};
+use super::lone::Lone;
 use super::messages::Answer;
 use super::nic::{Fault, RailIdx};
 use super::roll::Roll;
 use super::slab::Slab;
-use crate::{BindingState, ControlPath, Failure, Op, Payload, PeerIdx, PeerStats, Splits};
+use crate::{ControlPath, Failure, Op, PeerIdx, PeerStats, Splits};
 
 /// What is under way, and the paths that it is under way on.
 #[derive(Default)]
@@ -31,6 +33,9 @@ pub(super) struct Book {
     pub(super) flights: Slab<Flight>,
     pub(super) parts: Slab<Part>,
     pub(super) batches: Slab<Batched>,
+    /// Of operations with several peers, and what those have in common.
+    pub(super) legs: Slab<Posted>,
+    pub(super) fans: Slab<Fan>,
     /// Path and number of each rail, by NIC and the NIC's own number.
     pub(super) owners: Vec<Vec<Option<(u32, usize)>>>,
     /// Rails that may have something to post.
@@ -57,6 +62,8 @@ pub(super) struct Path {
     pub(super) key: u64,
     /// Which rails serve the next operation.
     pub(super) rota: Rota,
+    /// Regions of the peer's that legs go into.
+    pub(super) held: Slab<Held>,
     pub(super) stats: Arc<PeerStats>,
     pub(super) splits: Splits,
     pub(super) control: Arc<dyn ControlPath>,
@@ -121,8 +128,6 @@ pub(super) struct Flight {
     pub(super) failure: Option<Failure>,
     pub(super) is_split: bool,
     pub(super) began_ns: u64,
-    /// Path and rail, of a flight without parts.
-    pub(super) alone: Option<(u32, usize)>,
 }
 
 /// One rail's part of an operation.
@@ -150,12 +155,11 @@ pub(super) struct Batched {
 }
 
 /// What a batch is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Of {
     /// A part.
     Part(u32),
-    /// A flight that has no parts, for the batch is all of it.
-    Flight(u32),
+    /// Nothing more: it is a whole operation.
+    Lone(Lone),
 }
 
 impl Path {
@@ -217,9 +221,12 @@ impl Book {
     /// A batch has ended.
     #[inline]
     pub(super) fn batch_ended(&mut self, token: u32, result: Result<(), Fault>, now_ns: u64) {
+        if let Some(leg) = leg_of(token) {
+            return self.leg_ended(leg, result, now_ns);
+        }
         let Some(Batched { of, nbytes }) = self.batches.remove(token) else { return };
         let part_idx = match of {
-            Of::Flight(flight) => return self.flight_ended(flight, result, now_ns),
+            Of::Lone(lone) => return self.lone_ended(lone, result, now_ns),
             Of::Part(part) => part,
         };
         let Some(part) = self.parts.get_mut(part_idx) else { return };
@@ -244,7 +251,7 @@ impl Book {
             self.set_dirty(path, rail_no);
         }
         if let Err(fault) = result {
-            self.fail_flight(flight, |op| failure_of(op, fault));
+            self.fail_flight(flight, |op| failure_of(fault, || op.refusal()));
         }
         self.settle_part(part_idx, now_ns);
     }
@@ -299,7 +306,7 @@ impl Book {
         let Some(flight) = self.flights.get_mut(flight) else { return };
         if flight.failure.is_none() {
             let failure = why(&flight.op);
-            flight.op.ticket.fail(failure.clone());
+            flight.op.fail(failure.clone());
             flight.failure = Some(failure);
         }
     }
@@ -366,15 +373,13 @@ impl Book {
             let why = op.ticket.given_up().unwrap_or(Failure::Cancelled);
             op.end(Err(why));
         }
-        let given_up = |flight: &Flight| flight.op.ticket.given_up();
-        let alone = self.flights.iter().filter(|(_, flight)| flight.alone.is_some_and(|(path, _)| path == path_idx));
-        let alone: Vec<_> = alone.filter_map(|(idx, flight)| Some((idx, given_up(flight)?))).collect();
-        for (idx, why) in alone {
-            if let Some(flight) = self.flights.get(idx) {
-                flight.op.note_loss();
+        for lone in self.lone_on(path_idx) {
+            if let Some(why) = lone.stub.given_up() {
+                lone.stub.note_loss();
+                lone.stub.fail(why);
             }
-            self.fail_flight(idx, |_| why);
         }
+        self.reap_legs(path_idx);
         let mut gone = Vec::new();
         for (idx, part) in self.parts.iter().filter(|(_, part)| part.path == path_idx) {
             let Some(flight) = self.flights.get(part.flight) else { continue };
@@ -401,21 +406,32 @@ impl Book {
         }
     }
 
-    /// Flights of a path.
-    pub(super) fn flights_of(&self, path_idx: u32) -> Vec<u32> {
-        let alone = self.flights.iter().filter(|(_, flight)| flight.alone.is_some_and(|(path, _)| path == path_idx));
-        let others = self.parts.iter().filter(|(_, part)| part.path == path_idx).map(|(_, part)| part.flight);
-        alone.map(|(flight, _)| flight).chain(others).collect()
+    /// Fails all that a path carries; it only quiesces.
+    pub(super) fn fail_all(&mut self, path_idx: u32, why: &Failure) {
+        self.lone_on(path_idx).for_each(|lone| lone.stub.fail(why.clone()));
+        self.fail_legs(path_idx, why);
+        let flights = self.parts.iter().filter(|(_, part)| part.path == path_idx).map(|(_, part)| part.flight);
+        for flight in flights.collect::<Vec<_>>() {
+            self.fail_flight(flight, |_| why.clone());
+        }
     }
 
     /// Batches that a rail carries.
     pub(super) fn batches_on(&self, path_idx: u32, rail_no: usize) -> Vec<u32> {
-        let place = |of| match of {
-            Of::Part(part) => self.parts.get(part).map(|part| (part.path, part.rail)),
-            Of::Flight(flight) => self.flights.get(flight)?.alone,
+        let place = |of: &Of| match of {
+            Of::Part(part) => self.parts.get(*part).map(|part| (part.path, part.rail)),
+            Of::Lone(lone) => Some((lone.path, lone.rail)),
         };
         let is_on = |of| place(of) == Some((path_idx, rail_no));
-        self.batches.iter().filter(|(_, batch)| is_on(batch.of)).map(|(token, _)| token).collect()
+        let batches = self.batches.iter().filter(|(_, batch)| is_on(&batch.of)).map(|(token, _)| token);
+        batches.chain(self.legs_on(path_idx, rail_no)).collect()
+    }
+
+    fn lone_on(&mut self, path_idx: u32) -> impl Iterator<Item = &mut Lone> {
+        self.batches.iter_mut().filter_map(move |batch| match &mut batch.of {
+            Of::Lone(lone) if lone.path == path_idx => Some(lone),
+            _ => None,
+        })
     }
 
     pub(super) fn drop_part(&mut self, part_idx: u32, why: &str, now_ns: u64) {
@@ -428,13 +444,9 @@ impl Book {
     }
 }
 
-/// What an operation fails with when its NIC reports a fault.
-pub(super) fn failure_of(op: &Op, fault: Fault) -> Failure {
-    if let (Fault::Refused, Payload::Write { binding, .. }) = (fault, &op.payload) {
-        // Without a word from the owner it may be that its process ends: then keys go before the queue pairs.
-        if let BindingState::Refused(refusal) = binding.state() {
-            return Failure::Refused(refusal);
-        }
-    }
-    Failure::ConnectionBroken(fault.to_string())
+/// What an operation fails with when its NIC reports a fault, and its owner may have said more.
+pub(super) fn failure_of(fault: Fault, refusal: impl FnOnce() -> Option<Refusal>) -> Failure {
+    // Without a word from the owner it may be that its process ends: then keys go before the queue pairs.
+    let refusal = if fault == Fault::Refused { refusal() } else { None };
+    refusal.map_or_else(|| Failure::ConnectionBroken(fault.to_string()), Failure::Refused)
 }

@@ -17,13 +17,14 @@ use anyfabric_wire::NicLibrary;
 use crossbeam_queue::ArrayQueue;
 
 use super::book::{Book, Stage};
+use super::legs::Sources;
 use super::link::{PathOptions, RailLink, RailPath};
 use super::nic::{Domain, Nic, NicAbout, NicError, PortLook, RemoteMemory};
 use super::registrations::Registrations;
 use super::turn::{Arrival, Turn};
 use super::visible::Visible;
 use crate::sys::populate;
-use crate::{lock, try_lock, Clock, Failure, Op, Payload, Region, Sink};
+use crate::{lock, try_lock, Clock, Failure, Leg, Op, Payload, Region, Sink, Spread};
 
 /// The NICs that serve one engine through one library, for the engine.
 pub trait NicGroup: Send + Sync {
@@ -146,24 +147,49 @@ impl<N: Nic> RailGroup<N> {
         }
     }
 
-    /// Takes operations of several paths, together where that is possible: `next`
-    /// is asked with the NICs in our hands.
-    pub(super) fn submit_many(self: &Arc<Self>, next: &mut dyn FnMut() -> Option<(u32, Op)>) {
+    /// Takes the legs of an operation, together where that is possible: `next` is
+    /// asked with the NICs in our hands.
+    pub(super) fn submit_legs<'t>(
+        self: &Arc<Self>,
+        spread: &Spread<'t>,
+        leg: &mut Leg<'t>,
+        next: &mut dyn FnMut(&mut Leg<'t>) -> bool,
+    ) {
         let mut nics = None;
-        while let Some((path, op)) = next() {
-            if !self.can_post(&op) {
+        let mut sources = Sources::of(spread);
+        // With the first that is posted the NICs are in our hands until the end.
+        let mut fan = None;
+        loop {
+            if sources.are_registered(&self.registrations) {
+                if nics.is_none() {
+                    nics = self.try_state();
+                }
+                self.submit_leg(nics.as_deref_mut(), &sources, (spread, &mut fan), leg);
+            } else {
                 // Registering takes its time, and nobody should wait for the NICs meanwhile.
                 nics = None;
-                self.enter(path, op);
-                continue;
+                leg.into_op(spread).into_iter().for_each(|op| self.enter(leg.link, op));
             }
-            if nics.is_none() {
-                nics = self.try_state();
+            if !next(leg) {
+                return;
             }
-            match &mut nics {
-                Some(state) => self.post(state, path, op),
-                None => self.leave(path, op),
-            }
+        }
+    }
+
+    #[inline]
+    fn submit_leg(
+        &self,
+        nics: Option<&mut State<N>>,
+        sources: &Sources<'_, N::Domain>,
+        (spread, fan): (&Spread<'_>, &mut Option<u32>),
+        leg: &Leg<'_>,
+    ) {
+        let Some(state) = nics else {
+            return leg.into_op(spread).into_iter().for_each(|op| self.leave(leg.link, op));
+        };
+        let State { nics, book, .. } = state;
+        if !book.post_leg(nics, sources, (spread, fan), leg) {
+            leg.into_op(spread).into_iter().for_each(|op| self.start(state, leg.link, op));
         }
     }
 
@@ -183,19 +209,20 @@ impl<N: Nic> RailGroup<N> {
         }
     }
 
-    fn can_post(&self, op: &Op) -> bool {
-        !matches!(&op.payload, Payload::Write { source, .. } if !self.is_registered(source))
-    }
-
     #[inline]
     fn post(&self, state: &mut State<N>, path: u32, op: Op) {
-        // The clock was read when it was submitted.
-        let now_ns = op.ticket.submitted_ns();
         let State { nics, book, .. } = state;
         if let Some(op) = book.post_alone(nics, &self.registrations, path, op) {
-            book.start(path, op, now_ns);
-            state.pump(&self.registrations, now_ns);
+            self.start(state, path, op);
         }
+    }
+
+    /// The general way of an operation.
+    fn start(&self, state: &mut State<N>, path: u32, op: Op) {
+        // The clock was read when it was submitted.
+        let now_ns = op.ticket.submitted_ns();
+        state.book.start(path, op, now_ns);
+        state.pump(&self.registrations, now_ns);
     }
 
     #[cold]

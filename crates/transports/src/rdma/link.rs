@@ -11,10 +11,12 @@ use super::book::{Path, Stage};
 use super::group::{NicGroup, RailGroup};
 use super::messages::HEADER;
 use super::nic::{Nic, RemoteMemory};
+use super::slab::Slab;
+use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
-    lock, Binding, BindingTable, ControlPath, Failure, Inline, Link, Op, PeerIdx, PeerStats, Place, Region,
-    RegionTable, Sink, Splits, Target,
+    lock, Binding, BindingTable, ControlPath, Failure, Inline, Leg, Link, Op, PeerIdx, PeerStats, Place, Region,
+    RegionTable, Sink, Splits, Spread, Target,
 };
 
 /// What a path over NICs is made of.
@@ -92,6 +94,7 @@ impl<N: Nic> RailLink<N> {
             unanswered: HashMap::new(),
             key,
             rota: Rota::default(),
+            held: Slab::default(),
             stats: Arc::new(PeerStats::new(1)),
             splits: Splits::default(),
             control: Arc::clone(&control),
@@ -156,7 +159,8 @@ impl<N: Nic> RailLink<N> {
         match result {
             Ok(keys) if keys.len() == self.num_theirs.load(Ordering::Relaxed) && !keys.is_empty() => {
                 let keys = keys.into_iter().map(|(base, key)| RemoteMemory { base, key }).collect();
-                binding.accept(Target::Nics(keys));
+                let held = self.group.state().book.hold(self.path, &binding);
+                binding.accept(Target::Nics { keys, held });
             }
             Ok(_) => binding.refuse(Refusal::NotRegistered),
             Err(refusal) => binding.refuse(refusal),
@@ -316,9 +320,9 @@ impl<N: Nic> Link for RailLink<N> {
         Some(Place { group: Arc::as_ptr(&self.group).cast::<()>() as usize, link: self.path })
     }
 
-    fn post_many(&self, next: &mut dyn FnMut() -> Option<(u32, Op)>) {
+    fn post_legs<'t>(&self, spread: &Spread<'t>, leg: &mut Leg<'t>, next: &mut dyn FnMut(&mut Leg<'t>) -> bool) {
         // A path that was closed is gone from the group, which ends its operations.
-        self.group.submit_many(next);
+        self.group.submit_legs(spread, leg, next);
     }
 
     fn poll(&self, sink: &dyn Sink) -> bool {
@@ -336,7 +340,9 @@ impl<N: Nic> Link for RailLink<N> {
     fn release(&self, region: u64, key: u64, refusal: Refusal) -> bool {
         let mut table = lock(&self.bindings);
         table.refuse(region, key, refusal);
-        table.settle(region, key)
+        // Legs look at the binding with the NICs in hand, and are counted there.
+        let has_let_go = self.group.state().book.let_go(self.path, region, key);
+        (has_let_go || Mutant::SkipFence.is_on()) && table.settle(region, key)
     }
 
     fn withhold(&self, region: &Region) -> bool {
@@ -356,9 +362,7 @@ impl<N: Nic> Link for RailLink<N> {
         let mut state = self.group.state();
         // What was left for us ends with the rest; what comes later finds the path gone.
         self.group.take_left(&mut state, now_ns);
-        for flight in state.book.flights_of(self.path) {
-            state.book.fail_flight(flight, |_| why.clone());
-        }
+        state.book.fail_all(self.path, why);
         let num_rails = state.book.paths.get_mut(self.path).map_or(0, |path| path.rails.len());
         (0..num_rails).for_each(|rail| state.abandon(self.path, rail, "the peer was given up", now_ns));
         state.book.drop_stranded(self.path, "the peer was given up", now_ns);

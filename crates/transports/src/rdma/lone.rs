@@ -2,20 +2,28 @@
 //!
 //! Most operations are small, and what is general about cutting and queueing
 //! costs more than posting them. So one that fits a single work request, on a
-//! rail where nothing waits, is posted at once, and its batch is the whole
-//! flight. Whatever does not fit that goes the general way (`super::post`).
+//! rail where nothing waits, is posted at once, and its batch is all of it.
+//! Whatever does not fit that goes the general way (`super::post`).
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use anyfabric_plan::{Extent, Extents};
-use anyfabric_wire::WireImm;
+use anyfabric_wire::{Imm, WireImm};
 
-use super::book::{failure_of, Batched, Book, Flight, Of, Path, Stage};
-use super::nic::{Batch, Fault, Marks, Nic, RemoteMemory};
+use super::book::{failure_of, Batched, Book, Of, Path, Stage};
+use super::nic::{Batch, Domain, Fault, Marks, Nic, RemoteMemory};
 use super::post::SMALL_BYTES;
 use super::registrations::Registrations;
-use crate::{Op, Payload, Target};
+use crate::{Binding, Op, Payload, Stub, Target};
+
+/// What is kept of an operation that one work request carries.
+pub(super) struct Lone {
+    pub(super) stub: Stub,
+    /// What carries it.
+    pub(super) path: u32,
+    pub(super) rail: usize,
+}
 
 impl Book {
     /// Posts an operation at once, if it can be; given back otherwise.
@@ -27,66 +35,78 @@ impl Book {
         path_idx: u32,
         op: Op,
     ) -> Option<Op> {
-        let write = match &op.payload {
-            Payload::Write { extents: Extents::One(extent), .. } if extent.nbytes <= SMALL_BYTES => Some(*extent),
-            Payload::Signal => None,
-            _ => return Some(op),
-        };
-        let Some(path) = self.paths.get_mut(path_idx) else { return Some(op) };
-        let Some(rail_no) = path.next_free() else { return Some(op) };
-        let rail = &path.rails[rail_no];
-        let (nic_no, theirs) = (rail.nic, rail.theirs);
-        let (Some(idx), nic) = (rail.idx, &mut nics[nic_no]) else { return Some(op) };
-        let nbytes = write.map_or(0, |write| write.nbytes);
-        if nic.room(idx) == 0 || nbytes > nic.about().max_write_bytes {
-            return Some(op);
-        }
-        let imm = op.imm.map(|(imm, _)| WireImm { imm, quarters: 4 }.encode());
-        let began_ns = op.ticket.submitted_ns();
-        let flight =
-            Flight { op, parts_left: 1, failure: None, is_split: false, began_ns, alone: Some((path_idx, rail_no)) };
-        let flight_idx = self.flights.insert(flight);
-        let token = self.batches.insert(Batched { of: Of::Flight(flight_idx), nbytes });
-        let is_posted = match (write, self.flights.get(flight_idx).map(|flight| &flight.op.payload)) {
-            (Some(write), Some(Payload::Write { source, binding, .. })) => {
-                match (registrations[nic_no].of(source), binding.target()) {
-                    (Ok(source), Some(Target::Nics(keys))) => {
-                        let target = keys.get(theirs).copied().unwrap_or(RemoteMemory { base: 0, key: 0 });
-                        let marks = imm.map_or(Marks::None, Marks::Each);
-                        let writes = std::slice::from_ref::<Extent>(&write);
-                        nic.post(idx, &Batch { source, target, writes, marks, token }) == Ok(1)
-                    }
-                    _ => false,
-                }
+        let at = (path_idx, self.batches.next());
+        let source = |nic_no: usize, region| registrations[nic_no].of(region).ok();
+        let posted = match &op.payload {
+            Payload::Write { source: region, binding, extents: Extents::One(extent) } => {
+                let write = Some((&**binding, *extent));
+                self.post_once(nics, |nic_no| source(nic_no, region), at, write, op.imm.map(|(imm, _)| imm))
             }
-            _ => nic.signal(idx, imm.unwrap_or(0), token) == Ok(true),
+            Payload::Signal => self.post_once(nics, |_| None, at, None, op.imm.map(|(imm, _)| imm)),
+            _ => None,
         };
-        if !is_posted {
-            self.batches.remove(token);
-            return self.flights.remove(flight_idx).map(|flight| flight.op);
-        }
-        // What could not be handed over ends with a fault, as the next poll says.
-        let _ = nic.flush(idx);
-        path.rota.took(rail_no);
-        path.rails[rail_no].under_way += 1;
-        path.stats.nic(rail_no).sent_alone(nbytes);
+        let Some((rail, nbytes)) = posted else { return Some(op) };
+        let stub = op.into();
+        self.batches.insert(Batched { of: Of::Lone(Lone { stub, path: path_idx, rail }), nbytes });
         None
     }
 
-    /// The batch that was the whole of a flight has ended.
+    /// Posts a write, or an immediate alone: over which rail, and how many bytes.
     #[inline]
-    pub(super) fn flight_ended(&mut self, flight_idx: u32, result: Result<(), Fault>, now_ns: u64) {
-        let Some(Flight { op, failure, began_ns, alone, .. }) = self.flights.remove(flight_idx) else { return };
-        let Some((path_idx, rail_no)) = alone else { return };
-        let failure = failure.or_else(|| result.err().map(|fault| failure_of(&op, fault)));
+    pub(super) fn post_once<'m, N: Nic>(
+        &mut self,
+        nics: &mut [N],
+        source: impl FnOnce(usize) -> Option<&'m <N::Domain as Domain>::Memory>,
+        (path_idx, token): (u32, u32),
+        write: Option<(&Binding, Extent)>,
+        imm: Option<Imm>,
+    ) -> Option<(usize, u64)> {
+        let nbytes = write.map_or(0, |(_, extent)| extent.nbytes);
+        let path = self.paths.get_mut(path_idx)?;
+        let rail_no = path.next_free()?;
+        let rail = &mut path.rails[rail_no];
+        let (nic_no, idx) = (rail.nic, rail.idx?);
+        let nic = &mut nics[nic_no];
+        if nic.room(idx) == 0 || nbytes > SMALL_BYTES.min(nic.about().max_write_bytes) {
+            return None;
+        }
+        let imm = imm.map(|imm| WireImm { imm, quarters: 4 }.encode());
+        let is_posted = match write {
+            Some((binding, extent)) => {
+                let (Some(source), Some(Target::Nics { keys, .. })) = (source(nic_no), binding.target()) else {
+                    return None;
+                };
+                let target = keys.get(rail.theirs).copied().unwrap_or(RemoteMemory { base: 0, key: 0 });
+                let marks = imm.map_or(Marks::None, Marks::Each);
+                let writes = std::slice::from_ref::<Extent>(&extent);
+                nic.post(idx, &Batch { source, target, writes, marks, token }) == Ok(1)
+            }
+            None => nic.signal(idx, imm.unwrap_or(0), token) == Ok(true),
+        };
+        if !is_posted {
+            return None;
+        }
+        // What could not be handed over ends with a fault, as the next poll says.
+        let _ = nic.flush(idx);
+        rail.under_way += 1;
+        path.rota.took(rail_no);
+        path.stats.nic(rail_no).sent_alone(nbytes);
+        Some((rail_no, nbytes))
+    }
+
+    /// The batch that was all of an operation has ended.
+    #[inline]
+    pub(super) fn lone_ended(&mut self, lone: Lone, result: Result<(), Fault>, now_ns: u64) {
+        let Lone { stub, path: path_idx, rail: rail_no } = lone;
+        let result = result.map_err(|fault| failure_of(fault, || stub.refusal()));
         if let Some(path) = self.paths.get_mut(path_idx) {
             let has_more = path.rails.get_mut(rail_no).is_some_and(|rail| {
                 rail.under_way -= 1;
                 rail.has_more()
             });
             let nic = path.stats.nic(rail_no);
-            nic.latency.record_alone(now_ns.saturating_sub(began_ns));
-            if failure.is_some() {
+            nic.latency.record_alone(now_ns.saturating_sub(stub.submitted_ns()));
+            if result.is_err() || stub.has_failed() {
                 // ORDERING: statistics.
                 nic.errors.fetch_add(1, Ordering::Relaxed);
             }
@@ -94,7 +114,7 @@ impl Book {
                 self.set_dirty(path_idx, rail_no);
             }
         }
-        op.end(failure.map_or(Ok(()), Err));
+        stub.end(result);
     }
 }
 

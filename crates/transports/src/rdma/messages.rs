@@ -144,6 +144,7 @@ mod tests {
 
     use super::*;
     use crate::rdma::book::Path;
+    use crate::rdma::slab::Slab;
     use crate::tcp::TcpLink;
     use crate::{lock, Clock, PeerIdx, PeerStats, RegionTable, Splits};
 
@@ -174,6 +175,7 @@ mod tests {
             unanswered: HashMap::new(),
             key: KEY,
             rota: Rota::default(),
+            held: Slab::default(),
             stats: Arc::new(PeerStats::new(1)),
             splits: Splits::default(),
             control: Arc::new(control),

@@ -11,6 +11,7 @@
 mod book;
 mod cut;
 mod group;
+mod legs;
 mod link;
 mod lone;
 mod messages;

@@ -31,8 +31,7 @@ impl Book {
         let imm = op.imm.map(|(imm, _)| imm);
         let is_pages = matches!(&op.payload, Payload::Write { extents: Extents::Pages { .. }, .. });
         let unit = if is_pages { nbytes / shards.iter().map(|shard| shard.len).sum::<u64>().max(1) } else { 1 };
-        let flight =
-            Flight { op, parts_left: shards.len() as u32, failure: None, is_split, began_ns: now_ns, alone: None };
+        let flight = Flight { op, parts_left: shards.len() as u32, failure: None, is_split, began_ns: now_ns };
         let flight = self.flights.insert(flight);
         for (idx, Shard { nic_idx: rail_no, start, len, quarters }) in shards.iter().copied().enumerate() {
             let mut imm = imm.map(|imm| WireImm { imm, quarters: if is_pages { 4 } else { quarters } });
@@ -151,7 +150,7 @@ impl Book {
         let rail = self.paths.get(part.path)?.rails.get(part.rail)?.idx?;
         let (taken, nbytes, is_whole) = match &flight.op.payload {
             Payload::Write { source, binding, extents } => {
-                let (Ok(source), Some(Target::Nics(keys))) = (registrations.of(source), binding.target()) else {
+                let (Ok(source), Some(Target::Nics { keys, .. })) = (registrations.of(source), binding.target()) else {
                     part.cursor.stop();
                     let flight = part.flight;
                     self.fail_flight(flight, |_| Failure::Exhausted("the source is not registered any more".into()));

@@ -24,6 +24,12 @@ impl<T> Slab<T> {
         self.items.len() as u32 - 1
     }
 
+    /// The number of the next item.
+    #[inline]
+    pub(super) fn next(&self) -> u32 {
+        self.free.last().copied().unwrap_or(self.items.len() as u32)
+    }
+
     #[inline]
     pub(super) fn get(&self, idx: u32) -> Option<&T> {
         self.items.get(idx as usize)?.as_ref()
@@ -39,6 +45,10 @@ impl<T> Slab<T> {
         let item = self.items.get_mut(idx as usize)?.take()?;
         self.free.push(idx);
         Some(item)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.items.iter_mut().flatten()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {

@@ -87,7 +87,7 @@ impl ShmLink {
                 })?;
                 self.witness.check(has_exited)
             }
-            Target::Owner | Target::Nics(_) => Err(std::io::Error::from(std::io::ErrorKind::Unsupported)),
+            Target::Owner | Target::Nics { .. } => Err(std::io::Error::from(std::io::ErrorKind::Unsupported)),
         }
     }
 

@@ -1,0 +1,237 @@
+//! Operations with several peers: what is kept of the legs that NICs carry.
+//!
+//! ```text
+//! operation ─ Fan ─┬─ Posted ─ Held: the region of the peer's that it goes into
+//!                  └─ Posted ─ Held
+//! ```
+//!
+//! A leg that fits one work request, on a rail where nothing waits, is posted from
+//! what its submitter lends. All that is counted for it is counted here, with the
+//! NICs in hand and without atomics: how many legs of an operation, and how many
+//! into a region, have not ended. That is what [`Book::let_go`] promises by.
+
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use anyfabric_plan::MAX_NICS;
+use anyfabric_wire::Imm;
+
+use super::book::{failure_of, Book};
+use super::nic::{Domain, Fault, Nic};
+use super::registrations::Registrations;
+use crate::mutant::Mutant;
+use crate::{Binding, Failure, Leg, PeerIdx, Region, Spread, Target, Ticket};
+
+/// What the legs of one operation have in common.
+pub(super) struct Fan {
+    ticket: Arc<Ticket>,
+    imm: Option<Imm>,
+    /// Legs that have not ended, and those that have.
+    num_left: u32,
+    num_ended: u32,
+}
+
+/// A leg that a NIC carries.
+#[derive(Clone, Copy)]
+pub(super) struct Posted {
+    id: u64,
+    fan: u32,
+    peer: PeerIdx,
+    path: u32,
+    rail: u32,
+    /// Where it goes; none for an immediate alone.
+    held: Option<u32>,
+    has_failed: bool,
+    /// The receiver is told that its count will never come.
+    is_lost: bool,
+}
+
+/// A region of a peer's, as long as a leg may go into it.
+pub(super) struct Held {
+    binding: Arc<Binding>,
+    /// Legs that have not ended.
+    under_way: u32,
+}
+
+/// Where the legs of an operation come from, as each NIC knows it once that was asked.
+pub(super) struct Sources<'t, D: Domain> {
+    region: Option<&'t Region>,
+    is_registered: bool,
+    by_nic: [Option<&'t D::Memory>; MAX_NICS],
+}
+
+impl<'t, D: Domain> Sources<'t, D> {
+    pub(super) fn of(spread: &Spread<'t>) -> Self {
+        Self { region: spread.source.map(|region| &**region), is_registered: false, by_nic: [None; MAX_NICS] }
+    }
+
+    /// Whether every NIC may post from it.
+    #[inline]
+    pub(super) fn are_registered(&mut self, registrations: &[Arc<Registrations<D>>]) -> bool {
+        if !self.is_registered {
+            let Some(region) = self.region else { return true };
+            self.is_registered = registrations.iter().all(|of| of.knows(region));
+            if self.is_registered {
+                for (known, of) in self.by_nic.iter_mut().zip(registrations) {
+                    *known = of.of(region).ok();
+                }
+            }
+        }
+        self.is_registered
+    }
+}
+
+impl Book {
+    /// Posts a leg at once, if it can be. `fan` is that of the legs of its operation
+    /// that were posted before.
+    #[inline]
+    pub(super) fn post_leg<N: Nic>(
+        &mut self,
+        nics: &mut [N],
+        sources: &Sources<'_, N::Domain>,
+        (spread, fan): (&Spread<'_>, &mut Option<u32>),
+        leg: &Leg<'_>,
+    ) -> bool {
+        let held = match leg.write {
+            // Looked at with the NICs in hand: see `let_go`.
+            Some((binding, _)) => match (binding.check(), binding.target()) {
+                (Ok(()), Some(Target::Nics { held, .. })) => Some(*held),
+                _ => return false,
+            },
+            None => None,
+        };
+        let write = leg.write.map(|(binding, extent)| (&**binding, extent));
+        let at = (leg.link, LEG | self.legs.next());
+        let Some((rail, _)) = self.post_once(nics, |nic_no| sources.by_nic[nic_no], at, write, spread.imm) else {
+            return false;
+        };
+        let fan = *fan.get_or_insert_with(|| {
+            let (ticket, imm) = (Arc::clone(spread.ticket), spread.imm);
+            self.fans.insert(Fan { ticket, imm, num_left: 0, num_ended: 0 })
+        });
+        if let Some(fan) = self.fans.get_mut(fan) {
+            fan.num_left += 1;
+        }
+        if let (Some(held), Some(path)) = (held, self.paths.get_mut(leg.link)) {
+            path.held.get_mut(held).into_iter().for_each(|held| held.under_way += 1);
+        }
+        let (id, peer, path, rail) = (leg.id, leg.peer, leg.link, rail as u32);
+        self.legs.insert(Posted { id, fan, peer, path, rail, held, has_failed: false, is_lost: false });
+        true
+    }
+
+    /// The batch that was a leg has ended.
+    #[inline]
+    pub(super) fn leg_ended(&mut self, leg_idx: u32, result: Result<(), Fault>, now_ns: u64) {
+        let Some(leg) = self.legs.remove(leg_idx) else { return };
+        let rail_no = leg.rail as usize;
+        let Some(fan) = self.fans.get_mut(leg.fan) else { return };
+        let mut refusal = None;
+        let mut has_more = false;
+        if let Some(path) = self.paths.get_mut(leg.path) {
+            if let Some(held) = leg.held.and_then(|held| path.held.get_mut(held)) {
+                held.under_way -= 1;
+                refusal = result.err().and_then(|_| held.binding.refusal());
+            }
+            has_more = path.rails.get_mut(rail_no).is_some_and(|rail| {
+                rail.under_way -= 1;
+                rail.has_more()
+            });
+            let nic = path.stats.nic(rail_no);
+            nic.latency.record_alone(now_ns.saturating_sub(fan.ticket.submitted_ns()));
+            if leg.has_failed || result.is_err() {
+                // ORDERING: statistics.
+                nic.errors.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if let Err(fault) = result {
+            fan.ticket.fail_by(leg.peer, failure_of(fault, || refusal));
+        }
+        if (leg.has_failed || result.is_err()) && !leg.is_lost {
+            fan.note_loss(&leg);
+        }
+        fan.num_left -= 1;
+        if !(Mutant::LoseCompletion.is_on() && leg.id % 7 == 3) {
+            fan.ticket.note_ended(leg.peer);
+            fan.num_ended += 1;
+        }
+        if fan.num_left == 0 {
+            if let Some(fan) = self.fans.remove(leg.fan) {
+                fan.ticket.parts_ended(fan.num_ended);
+            }
+        }
+        if has_more {
+            self.set_dirty(leg.path, rail_no);
+        }
+    }
+
+    /// Fails the legs of a path; they only quiesce.
+    pub(super) fn fail_legs(&mut self, path: u32, why: &Failure) {
+        let Self { legs, fans, .. } = self;
+        for leg in legs.iter_mut().filter(|leg| leg.path == path && !leg.has_failed) {
+            leg.has_failed = true;
+            fans.get(leg.fan).into_iter().for_each(|fan| fan.ticket.fail_by(leg.peer, why.clone()));
+        }
+    }
+
+    /// Notes the legs of a path whose tickets were given up.
+    pub(super) fn reap_legs(&mut self, path: u32) {
+        let Self { legs, fans, .. } = self;
+        for leg in legs.iter_mut().filter(|leg| leg.path == path && !leg.has_failed) {
+            let Some((fan, why)) = fans.get(leg.fan).and_then(|fan| Some((fan, fan.ticket.given_up()?))) else {
+                continue;
+            };
+            (leg.has_failed, leg.is_lost) = (true, true);
+            // What a NIC has been told cannot be taken back; it may yet arrive.
+            fan.note_loss(leg);
+            fan.ticket.fail(why);
+        }
+    }
+
+    /// Tokens of the legs that a rail carries.
+    pub(super) fn legs_on(&self, path: u32, rail_no: usize) -> impl Iterator<Item = u32> + '_ {
+        let is_on = move |leg: &Posted| (leg.path, leg.rail as usize) == (path, rail_no);
+        self.legs.iter().filter(move |(_, leg)| is_on(leg)).map(|(idx, _)| LEG | idx)
+    }
+
+    /// Legs may go into that region from now on; its number there.
+    pub(super) fn hold(&mut self, path: u32, binding: &Arc<Binding>) -> u32 {
+        let held = Held { binding: Arc::clone(binding), under_way: 0 };
+        self.paths.get_mut(path).map_or(u32::MAX, |path| path.held.insert(held))
+    }
+
+    /// The region was taken back, and its bindings say so: true when no leg with that
+    /// key is under way. None comes any more, for who posts looks at the binding while
+    /// it has the NICs.
+    pub(super) fn let_go(&mut self, path: u32, region: u64, key: u64) -> bool {
+        let Some(path) = self.paths.get_mut(path) else { return true };
+        let is_it = |held: &Held| (held.binding.region, held.binding.key) == (region, key);
+        let matching: Vec<u32> = path.held.iter().filter(|(_, held)| is_it(held)).map(|(idx, _)| idx).collect();
+        let is_idle = |idx: &u32| path.held.get(*idx).is_none_or(|held| held.under_way == 0);
+        if !matching.iter().all(is_idle) {
+            return false;
+        }
+        matching.into_iter().for_each(|idx| drop(path.held.remove(idx)));
+        true
+    }
+}
+
+impl Fan {
+    /// Has the receiver told that a leg's count will never come, if it has one.
+    fn note_loss(&self, leg: &Posted) {
+        self.imm.into_iter().for_each(|imm| self.ticket.note_loss(leg.peer, imm));
+    }
+}
+
+/// The leg that a token names, if it is one's.
+#[inline]
+pub(super) const fn leg_of(token: u32) -> Option<u32> {
+    if token & LEG == 0 {
+        None
+    } else {
+        Some(token & !LEG)
+    }
+}
+
+/// In the tokens of legs.
+const LEG: u32 = 1 << 31;
