@@ -41,7 +41,7 @@ impl Lane {
             stream.set_nonblocking(true)?;
             stream.set_nodelay(true)?;
             if matches!((stream.local_addr(), stream.peer_addr()), (Ok(here), Ok(there)) if here.ip() == there.ip()) {
-                unpace(&stream);
+                suit_to_host(&stream);
             }
         }
         poller.add(&socket, token, Interest::Read)?;
@@ -108,15 +108,22 @@ impl Lane {
     }
 }
 
-/// Chooses a congestion control that does not pace, for a stream that never
-/// leaves this host: there is no network to spare. Reno is always allowed.
-///
-/// MEASURED: `perf record` of 32 MiB over two streams, where the system's choice is BBR; docs/decisions/0010.
-fn unpace(stream: &TcpStream) {
-    let name = b"reno";
-    let len = name.len() as libc::socklen_t;
-    // SAFETY: `name` is `len` bytes long. Refused, the stream is as the system made it.
-    unsafe {
-        libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CONGESTION, name.as_ptr().cast(), len);
-    }
+/// For a stream that never leaves this host, where there is no network to spare
+/// and none to fill.
+fn suit_to_host(stream: &TcpStream) {
+    let set = |name: libc::c_int, value: &[u8]| {
+        let len = value.len() as libc::socklen_t;
+        // SAFETY: `value` is `len` bytes long. Refused, the stream is as the system made it.
+        unsafe { libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, name, value.as_ptr().cast(), len) };
+    };
+    // A congestion control that does not pace. Reno is always allowed.
+    // MEASURED: `perf record` of 32 MiB over two streams, where the system's choice is BBR; docs/decisions/0010.
+    set(libc::TCP_CONGESTION, b"reno");
+    // What waits in the socket for the reader is sent by the very call that reads, or by any other that comes by.
+    set(libc::TCP_NOTSENT_LOWAT, &MAX_UNSENT_BYTES.to_ne_bytes());
 }
+
+/// What may wait in a socket of this host for its peer to have room.
+///
+/// MEASURED: benchmarks/limits.py, 8 bytes behind 1 GiB; docs/decisions/0019.
+const MAX_UNSENT_BYTES: libc::c_int = 64 << 10;
