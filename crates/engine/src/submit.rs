@@ -152,7 +152,7 @@ impl Inner {
             entry = back;
             // Whoever drives is far behind.
             self.wake();
-            self.glance();
+            self.look();
             std::thread::yield_now();
         }
     }

@@ -3,14 +3,16 @@
 //! Exactly one thread at a time holds the driver: the worker, or a user thread
 //! that waits and so saves the hand-over. A user thread drives while it spins,
 //! and asks for the driver when the worker has it; the worker notices, steps
-//! aside and looks again after a short lease. When
+//! aside and looks again after a short lease (`worker`). When
 //! the spin is over the thread blocks: in epoll with the driver in its hands
 //! when the worker is out of the way, else on the doorbell while the worker
 //! blocks in epoll. Whoever has news for this engine looks at the doorbell to
 //! see which of these it is.
 
+mod worker;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, OnceLock};
+use std::sync::{MutexGuard, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -148,9 +150,31 @@ impl Inner {
         }
     }
 
-    /// Looks for news once, without waiting.
+    /// Looks for news once, without waiting, for a thread that asks for them.
     pub(crate) fn glance(&self) {
+        if !self.uses_streams() {
+            return self.look();
+        }
         // In a forked child the rings still are the parent's: what we took from them it would miss.
+        if self.check_fork().is_err() {
+            return;
+        }
+        // Who asks again and again sends what the links have; the worker beside it, on as few cores, would only be in
+        // its way. So it does all that the worker does.
+        if let Some(mut driver) = self.try_driver() {
+            let now_ns = self.clock.now_ns();
+            // ORDERING: a hint for the worker.
+            self.presence.driven_ns.store(now_ns, Ordering::Relaxed);
+            self.poll_links(&mut driver);
+            self.poll_descriptors(&mut driver, Duration::ZERO);
+            self.presence.listened(now_ns);
+            self.tick(&mut driver, now_ns);
+        }
+    }
+
+    /// Looks for what needs no descriptor once, for a thread that does not drive.
+    pub(crate) fn look(&self) {
+        // As in `glance`.
         if self.check_fork().is_err() {
             return;
         }
@@ -189,108 +213,6 @@ impl Inner {
             peer.set_silent(now_ns);
         }
         is_behind
-    }
-
-    /// The worker's life.
-    pub(crate) fn work(self: &Arc<Self>) {
-        self.start_worker();
-        let busy = self.config.polling == Polling::Busy;
-        let mut linger_until_ns = 0;
-        let mut has_offered = false;
-        let mut news_ns = self.clock.now_ns();
-        while !self.presence.is_stopped() {
-            let Some(mut driver) = self.try_driver() else {
-                if self.presence.user_blocked.load(Ordering::SeqCst) {
-                    std::thread::park_timeout(PARK);
-                } else {
-                    std::thread::park_timeout(LEASE);
-                }
-                continue;
-            };
-            // ORDERING: a hint.
-            if self.presence.wanted.load(Ordering::Relaxed) && !has_offered {
-                // Parked, not yielding: whoever wants it may have to move to this core first.
-                drop(driver);
-                std::thread::park_timeout(OFFER);
-                has_offered = true;
-                continue;
-            }
-            has_offered = false;
-            let now_ns = self.clock.now_ns();
-            // ORDERING: a hint.
-            let driven_ns = self.presence.driven_ns.load(Ordering::Relaxed);
-            news_ns = news_ns.max(driven_ns);
-            if now_ns.saturating_sub(driven_ns) < nanos(LEASE) {
-                drop(driver);
-                std::thread::park_timeout(LEASE);
-                continue;
-            }
-            let moved = self.poll_links(&mut driver);
-            self.tick(&mut driver, now_ns);
-            if busy {
-                self.poll_descriptors(&mut driver, Duration::ZERO);
-                self.presence.listened(now_ns);
-                drop(driver);
-                std::hint::spin_loop();
-                continue;
-            }
-            if moved {
-                news_ns = now_ns;
-                self.poll_descriptors(&mut driver, Duration::ZERO);
-                self.presence.listened(now_ns);
-                continue;
-            }
-            if now_ns < linger_until_ns {
-                // More of a stream is on its way: whoever sends it would pay for waking us.
-                if self.poll_descriptors(&mut driver, Duration::ZERO) {
-                    linger_until_ns = now_ns + LINGER_NS;
-                }
-                drop(driver);
-                std::thread::yield_now();
-                continue;
-            }
-            if self.block_worker(driver, now_ns.saturating_sub(news_ns)) && self.uses_streams() {
-                linger_until_ns = self.clock.now_ns() + LINGER_NS;
-            }
-        }
-    }
-
-    /// Blocks in epoll, after so long without news; true when a descriptor was
-    /// ready for more than heartbeats.
-    fn block_worker(&self, mut driver: MutexGuard<'_, Driver>, idle_ns: u64) -> bool {
-        // ORDERING: announce, then look once more; partners: `wake` and `Doorbell::notify_remote`.
-        self.doorbell.set_patience(0, 0);
-        self.presence.worker_blocked.store(true, Ordering::SeqCst);
-        self.doorbell.set_worker_blocked(true);
-        let is_armed = self.groups.arm(self);
-        let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() {
-            Duration::ZERO
-        } else {
-            // Nobody sleeps, so nobody waits: arrivals can lie in the ring until it is half full, or the next tick.
-            let patience = if self.counters.has_waiters() { 0 } else { u32::MAX };
-            self.doorbell.set_patience(patience, 0);
-            let until_tick = driver.until_tick(self.clock.now_ns());
-            if self.groups.must_be_polled() || !is_armed {
-                until_tick.min(pause(idle_ns))
-            } else {
-                until_tick
-            }
-        };
-        let mut ready = driver.take_ready();
-        drop(driver);
-        let _ = self.poller.wait(timeout, &mut ready);
-        let mut num_news = ready.len();
-        self.presence.worker_blocked.store(false, Ordering::SeqCst);
-        // Who drives meanwhile sees the same descriptors: they stay ready until they are read.
-        if let Some(mut driver) = self.try_driver() {
-            self.doorbell.set_worker_blocked(false);
-            let before = driver.num_heartbeats;
-            driver.put_ready(ready);
-            self.handle_ready(&mut driver);
-            num_news = num_news.saturating_sub(driver.num_heartbeats - before);
-            self.poll_links(&mut driver);
-        }
-        num_news > 0
     }
 
     /// Gives back what only a living engine answers: whoever calls from now on is refused and not left waiting.
@@ -432,19 +354,12 @@ impl Inner {
         }
         let timeout = Duration::from_nanos(left_ns).min(NAP);
         self.doorbell.sleep(timeout, || {
-            self.glance();
+            self.look();
             (!done()).then(patience)
         });
         // What rang for us while we woke has nobody else to look at it.
-        self.glance();
+        self.look();
     }
-}
-
-/// Between two looks at a NIC that announces nothing, after so long without news:
-/// what is waited for is seen little later than when it came, measured by how
-/// long it took, and an idle engine costs next to nothing.
-fn pause(idle_ns: u64) -> Duration {
-    Duration::from_nanos(idle_ns / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
 enum Driven {
@@ -465,19 +380,6 @@ pub(crate) const FRESH_NS: u64 = 1_000_000;
 const YIELD_NS: u64 = 4_000;
 /// Turns between looks at the clock and at descriptors.
 const TURNS: usize = 32;
-/// How long the worker leaves the driver to a user thread that wants it.
-const OFFER: Duration = Duration::from_micros(20);
-/// How long the worker steps aside for a user thread that drives.
-const LEASE: Duration = Duration::from_micros(200);
-/// The same while that thread blocks in epoll; it unparks the worker itself.
-const PARK: Duration = Duration::from_millis(100);
-/// How long a worker looks for more of a stream before it blocks.
-///
-/// MEASURED: longer than a gap within a stream on loopback; shorter than what a heartbeat may cost an idle engine.
-const LINGER_NS: u64 = 100_000;
-/// Shorter, and the kernel's own way to sleep and back would be most of it.
-const SHORTEST_PAUSE: Duration = Duration::from_micros(20);
-const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 /// Longest sleep on the doorbell: bounds what a lost wake-up can cost.
 const NAP: Duration = Duration::from_millis(50);
 /// Milliseconds that a closing engine waits for the driver.
