@@ -53,8 +53,8 @@ impl FabricNic {
     }
 
     /// Closes an endpoint: no operation on it moves a byte any more. What was under
-    /// way is told at the next poll, `first` with the cause and the rest as
-    /// flushed, and so are the rails that break, but for `quiet`.
+    /// way is told at the next poll: `first` with the cause and the rest as flushed, or
+    /// without a first all with the cause; and so are the rails that break, but for `quiet`.
     #[cold]
     pub(super) fn close_endpoint(&mut self, idx: u16, why: Fault, first: Option<u32>, quiet: Option<RailIdx>) {
         if self.endpoints.get(usize::from(idx)).is_none_or(Option::is_none) {
@@ -80,7 +80,7 @@ impl FabricNic {
         self.resting.push(idx);
         let reports = &mut self.reports;
         let orphans = self.slots.orphan(idx, |batch, state| {
-            let fault = if Some(batch) == first { why } else { Fault::Flushed };
+            let fault = if first.is_none_or(|first| first == batch) { why } else { Fault::Flushed };
             reports.push_back(Report::Completed(state.rail, state.token, Err(fault)));
         });
         for (slot, what) in orphans {

@@ -107,7 +107,7 @@ fn a_queue_that_is_overrun_breaks_every_rail_and_is_renewed() {
                 for (seen, rails) in [(&pair.seen, [first, pair.rail]), (&pair.seen_there, [first_back, pair.back])] {
                     assert!(rails.iter().all(|rail| seen.broken.contains(&(*rail, missed))), "{:?}", seen.broken);
                 }
-                assert_eq!(pair.seen.result(1), Some(Err(Fault::Flushed)));
+                assert_eq!(pair.seen.result(1), Some(Err(missed)));
                 for (rail, back) in [(first, first_back), (pair.rail, pair.back)] {
                     pair.here.close(rail);
                     pair.there.close(back);

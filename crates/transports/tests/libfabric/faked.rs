@@ -250,7 +250,7 @@ fn a_rail_on_which_nothing_comes_back_is_broken() {
     assert_eq!(pair.here.signal(pair.rail, 1, 1), Ok(true));
     pair.until("it is noticed", |pair| !pair.seen.broken.is_empty());
     assert_eq!(pair.seen.broken, [(pair.rail, Fault::Unanswered)]);
-    assert_eq!(pair.seen.result(1), Some(Err(Fault::Flushed)));
+    assert_eq!(pair.seen.result(1), Some(Err(Fault::Unanswered)));
     // A queue that never takes anything is no better.
     (copy.get().swallow, copy.get().again_every) = (0, 1);
     pair.connect();
