@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyfabric_plan::{Extent, Extents};
-use anyfabric_transports::{Binding, Failure, Leg, Link, Loss, Op, Payload, Region, Spread, Terms, Ticket};
+use anyfabric_transports::{Failure, Leg, Link, Loss, Op, Payload, Region, Spread, Terms, Ticket};
 use anyfabric_wire::Imm;
 
 use crate::early::{MAX_EARLY, MAX_EARLY_OF_ALL};
@@ -202,20 +202,15 @@ impl Inner {
         let mut leg = Leg { id: 0, peer: 0, link: 0, write: None };
         let mut next = towards.next();
         while let Some(to) = next.take() {
-            match aim(to, &mut leg) {
-                Some((link, Some(group))) => {
-                    // The NICs are in our hands meanwhile: what takes time or other locks comes after.
-                    link.post_legs(&spread, &mut leg, &mut |leg| {
-                        let Some(to) = towards.next() else { return false };
-                        let is_near = aim(to, leg).is_some_and(|(_, other)| other == Some(group));
-                        if !is_near {
-                            next = Some(to);
-                        }
-                        is_near
-                    });
-                }
-                Some((link, None)) => drop(leg.into_op(&spread).map(|op| link.post(op))),
-                None => self.submit_slowly(to, of),
+            if let Some((link, group)) = aim(to, &mut leg) {
+                // NICs are in our hands meanwhile: what takes time or other locks comes after.
+                link.post_legs(&spread, &mut leg, &mut |leg| {
+                    next = towards.next();
+                    let mut is_near = |to| group.is_some() && aim(to, leg).is_some_and(|(_, other)| other == group);
+                    next.take_if(|to| is_near(*to)).is_some()
+                });
+            } else {
+                self.submit_slowly(to, of);
             }
             next = next.or_else(|| towards.next());
         }
@@ -280,7 +275,10 @@ impl Inner {
         };
         let payload = match part.what {
             What::Signal => Payload::Signal,
-            What::Write { source, remote, extents } => match enter(remote.binding(peer, source)) {
+            What::Write { source, remote, extents } => match remote
+                .binding(peer, source)
+                .filter(|binding| binding.enter().is_ok())
+            {
                 Some(binding) => Payload::Write { source: Arc::clone(source), binding: Arc::clone(binding), extents },
                 None => return Err(Part { peer, what: What::Write { source, remote, extents } }),
             },
@@ -353,10 +351,6 @@ impl Inner {
         *error.context = self.context(operation, Some(peer), region, nbytes);
         error
     }
-}
-
-fn enter(binding: Option<&Arc<Binding>>) -> Option<&Arc<Binding>> {
-    binding.filter(|binding| binding.enter().is_ok())
 }
 
 /// Numbers of operations that are taken at once, for the parts of one.

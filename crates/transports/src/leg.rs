@@ -52,7 +52,6 @@ pub struct Stub {
 impl Leg<'_> {
     /// The same as an operation of its own; `None` if it has ended, for its
     /// destination was taken back just now.
-    #[cold]
     pub fn into_op(&self, spread: &Spread<'_>) -> Option<Op> {
         let Self { id, peer, write, .. } = *self;
         let payload = match (write, spread.source) {

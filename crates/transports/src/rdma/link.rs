@@ -77,7 +77,6 @@ pub(super) struct RailLink<N: Nic> {
     bindings: Mutex<BindingTable>,
     ended: OnceLock<String>,
     closed: AtomicBool,
-    num_rails: AtomicUsize,
     num_theirs: AtomicUsize,
     /// By rail, once those are known.
     stats: OnceLock<Arc<PeerStats>>,
@@ -113,7 +112,6 @@ impl<N: Nic> RailLink<N> {
             bindings: Mutex::default(),
             ended: OnceLock::new(),
             closed: AtomicBool::new(false),
-            num_rails: AtomicUsize::new(0),
             num_theirs: AtomicUsize::new(0),
             stats: OnceLock::new(),
         })
@@ -192,7 +190,6 @@ impl<N: Nic> RailPath for RailLink<N> {
                 state.offered(path, self.group.abouts(), &nics[..nics.len().min(MAX_NICS)], now_ns);
                 if let Some(path) = state.book.paths.get(path).filter(|path| !path.rails.is_empty()) {
                     let _ = self.stats.set(Arc::clone(&path.stats));
-                    self.num_rails.store(path.rails.len(), Ordering::Relaxed);
                 }
             }
             Rails::Call { rail, attempt, address } if !self.is_caller => {
@@ -261,8 +258,7 @@ impl<N: Nic> Link for RailLink<N> {
     }
 
     fn num_nics(&self) -> usize {
-        // ORDERING: for people.
-        self.num_rails.load(Ordering::Relaxed).max(1)
+        self.stats().nics().len()
     }
 
     fn manner(&self) -> String {
