@@ -8,11 +8,11 @@
 mod null_nic;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{Address, Code, Config, Counter, Engine, Region, Remote, ScatterTarget, Transfer, WriteOptions};
-use null_nic::{knob, library, Knob};
+use null_nic::{eventually, knob, library, Knob};
 
 const LONG: Duration = Duration::from_secs(20);
 const UNANSWERED: i64 = 12;
@@ -128,14 +128,6 @@ fn engine(nics: &[&str]) -> Engine {
     let verbs = VerbsSettings { library: Some(library().to_owned()), ..VerbsSettings::default() };
     let nics = nics.iter().map(|nic| (*nic).to_owned()).collect();
     Engine::new(Config { transports: vec!["verbs".into()], nics, verbs, ..Config::default() }).unwrap()
-}
-
-fn eventually(what: &str, is_true: impl Fn() -> bool) {
-    let until = Instant::now() + LONG;
-    while !is_true() {
-        assert!(Instant::now() < until, "not within {LONG:?}: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 fn every_leg_counts_once() {

@@ -7,11 +7,11 @@
 #[path = "../../transports/tests/null_nic/mod.rs"]
 mod null_nic;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{Code, Config, Engine, Polling, Region, Remote, Result, ScatterTarget, Transfer, WriteOptions};
-use null_nic::{knob, library, Knob};
+use null_nic::{eventually, knob, library, Knob};
 
 const LONG: Duration = Duration::from_secs(20);
 const REFUSED: i64 = 10;
@@ -64,14 +64,6 @@ fn config(nics: &[&str]) -> Config {
 
 fn engine(nics: &[&str]) -> Engine {
     Engine::new(config(nics)).unwrap()
-}
-
-fn eventually(what: &str, is_true: impl Fn() -> bool) {
-    let until = Instant::now() + LONG;
-    while !is_true() {
-        assert!(Instant::now() < until, "not within {LONG:?}: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 #[test]

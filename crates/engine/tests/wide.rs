@@ -7,13 +7,13 @@
 #[path = "../../transports/tests/null_nic/mod.rs"]
 mod null_nic;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{
     Code, Config, Counter, Engine, PageList, Region, Remote, ScatterTarget, Transfer, WriteOptions,
 };
-use null_nic::{carried, knob, library, Knob};
+use null_nic::{carried, eventually, knob, library, Knob};
 
 const NBYTES: u64 = 4 << 20;
 const LONG: Duration = Duration::from_secs(20);
@@ -95,14 +95,6 @@ fn engine(num_nics: usize) -> Engine {
         ..Config::default()
     };
     Engine::new(config).unwrap()
-}
-
-fn eventually(what: &str, is_true: impl Fn() -> bool) {
-    let until = Instant::now() + LONG;
-    while !is_true() {
-        assert!(Instant::now() < until, "not within {LONG:?}: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Bytes that each device has sent and received meanwhile.

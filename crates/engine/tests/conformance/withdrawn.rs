@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use anyfabric_engine::{Code, Engine, Remote, WriteOptions};
+use anyfabric_engine::{Code, Engine, Region, Remote, Transfer, WriteOptions};
 use anyfabric_wire::{Descriptor, Device, Frame, FrameKind, Refusal};
 
 use crate::ask::Settings;
@@ -17,6 +17,8 @@ on_fabrics! { [waits_for_what_is_in_the_stream, waits_for_what_is_in_a_stream_th
 
 /// More than any ring or socket holds.
 const BYTES: u64 = 64 << 20;
+/// What the test calls its memory.
+const REGION: u64 = 7;
 
 /// With peers that say nothing.
 fn patient(settings: &mut Settings) {
@@ -51,24 +53,12 @@ fn waits_for_what_is_in_the_ring(fabric: &Fabric) {
 
 /// What is on its way to a peer that does not read will be placed when it does: it is told where the operation ends.
 fn waits_for_what_is_in_the_stream(fabric: &Fabric) {
-    let mut settings = fabric.settings(1);
-    patient(&mut settings);
-    let engine = Engine::new(settings.config()).unwrap();
-    let mut callee = Callee::new();
-    let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
-    let _control = callee.session().welcome(&callee).unwrap();
-    connect.wait(Some(LONG)).unwrap();
-    let mut lane = callee.lane();
-    lane.set_read_timeout(Some(LONG)).unwrap();
-    let (region, key) = (7, 9);
-    let there = Descriptor { address: callee.address(), region, key, nbytes: BYTES, device: Device::Host };
-    let source = fabric.region(&engine, BYTES);
-    let (src, dst) = (source.slice(0..BYTES).unwrap(), Remote::from(there).slice(0..BYTES).unwrap());
-    let transfer = engine.write(&src, &dst, options()).unwrap();
+    let (writer, mut lane) = Writer::new(fabric);
+    let transfer = writer.write(BYTES, options());
     assert_code(transfer.wait(None), Code::TransferTimeout);
     let last = std::iter::repeat_with(|| frame(&mut lane)).find(Frame::is_last).unwrap();
     assert_eq!((last.kind, last.nbytes, last.imm), (FrameKind::Write, 0, None));
-    assert_ne!(last.region, region, "it must be refused, so that nobody counts it");
+    assert_ne!(last.region, REGION, "it must be refused, so that nobody counts it");
     assert!(!transfer.is_quiesced());
     let answer = Frame::encode_ack(last.op, Err(Refusal::NoRegion));
     lane.write_all(&Frame::new(FrameKind::Ack, 0, answer.len() as u32).encode()).unwrap();
@@ -80,24 +70,10 @@ fn waits_for_what_is_in_the_stream(fabric: &Fabric) {
 /// What was sent on a stream that broke may be read as long as the peer has not noticed: it has once it has accepted
 /// another in its place.
 fn waits_for_what_is_in_a_stream_that_broke(fabric: &Fabric) {
-    let mut settings = fabric.settings(1);
-    patient(&mut settings);
-    let engine = Engine::new(settings.config()).unwrap();
-    let mut callee = Callee::new();
-    let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
-    let _control = callee.session().welcome(&callee).unwrap();
-    connect.wait(Some(LONG)).unwrap();
-    let mut lane = callee.lane();
-    lane.set_read_timeout(Some(LONG)).unwrap();
-    let there = Descriptor { address: callee.address(), region: 7, key: 9, nbytes: BYTES, device: Device::Host };
-    let source = fabric.region(&engine, BYTES);
-    let remote = Remote::from(there);
-    let write = |nbytes| {
-        let (src, dst) = (source.slice(0..nbytes).unwrap(), remote.slice(0..nbytes).unwrap());
-        engine.write(&src, &dst, WriteOptions { timeout: Some(LONG), ..WriteOptions::default() }).unwrap()
-    };
+    let (writer, mut lane) = Writer::new(fabric);
+    let options = || WriteOptions { timeout: Some(LONG), ..WriteOptions::default() };
     // One of which all is sent, and one of which that can never be.
-    let transfers = [write(1 << 20), write(BYTES)];
+    let transfers = [writer.write(1 << 20, options()), writer.write(BYTES, options())];
     while !frame(&mut lane).is_last() {}
     frame(&mut lane);
     lane.shutdown(std::net::Shutdown::Both).unwrap();
@@ -106,9 +82,41 @@ fn waits_for_what_is_in_a_stream_that_broke(fabric: &Fabric) {
         assert!(!transfer.is_quiesced(), "what is in the stream may yet be read");
         assert_code(transfer.wait_quiesced(Some(Duration::from_millis(100))), Code::WaitTimeout);
     }
-    let _lane = callee.lane();
+    let _lane = writer.callee.lane();
     for transfer in &transfers {
         transfer.wait_quiesced(Some(LONG)).unwrap();
+    }
+}
+
+/// An engine that writes to this test, over a stream that is read here.
+struct Writer {
+    engine: Engine,
+    source: Region,
+    remote: Remote,
+    callee: Callee,
+    _control: TcpStream,
+}
+
+impl Writer {
+    fn new(fabric: &Fabric) -> (Self, TcpStream) {
+        let mut settings = fabric.settings(1);
+        patient(&mut settings);
+        let engine = Engine::new(settings.config()).unwrap();
+        let mut callee = Callee::new();
+        let address = callee.address();
+        let connect = engine.start_connect(&address, Some(LONG)).unwrap();
+        let control = callee.session().welcome(&callee).unwrap();
+        connect.wait(Some(LONG)).unwrap();
+        let lane = callee.lane();
+        lane.set_read_timeout(Some(LONG)).unwrap();
+        let there = Descriptor { address, region: REGION, key: 9, nbytes: BYTES, device: Device::Host };
+        let source = fabric.region(&engine, BYTES);
+        (Self { engine, source, remote: Remote::from(there), callee, _control: control }, lane)
+    }
+
+    fn write(&self, nbytes: u64, options: WriteOptions) -> Transfer {
+        let (src, dst) = (self.source.slice(0..nbytes).unwrap(), self.remote.slice(0..nbytes).unwrap());
+        self.engine.write(&src, &dst, options).unwrap()
     }
 }
 

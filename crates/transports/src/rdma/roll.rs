@@ -1,4 +1,5 @@
-//! Items whose numbers outlive them.
+//! Items whose numbers outlive them: a slot map. Those of the libraries have numbers of 64 bits, and a path's goes with
+//! every leg and every part.
 //!
 //! A place is used again and its number is not: the number says how often the place was given, too. Whoever still has the
 //! number of an item that is gone finds nothing, as long as it is not kept over thousands of later ones in the same place.

@@ -1,6 +1,6 @@
 // A libibverbs without a NIC: what is posted is copied into a 64-byte descriptor, as a driver would, and completes when
-// the test says so. Nothing is moved unless a test asks for it. Tests open it in place of the real library, to walk paths that a NIC takes rarely
-// and to measure what our own code costs.
+// the test says so. Nothing is moved unless a test asks for it. Tests open it in place of the real library, to walk
+// paths that a NIC takes rarely and to measure what our own code costs.
 //
 // Queue pairs complete in order each and in any order among one another; a broken one flushes what it has.
 #define _GNU_SOURCE

@@ -4,6 +4,7 @@ use std::ffi::{c_int, c_long, c_void, CString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// What can be asked of it, in the order of its table.
 #[allow(dead_code, reason = "each user asks for some")]
@@ -116,6 +117,17 @@ pub(crate) fn carried() -> [[i64; 8]; 2] {
     // SAFETY: the library's function has this type.
     let carried: extern "C" fn(c_int, c_int) -> c_long = unsafe { std::mem::transmute(symbol("null_nic_carried")) };
     [0, 1].map(|way| std::array::from_fn(|device| carried(device as c_int, way)))
+}
+
+/// Waits for what comes by itself.
+#[allow(dead_code, reason = "as above")]
+pub(crate) fn eventually(what: &str, is_true: impl Fn() -> bool) {
+    const LONG: Duration = Duration::from_secs(20);
+    let until = Instant::now() + LONG;
+    while !is_true() {
+        assert!(Instant::now() < until, "not within {LONG:?}: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn symbol(name: &str) -> usize {
