@@ -138,7 +138,7 @@ impl Drop for Announced {
 pub(crate) struct Counters {
     table: Mutex<Table>,
     /// Counters that are open, each at the place of its imm; of several the last
-    /// that counted something. Found here, an arrival takes no lock.
+    /// that was opened or looked for. Found here, an arrival takes no lock.
     recent: Box<[ArcSwapOption<State>; NUM_RECENT]>,
     doorbell: Arc<Doorbell>,
     num_waiters: AtomicUsize,
@@ -148,8 +148,7 @@ pub(crate) struct Counters {
 struct Table {
     by_imm: FxHashMap<u32, Entry>,
     early: Early,
-    /// Quarters that do not make a whole yet, by imm and peer. Only of imms that
-    /// have an entry.
+    /// Only of imms that have an entry.
     fractions: Fractions,
     /// Imms of ours that may still be under way somewhere.
     retiring: HashMap<u32, HashSet<EngineId>>,
@@ -212,8 +211,10 @@ impl Counters {
             }
             None => (0, table.early.take_dropped(imm)),
         };
-        let state = Arc::new(State::new(imm, quarters, sources));
+        let state = Arc::new(State::new(imm, quarters, table.fractions.hand_over(imm), sources));
         table.by_imm.insert(imm.value(), Entry::Open(Arc::clone(&state)));
+        // Under the lock, like `close`, which takes it out again.
+        self.recent(imm).store(Some(Arc::clone(&state)));
         drop(table);
         if let Some(missing) = missing {
             state.fail(missing.error(imm, &name_of(missing.peer())));
@@ -227,11 +228,11 @@ impl Counters {
     /// [`Refusal::Full`]: there is no counter, and no room to keep it for one.
     #[inline]
     pub(crate) fn add(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> std::result::Result<(), Refusal> {
-        if quarters.is_multiple_of(4) {
-            let recent = self.recent(imm).load();
-            // ORDERING: an arrival that overtakes the end of its counter came before it.
-            if let Some(state) = recent.as_ref().filter(|it| it.imm == imm && !it.closed.load(Ordering::Acquire)) {
-                state.add(quarters, &self.doorbell);
+        let recent = self.recent(imm).load();
+        // ORDERING: an arrival that overtakes the end of its counter came before it.
+        if let Some(state) = recent.as_ref().filter(|it| it.imm == imm && !it.closed.load(Ordering::Acquire)) {
+            if let Some(whole) = state.fractions.whole(peer, quarters) {
+                state.add(whole, &self.doorbell);
                 return Ok(());
             }
         }
@@ -243,12 +244,13 @@ impl Counters {
         let table = &mut *guard;
         match table.by_imm.get_mut(&imm.value()) {
             Some(Entry::Open(state)) => {
-                let quarters = table.fractions.whole(peer, imm, quarters);
                 let state = Arc::clone(state);
-                // Under the lock, like `close`, which takes it out again.
+                let placed = state.fractions.whole(peer, quarters);
+                let whole = placed.unwrap_or_else(|| table.fractions.whole(peer, imm, quarters));
+                // As in `open`.
                 self.recent(imm).store(Some(Arc::clone(&state)));
                 drop(guard);
-                state.add(quarters, &self.doorbell);
+                state.add(whole, &self.doorbell);
                 Ok(())
             }
             Some(Entry::Early { quarters: early, .. }) => {

@@ -65,9 +65,8 @@ fn steady(fabric: &impl Fabric) {
     });
 
     let (src, dst) = (region.slice(0..1 << 20).unwrap(), first.remote.slice(0..1 << 20).unwrap());
-    // Without a count: quarters of one are put together under a lock, at the receiver.
     check(fabric, "a large write", 4, || {
-        here.write(&src, &dst, WriteOptions::default()).unwrap().wait(LONG).unwrap();
+        is_counted(here.write(&src, &dst, counted()).unwrap(), &peers[..1], 1);
     });
 
     let list = |num_pages: u32| PageList::new((0..num_pages).rev().collect(), 128, 256, 0);

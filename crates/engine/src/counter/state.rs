@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use anyfabric_transports::Doorbell;
 use anyfabric_wire::{EngineId, Imm};
 
+use crate::fractions::Places;
 use crate::inner::lock;
 use crate::waiters::{Tell, Waiter, Waiters};
 use crate::{Code, Error, Result};
@@ -14,6 +15,7 @@ use crate::{Code, Error, Result};
 pub(crate) struct State {
     pub(super) imm: Imm,
     quarters: AtomicU64,
+    pub(super) fractions: Places,
     pub(super) closed: AtomicBool,
     settled_early: AtomicBool,
     has_waiters: AtomicBool,
@@ -28,10 +30,11 @@ pub(super) struct Rest {
 }
 
 impl State {
-    pub(super) fn new(imm: Imm, quarters: u64, sources: Vec<EngineId>) -> Self {
+    pub(super) fn new(imm: Imm, quarters: u64, fractions: Places, sources: Vec<EngineId>) -> Self {
         Self {
             imm,
             quarters: AtomicU64::new(quarters),
+            fractions,
             closed: AtomicBool::new(false),
             settled_early: AtomicBool::new(false),
             has_waiters: AtomicBool::new(false),
