@@ -8,9 +8,12 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyfabric_engine::transports::libfabric::FabricSettings;
+use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{Config, Error, QueueFull};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::links::number;
 
 /// The settings of an engine that tests choose.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,8 +34,12 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// `ANYFABRIC_TEST_RETRIES` sets how often verbs sends again.
     pub(crate) fn config(&self) -> Config {
+        let verbs = VerbsSettings::default();
+        let retry_count = number("ANYFABRIC_TEST_RETRIES", verbs.retry_count.into()).try_into().unwrap();
         Config {
+            verbs: VerbsSettings { retry_count, ..verbs },
             transports: self.transports.clone(),
             tcp_streams: self.streams,
             nics: self.nics.clone(),
