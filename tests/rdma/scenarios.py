@@ -71,8 +71,8 @@ def netem(what: str) -> str:
 
 def bad_cable(name: str, what: str) -> Scenario:
     """A long scenario on cables that are much worse than any in use."""
-    # Soft-RoCE acknowledges every 64th packet, and takes a refusal of one in between for no progress: six tries in a
-    # row fail now and then. With 7 it never gives up; storms need it to.
+    # Soft-RoCE acknowledges every 64th packet, and takes a refusal of one in between for no progress: six
+    # tries in a row fail now and then. With 7 it never gives up; storms need it to.
     light = Tests("engine", TWO_EACH, rf"({LIGHT}).*::verbs_(2|1_2)", {"ANYFABRIC_TEST_RETRIES": "7"})
     return Scenario(name, what, ("rxe1 rxe4",), (light, *storms(3)), setup=netem(what), is_long=True)
 
