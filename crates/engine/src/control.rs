@@ -274,8 +274,7 @@ impl Inner {
 
     pub(crate) fn on_parted(&self, peer: &Arc<Peer>, why: &str) {
         if peer.lost().is_none() {
-            let why = if has_exited(peer) { EXITED } else { &format!("its Unix socket: {why}") };
-            self.lose(peer, why);
+            self.lose(peer, if has_exited(peer) { EXITED } else { why });
         }
     }
 

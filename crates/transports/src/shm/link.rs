@@ -375,14 +375,14 @@ impl Link for ShmLink {
             match received {
                 Ok(Some((message, fds))) => {
                     if let Err(error) = self.on_local(message, fds) {
-                        sink.broken(self.peer, Self::LOCAL, &error.to_string());
+                        sink.broken(self.peer, Self::LOCAL, &format!("its Unix socket: {error}"));
                         return;
                     }
                 }
                 Ok(None) => break,
                 Err(error) => {
                     self.drain_last(sink);
-                    sink.broken(self.peer, Self::LOCAL, &error.to_string());
+                    sink.broken(self.peer, Self::LOCAL, &format!("its Unix socket: {error}"));
                     return;
                 }
             }
