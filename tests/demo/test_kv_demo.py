@@ -17,7 +17,7 @@ pytest.importorskip("transformers", reason="the demo needs transformers")
 # Two processes import torch on two cores; a cold disk makes that slow.
 pytestmark = pytest.mark.timeout(180)
 
-COMMAND = [sys.executable, "-m", "anyfabric.cli", "demo", "kv"]
+COMMAND = [sys.executable, "-m", "anyfabric", "demo", "kv"]
 PROMPTS = "Tom had a blue boat. His boat was blue, and Tom\nZoë met Åsa at the café. It rained, so"
 
 

@@ -65,7 +65,7 @@ def run(arguments, folder):
 @functools.cache
 def options_of(*path):
     """Options that a command of `anyfabric` has, by its own help."""
-    return set(re.findall(r"--[\w-]+", run([sys.executable, "-m", "anyfabric.cli", *path, "--help"], ROOT)))
+    return set(re.findall(r"--[\w-]+", run([sys.executable, "-m", "anyfabric", *path, "--help"], ROOT)))
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for text, name in blocks("python")])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = [sys.executable, "-m", "anyfabric.cli", "doctor"]
+PROGRAM = [sys.executable, "-m", "anyfabric", "doctor"]
 
 
 def run(*arguments, code):

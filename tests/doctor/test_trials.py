@@ -18,7 +18,7 @@ from anyfabric.doctor import TRIALS, Partner, System, diagnose, pair_check
 from anyfabric.doctor.pair import compare
 from anyfabric.doctor.trial import End, Way, ways
 
-PROGRAM = [sys.executable, "-m", "anyfabric.cli", "doctor"]
+PROGRAM = [sys.executable, "-m", "anyfabric", "doctor"]
 
 
 def findings(system, check):

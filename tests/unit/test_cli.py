@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = [sys.executable, "-m", "anyfabric.cli"]
+PROGRAM = [sys.executable, "-m", "anyfabric"]
 
 
 def run(*arguments, env=None, code=0, timeout=50):

@@ -139,7 +139,7 @@ def test_information_names_the_gpus_once_they_are_used(engine, fake):
 
 def test_the_command_names_them_too(fake):
     def info(*arguments, library):
-        program = [sys.executable, "-m", "anyfabric.cli", "info", *arguments]
+        program = [sys.executable, "-m", "anyfabric", "info", *arguments]
         environment = {**os.environ, "ANYFABRIC_CUDA_LIBRARY": library, "COLUMNS": "200"}
         return subprocess.run(program, check=True, capture_output=True, text=True, env=environment).stdout
 
