@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyfabric_plan::Extent;
 use anyfabric_transports::rdma::{
-    Batch, Completions, Domain, Fault, Marks, Nic, NicChoice, NicError, RailIdx, RemoteMemory,
+    Batch, Completions, Domain, Fault, Marks, Nic, NicChoice, NicError, One, RailIdx, RemoteMemory,
 };
 use anyfabric_transports::verbs::{open, VerbsMemory, VerbsNic, VerbsSettings};
 use null_nic::{arrive, knob, library, Knob};
@@ -116,6 +116,7 @@ fn the_verbs_nic_without_hardware() {
     what_arrived_counts_when_the_rail_is_closed();
     a_device_that_is_gone_is_fenced_all_the_same();
     chains_are_posted_at_once();
+    one_goes_past_the_chain();
     nothing_is_allocated();
 }
 
@@ -346,6 +347,43 @@ fn chains_are_posted_at_once() {
     assert_eq!(seen.ended.len(), 8, "each batch ends, though one request asked for a completion");
 }
 
+/// A request that goes alone is handed over at once, behind what is held back of its own rail and of no other.
+fn one_goes_past_the_chain() {
+    let (mut nic, rails, memory) = nic(2);
+    let batch = |token| Batch { source: &memory, target: TARGET, writes: &WRITES, marks: Marks::None, token };
+    let one = |token| One { source: &memory, target: TARGET, write: &WRITES[0], imm: Some(1), token };
+    let requests = || knob(Knob::NumRequests, None);
+    let mut seen = Seen::default();
+    let before = requests();
+    assert_eq!(nic.post(rails[0], &batch(1)), Ok(7));
+    assert_eq!(nic.post_one(rails[1], &one(2)), Ok(true));
+    assert_eq!(requests() - before, 1, "the chain waits");
+    assert_eq!(nic.post_one(rails[0], &one(3)), Ok(true));
+    assert_eq!(requests() - before, 9);
+    while nic.poll(&mut seen) {}
+    assert!((1..4).all(|token| seen.ended[&token] == [Ok(())]));
+    // What the device does not take ends with a fault, behind what it took.
+    knob(Knob::Holds, Some(1));
+    assert_eq!(nic.post_one(rails[0], &one(4)), Ok(true));
+    knob(Knob::Refuses, Some(1));
+    assert_eq!(nic.post_one(rails[0], &one(5)), Ok(true));
+    assert_eq!(nic.post_one(rails[0], &one(6)), Err(Fault::Local(libc::ENOMEM as u32)));
+    knob(Knob::Refuses, Some(0));
+    knob(Knob::Holds, Some(0));
+    while nic.poll(&mut seen) {}
+    nic.poll(&mut seen);
+    assert_eq!((seen.ended[&4].len(), seen.ended[&5].len(), seen.ended.contains_key(&6)), (1, 1, false));
+    assert!(seen.ended[&5][0].is_err());
+    assert_eq!(seen.broken, [(rails[0], Fault::Local(libc::ENOMEM as u32))]);
+    // As many as there is room for.
+    knob(Knob::Holds, Some(1));
+    let posted = (0..).take_while(|token| nic.post_one(rails[1], &one(*token)).unwrap()).count();
+    assert_eq!(posted, FULL);
+    knob(Knob::Holds, Some(0));
+    while nic.poll(&mut seen) {}
+    assert_eq!(nic.room(rails[1]), FULL);
+}
+
 /// From the post to the end of a batch nothing is allocated, once the queues have grown; there is no lock to take.
 fn nothing_is_allocated() {
     let (mut nic, rails, memory) = nic(8);
@@ -354,8 +392,10 @@ fn nothing_is_allocated() {
         for token in 0..64 {
             let rail = rails[token as usize % rails.len()];
             let batch = Batch { source: &memory, target: TARGET, writes: &WRITES, marks: Marks::Each(1), token };
+            let one = One { source: &memory, target: TARGET, write: &WRITES[0], imm: None, token };
             nic.post(rail, &batch).unwrap();
             nic.signal(rail, 1, token).unwrap();
+            nic.post_one(rail, &one).unwrap();
             nic.send(rail, b"message", token).unwrap();
             nic.flush(rail).unwrap();
             nic.poll(ends);
@@ -365,6 +405,6 @@ fn nothing_is_allocated() {
     round(&mut nic, &mut ends);
     let (before, ended) = (ALLOCATIONS.load(Ordering::Relaxed), ends.0);
     (0..10).for_each(|_| round(&mut nic, &mut ends));
-    assert_eq!(ends.0 - ended, 10 * 64 * 3);
+    assert_eq!(ends.0 - ended, 10 * 64 * 4);
     assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0);
 }

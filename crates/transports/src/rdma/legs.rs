@@ -92,7 +92,7 @@ impl Book {
         (spread, fan): (&Spread<'_>, &mut Option<u32>),
         leg: &Leg<'_>,
     ) -> bool {
-        let held = match leg.write {
+        let held = match &leg.write {
             // Looked at with the NICs in hand: see `let_go`.
             Some((binding, _)) => match (binding.check(), binding.target()) {
                 (Ok(()), Some(Target::Nics { held, .. })) => Some(*held),
@@ -100,7 +100,7 @@ impl Book {
             },
             None => None,
         };
-        let write = leg.write.map(|(binding, extent)| (&**binding, extent));
+        let write = leg.write.as_ref().map(|(binding, extent)| (&***binding, extent));
         let at = (leg.link, LEG | self.legs.next());
         let Some((rail, _)) = self.post_once(nics, |nic_no| sources.by_nic[nic_no], at, write, spread.imm) else {
             return false;

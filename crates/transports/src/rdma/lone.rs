@@ -12,7 +12,7 @@ use anyfabric_plan::{Extent, Extents};
 use anyfabric_wire::{Imm, WireImm};
 
 use super::book::{failure_of, Batched, Book, Of, Path, Stage};
-use super::nic::{Batch, Domain, Fault, Marks, Nic, RemoteMemory};
+use super::nic::{Domain, Fault, Nic, One, RemoteMemory};
 use super::post::SMALL_BYTES;
 use super::registrations::Registrations;
 use crate::{Binding, Op, Payload, Stub, Target};
@@ -39,7 +39,7 @@ impl Book {
         let source = |nic_no: usize, region| registrations[nic_no].of(region).ok();
         let posted = match &op.payload {
             Payload::Write { source: region, binding, extents: Extents::One(extent) } => {
-                let write = Some((&**binding, *extent));
+                let write = Some((&**binding, extent));
                 self.post_once(nics, |nic_no| source(nic_no, region), at, write, op.imm.map(|(imm, _)| imm))
             }
             Payload::Signal => self.post_once(nics, |_| None, at, None, op.imm.map(|(imm, _)| imm)),
@@ -58,7 +58,7 @@ impl Book {
         nics: &mut [N],
         source: impl FnOnce(usize) -> Option<&'m <N::Domain as Domain>::Memory>,
         (path_idx, token): (u32, u32),
-        write: Option<(&Binding, Extent)>,
+        write: Option<(&Binding, &Extent)>,
         imm: Option<Imm>,
     ) -> Option<(usize, u64)> {
         let nbytes = write.map_or(0, |(_, extent)| extent.nbytes);
@@ -67,27 +67,23 @@ impl Book {
         let rail = &mut path.rails[rail_no];
         let (nic_no, idx) = (rail.nic, rail.idx?);
         let nic = &mut nics[nic_no];
-        if nic.room(idx) == 0 || nbytes > SMALL_BYTES.min(nic.about().max_write_bytes) {
+        if nbytes > SMALL_BYTES.min(nic.about().max_write_bytes) {
             return None;
         }
         let imm = imm.map(|imm| WireImm { imm, quarters: 4 }.encode());
         let is_posted = match write {
-            Some((binding, extent)) => {
+            Some((binding, write)) => {
                 let (Some(source), Some(Target::Nics { keys, .. })) = (source(nic_no), binding.target()) else {
                     return None;
                 };
                 let target = keys.get(rail.theirs).copied().unwrap_or(RemoteMemory { base: 0, key: 0 });
-                let marks = imm.map_or(Marks::None, Marks::Each);
-                let writes = std::slice::from_ref::<Extent>(&extent);
-                nic.post(idx, &Batch { source, target, writes, marks, token }) == Ok(1)
+                nic.post_one(idx, &One { source, target, write, imm, token })
             }
-            None => nic.signal(idx, imm.unwrap_or(0), token) == Ok(true),
+            None => nic.signal(idx, imm.unwrap_or(0), token),
         };
-        if !is_posted {
+        if is_posted != Ok(true) {
             return None;
         }
-        // What could not be handed over ends with a fault, as the next poll says.
-        let _ = nic.flush(idx);
         rail.under_way += 1;
         path.rota.took(rail_no);
         path.stats.nic(rail_no).sent_alone(nbytes);

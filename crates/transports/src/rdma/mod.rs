@@ -27,7 +27,7 @@ mod visible;
 pub use group::{NicGroup, RailGroup};
 pub use link::{PathOptions, RailPath, Standing};
 pub use nic::{
-    Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicChoice, NicError, PortLook, RailIdx, RemoteMemory,
+    Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicChoice, NicError, One, PortLook, RailIdx, RemoteMemory,
     MAX_ADDRESS_BYTES,
 };
 pub use registrations::Registrations;

@@ -90,7 +90,22 @@ pub trait Nic: Send + 'static {
     /// When the rail is broken; what was posted before still ends by itself.
     fn post(&mut self, rail: RailIdx, batch: &Batch<'_, <Self::Domain as Domain>::Memory>) -> Result<usize, Fault>;
 
-    /// Posts an immediate without bytes; false when there is no room.
+    /// Posts one write, as a batch of its own, and hands it to the device; false when
+    /// there is no room. If the device refuses it, it ends with a fault.
+    ///
+    /// # Errors
+    /// As [`Nic::post`].
+    #[inline]
+    fn post_one(&mut self, rail: RailIdx, one: &One<'_, <Self::Domain as Domain>::Memory>) -> Result<bool, Fault> {
+        let One { source, target, write, imm, token } = *one;
+        let marks = imm.map_or(Marks::None, Marks::Each);
+        let writes = std::slice::from_ref(write);
+        let is_posted = self.post(rail, &Batch { source, target, writes, marks, token })? == 1;
+        let _ = self.flush(rail);
+        Ok(is_posted)
+    }
+
+    /// As [`Nic::post_one`], of an immediate without bytes.
     ///
     /// # Errors
     /// As [`Nic::post`].
@@ -179,6 +194,22 @@ pub struct Batch<'a, M> {
     pub writes: &'a [Extent],
     /// Which writes carry an immediate.
     pub marks: Marks,
+    /// Given back by [`Completions::completed`].
+    pub token: u32,
+}
+
+/// A write from a registration into one of a peer's.
+#[derive(Debug)]
+pub struct One<'a, M> {
+    /// Where the bytes are; bounds have been checked.
+    pub source: &'a M,
+    /// Where they go.
+    pub target: RemoteMemory,
+    /// Which; at most [`NicAbout::max_write_bytes`]. By reference, for a copy of what was just written waits for all
+    /// that was written before.
+    pub write: &'a Extent,
+    /// The immediate that it carries, if any.
+    pub imm: Option<u32>,
     /// Given back by [`Completions::completed`].
     pub token: u32,
 }

@@ -2,7 +2,8 @@
 //!
 //! The requests are linked once and for all; posting a write patches the few
 //! fields that differ. Only the last of a chain asks for a completion: on a
-//! reliable connected queue pair it speaks for all before it.
+//! reliable connected queue pair it speaks for all before it. What goes alone
+//! need not wait in the chain, and has a template of its own.
 
 use std::ffi::c_int;
 
@@ -15,6 +16,8 @@ pub(super) struct Chain {
     // Pointed to by the requests.
     sges: Box<[Sge; Chain::LEN]>,
     len: usize,
+    /// For a request that goes alone; the first points to the second.
+    alone: Box<(SendWr, Sge)>,
 }
 
 /// One work request.
@@ -44,7 +47,9 @@ impl Chain {
                 requests[idx].next = &raw mut requests[idx + 1];
             }
         }
-        Self { requests, sges, len: 0 }
+        let mut alone = Box::new((SendWr::EMPTY, Sge::default()));
+        alone.0.sg_list = &raw mut alone.1;
+        Self { requests, sges, len: 0, alone }
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -65,16 +70,24 @@ impl Chain {
     pub(super) fn push(&mut self, request: &Request) {
         let idx = self.len;
         self.len += 1;
-        let wr = &mut self.requests[idx];
-        wr.wr_id = request.id;
-        wr.num_sge = (request.local.length > 0).into();
-        wr.send_flags = if request.is_inline { sys::SEND_INLINE } else { 0 };
-        match request.imm {
-            Some(imm) => (wr.opcode, wr.imm_data) = (sys::WR_RDMA_WRITE_WITH_IMM, imm.to_be()),
-            None => wr.opcode = sys::WR_RDMA_WRITE,
+        request.patch(&mut self.requests[idx], &mut self.sges[idx]);
+    }
+
+    /// Hands one request over, whatever waits in the chain; an error is the device's code.
+    ///
+    /// # Safety
+    /// As [`Chain::post`].
+    #[inline]
+    pub(super) unsafe fn post_alone(&mut self, post: PostSend, qp: *mut Qp, request: &Request) -> Result<(), u32> {
+        let (wr, sge) = &mut *self.alone;
+        request.patch(wr, sge);
+        wr.send_flags |= sys::SEND_SIGNALED;
+        let mut bad = std::ptr::null_mut();
+        // SAFETY: as promised by the caller; nothing is behind the request.
+        match unsafe { post(qp, wr, &raw mut bad) } {
+            0 => Ok(()),
+            failed => Err(failed.unsigned_abs()),
         }
-        (wr.remote_addr, wr.rkey) = request.remote;
-        self.sges[idx] = request.local;
     }
 
     /// Hands the chain over; an error says how many of it were taken,
@@ -98,6 +111,21 @@ impl Chain {
         }
         let taken = (bad as usize).wrapping_sub(first as usize) / std::mem::size_of::<SendWr>();
         Err((if taken <= last { taken } else { 0 }, failed.unsigned_abs()))
+    }
+}
+
+impl Request {
+    #[inline]
+    fn patch(&self, wr: &mut SendWr, sge: &mut Sge) {
+        wr.wr_id = self.id;
+        wr.num_sge = (self.local.length > 0).into();
+        wr.send_flags = if self.is_inline { sys::SEND_INLINE } else { 0 };
+        match self.imm {
+            Some(imm) => (wr.opcode, wr.imm_data) = (sys::WR_RDMA_WRITE_WITH_IMM, imm.to_be()),
+            None => wr.opcode = sys::WR_RDMA_WRITE,
+        }
+        (wr.remote_addr, wr.rkey) = self.remote;
+        *sge = self.local;
     }
 }
 

@@ -8,6 +8,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use anyfabric_plan::Extent;
 use rustc_hash::FxHashMap;
 
 use super::chain::{Chain, Request};
@@ -19,7 +20,7 @@ use super::rails::{id_of, manner, CompletionQueue, Kind, Rail, Waiting, MAX_RAIL
 use super::receives::{ImmReceives, MessageBuffers};
 use super::sys::{self, SendWr, Sge, Wc};
 use super::VerbsSettings;
-use crate::rdma::{Batch, Completions, Fault, Marks, Nic, NicAbout, NicError, PortLook, RailIdx};
+use crate::rdma::{Batch, Completions, Fault, Marks, Nic, NicAbout, NicError, One, PortLook, RailIdx, RemoteMemory};
 
 /// One port of a device, driven through libibverbs.
 pub struct VerbsNic {
@@ -131,6 +132,38 @@ impl VerbsNic {
                 Err(fault)
             }
         }
+    }
+
+    /// Posts a request that is a batch, and hands it over: made with its number, and how many bytes may travel in it.
+    #[inline]
+    fn post_alone(
+        &mut self,
+        rail_idx: RailIdx,
+        token: u32,
+        request: impl FnOnce((u64, u32)) -> Request,
+    ) -> Result<bool, Fault> {
+        if self.held_for == rail_idx && self.chain.len() > 0 {
+            self.hand_over()?;
+        }
+        let Some(rail) = self.rails.get_mut(rail_idx as usize) else { return Err(Fault::Flushed) };
+        let Rail { fault: None, is_connected: true, pairs: Some((pair, _)), writes, life, .. } = rail else {
+            return Err(rail.fault.unwrap_or(Fault::Flushed));
+        };
+        if writes.under_way() >= DEPTH || self.budget == 0 {
+            return Ok(false);
+        }
+        let request = request((id_of(Kind::Write, *life, rail_idx, writes.next), pair.max_inline));
+        writes.next = writes.next.wrapping_add(1);
+        writes.batches.push_back(Waiting { token, end: writes.next, buffer: None });
+        self.budget -= 1;
+        // SAFETY: the domain keeps its context open.
+        let post_send = unsafe { (*self.domain.context).ops.post_send };
+        // SAFETY: as in `hand_over`.
+        match unsafe { self.chain.post_alone(post_send, pair.qp, &request) } {
+            Ok(()) => writes.taken = writes.next,
+            Err(code) => self.break_rail(rail_idx, Fault::Local(code)),
+        }
+        Ok(true)
     }
 
     /// Destroys the queue pairs: nothing of them is left to be flushed.
@@ -284,14 +317,12 @@ impl Nic for VerbsNic {
         let Some(last) = count.checked_sub(1) else { return Ok(0) };
         self.hold_for(rail);
         let Rail { writes, life, pairs, .. } = &mut self.rails[rail as usize];
-        // Inline bytes are copied by the CPU.
-        let max_inline = pairs.as_ref().filter(|_| batch.source.is_on_host).map_or(0, |(writes, _)| writes.max_inline);
+        let max_inline = pairs.as_ref().map_or(0, |(writes, _)| writes.max_inline);
         let (life, first) = (*life, writes.next);
         writes.next = first.wrapping_add(count as u32);
         writes.batches.push_back(Waiting { token: batch.token, end: writes.next, buffer: None });
         self.budget -= count;
         let whole = count == batch.writes.len();
-        let (source, target) = (batch.source, batch.target);
         for (idx, write) in batch.writes[..count].iter().enumerate() {
             if self.chain.is_full() && self.hand_over().is_err() {
                 break;
@@ -301,35 +332,22 @@ impl Nic for VerbsNic {
                 Marks::Last(imm) if whole && idx == last => Some(imm),
                 _ => None,
             };
-            let length = write.nbytes as u32;
-            self.chain.push(&Request {
-                id: id_of(Kind::Write, life, rail, first.wrapping_add(idx as u32)),
-                local: Sge { addr: source.base + write.src, length, lkey: source.lkey },
-                remote: (target.base.wrapping_add(write.dst), target.key as u32),
-                imm,
-                is_inline: length <= max_inline,
-            });
+            let id = id_of(Kind::Write, life, rail, first.wrapping_add(idx as u32));
+            self.chain.push(&request((batch.source, batch.target), write, imm, (id, max_inline)));
         }
         Ok(count)
     }
 
+    #[inline]
+    fn post_one(&mut self, rail: RailIdx, one: &One<'_, VerbsMemory>) -> Result<bool, Fault> {
+        self.post_alone(rail, one.token, |id| request((one.source, one.target), one.write, one.imm, id))
+    }
+
+    #[inline]
     fn signal(&mut self, rail: RailIdx, imm: u32, token: u32) -> Result<bool, Fault> {
-        self.check(rail)?;
-        if self.room(rail) == 0 {
-            return Ok(false);
-        }
-        self.hold_for(rail);
-        if self.chain.is_full() {
-            self.hand_over()?;
-        }
-        let Rail { writes, life, .. } = &mut self.rails[rail as usize];
-        let id = id_of(Kind::Write, *life, rail, writes.next);
-        writes.next = writes.next.wrapping_add(1);
-        writes.batches.push_back(Waiting { token, end: writes.next, buffer: None });
-        self.budget -= 1;
         // No byte is written, so the key is not looked at (InfiniBand C9-88).
-        self.chain.push(&Request { id, local: Sge::default(), remote: (0, 0), imm: Some(imm), is_inline: false });
-        Ok(true)
+        let request = |(id, _)| Request { id, local: Sge::default(), remote: (0, 0), imm: Some(imm), is_inline: false };
+        self.post_alone(rail, token, request)
     }
 
     fn send(&mut self, rail: RailIdx, message: &[u8], token: u32) -> Result<bool, Fault> {
@@ -380,6 +398,25 @@ impl Nic for VerbsNic {
 
     fn arm(&mut self) -> bool {
         self.queue.arm()
+    }
+}
+
+/// A write of its own number, of which so many bytes may travel in the request.
+#[inline]
+fn request(
+    (source, target): (&VerbsMemory, RemoteMemory),
+    write: &Extent,
+    imm: Option<u32>,
+    (id, max_inline): (u64, u32),
+) -> Request {
+    let length = write.nbytes as u32;
+    Request {
+        id,
+        local: Sge { addr: source.base + write.src, length, lkey: source.lkey },
+        remote: (target.base.wrapping_add(write.dst), target.key as u32),
+        imm,
+        // Inline bytes are copied by the CPU.
+        is_inline: source.is_on_host && length <= max_inline,
     }
 }
 
