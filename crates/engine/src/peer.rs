@@ -77,9 +77,10 @@ pub(crate) enum Phase {
 }
 
 /// The link that carries the data, and what never changes of it.
-struct Chosen {
-    link: Arc<dyn Link>,
-    place: Option<Place>,
+pub(crate) struct Chosen {
+    pub(crate) link: Arc<dyn Link>,
+    /// In a group of NICs.
+    pub(crate) place: Option<Place>,
     sees_exit: bool,
 }
 
@@ -349,12 +350,11 @@ impl Peer {
         None
     }
 
-    /// The link that carries the data, and its place in a group of NICs, if something can be posted to it now.
+    /// The link that carries the data, if something can be posted to it now.
     #[inline]
-    pub(crate) fn open_link(&self) -> Option<(&dyn Link, Option<Place>)> {
-        let Chosen { link, place, sees_exit } = self.link.get()?;
-        let is_open = self.lost().is_none() && (*sees_exit || self.base.has_control());
-        is_open.then_some((&**link, *place))
+    pub(crate) fn open_link(&self) -> Option<&Chosen> {
+        let is_open = |chosen: &&Chosen| self.lost().is_none() && (chosen.sees_exit || self.base.has_control());
+        self.link.get().filter(is_open)
     }
 
     /// What is to be posted, if it can be now.

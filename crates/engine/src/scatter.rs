@@ -30,6 +30,13 @@ pub struct ScatterTarget {
     pub nbytes: u64,
 }
 
+impl ScatterTarget {
+    #[inline]
+    pub(crate) const fn extent(&self) -> Extent {
+        Extent { src: self.src_offset, dst: self.dst_offset, nbytes: self.nbytes }
+    }
+}
+
 impl Engine {
     /// Writes one range of `src` to each target; counts once a target, at its
     /// owner.
@@ -84,8 +91,7 @@ impl Engine {
                 Some(route) => &route.peer,
                 None => self.find(&peers, target.remote.address(), imm, &ticket)?,
             };
-            let extent = Extent { src: target.src_offset, dst: target.dst_offset, nbytes: target.nbytes };
-            Some(Towards { peer, write: Some((remote, extent)) })
+            Some(Towards { peer, target: Some(target) })
         });
         let of = LegsOf { ticket: &ticket, source: Some(&src.memory), imm, verify: options.verify };
         inner.submit_legs(towards, &of);
@@ -128,7 +134,7 @@ impl Engine {
         let order = Order { num_parts: num_parts as u32, imm, timeout, ..Order::default() };
         let ticket = inner.begin(entry, order)?;
         let of = LegsOf { ticket: &ticket, source: None, imm, verify: false };
-        let signal = |peer| Towards { peer, write: None };
+        let signal = |peer| Towards { peer, target: None };
         if at_hand.len() == num_parts {
             inner.submit_legs(at_hand.into_iter().map(signal), &of);
         } else {

@@ -5,17 +5,17 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyfabric_plan::{Extent, Extents};
+use anyfabric_plan::Extents;
 use anyfabric_transports::{Failure, Leg, Link, Loss, Op, Payload, Region, Spread, Terms, Ticket};
 use anyfabric_wire::Imm;
 
 use crate::early::{MAX_EARLY, MAX_EARLY_OF_ALL};
 use crate::inner::{nanos, Inner};
-use crate::peer::{Content, Peer, Submission};
+use crate::peer::{Chosen, Content, Peer, Submission};
 use crate::remote::RemoteShared;
 use crate::transfer::About;
 use crate::under_way::Entry;
-use crate::{Code, Error, QueueFull, Result};
+use crate::{Code, Error, QueueFull, Result, ScatterTarget};
 
 /// What a ticket is asked for.
 #[derive(Default)]
@@ -48,8 +48,8 @@ pub(crate) enum What<'p> {
 #[derive(Clone, Copy)]
 pub(crate) struct Towards<'p> {
     pub(crate) peer: &'p Arc<Peer>,
-    /// Into which region, and which range; nothing for the immediate alone.
-    pub(crate) write: Option<(&'p RemoteShared, Extent)>,
+    /// What is written where; nothing for the immediate alone.
+    pub(crate) target: Option<&'p ScatterTarget>,
 }
 
 /// What the legs of an operation have in common.
@@ -202,11 +202,13 @@ impl Inner {
         let mut leg = Leg { id: 0, peer: 0, link: 0, write: None };
         let mut next = towards.next();
         while let Some(to) = next.take() {
-            if let Some((link, group)) = aim(to, &mut leg) {
+            if let Some(Chosen { link, place, .. }) = aim(to, &mut leg) {
+                let group = place.map(|place| place.group);
                 // NICs are in our hands meanwhile: what takes time or other locks comes after.
                 link.post_legs(&spread, &mut leg, &mut |leg| {
                     next = towards.next();
-                    let mut is_near = |to| group.is_some() && aim(to, leg).is_some_and(|(_, other)| other == group);
+                    let is_it = |chosen: &Chosen| chosen.place.map(|place| place.group) == group;
+                    let mut is_near = |to| group.is_some() && aim(to, leg).is_some_and(is_it);
                     next.take_if(|to| is_near(*to)).is_some()
                 });
             } else {
@@ -218,9 +220,11 @@ impl Inner {
     }
 
     #[cold]
-    fn submit_slowly(&self, Towards { peer, write }: Towards<'_>, of: &LegsOf<'_>) {
-        let what = match (of.source, write) {
-            (Some(source), Some((remote, extent))) => What::Write { source, remote, extents: Extents::One(extent) },
+    fn submit_slowly(&self, Towards { peer, target }: Towards<'_>, of: &LegsOf<'_>) {
+        let what = match (of.source, target) {
+            (Some(source), Some(target)) => {
+                What::Write { source, remote: &target.remote.shared, extents: Extents::One(target.extent()) }
+            }
             _ => What::Signal,
         };
         let how = (of.imm.map(|imm| (imm, 1)), of.verify);
@@ -229,26 +233,25 @@ impl Inner {
         }
     }
 
-    /// Fills a leg in, but for its number: over which link it goes, and of which group that is. `None` unless all that
-    /// it needs is there already.
+    /// Fills a leg in, but for its number: over which link it goes. `None` unless all that it needs is there already.
     #[inline]
     fn aim<'p>(
         &self,
-        Towards { peer, write }: Towards<'p>,
+        Towards { peer, target }: Towards<'p>,
         of: &LegsOf<'p>,
         has_listened: bool,
         leg: &mut Leg<'p>,
-    ) -> Option<(&'p dyn Link, Option<usize>)> {
-        let (link, place) = peer.open_link()?;
+    ) -> Option<&'p Chosen> {
+        let chosen = peer.open_link()?;
         if of.verify || !has_listened && self.is_behind(peer, of.ticket) {
             return None;
         }
-        leg.write = match (of.source, write) {
-            (Some(source), Some((remote, extent))) => Some((remote.binding(peer, source)?, extent)),
+        leg.write = match (of.source, target) {
+            (Some(source), Some(target)) => Some((target.remote.shared.binding(peer, source)?, target.extent())),
             _ => None,
         };
-        (leg.peer, leg.link) = (peer.idx, place.map_or(0, |place| place.link));
-        Some((link, place.map(|place| place.group)))
+        (leg.peer, leg.link) = (peer.idx, chosen.place.map_or(0, |place| place.link));
+        Some(chosen)
     }
 
     /// What is to be posted where; `None` when it waits for a path, or has ended.
@@ -270,7 +273,7 @@ impl Inner {
         ticket: &Arc<Ticket>,
     ) -> std::result::Result<(&'p dyn Link, Op), Part<'p>> {
         let peer = part.peer;
-        let Some((link, _)) = peer.open_link().filter(|_| !verify && !self.is_behind(peer, ticket)) else {
+        let Some(Chosen { link, .. }) = peer.open_link().filter(|_| !verify && !self.is_behind(peer, ticket)) else {
             return Err(part);
         };
         let payload = match part.what {
@@ -284,7 +287,7 @@ impl Inner {
             },
         };
         let (ticket, loss) = (Arc::clone(ticket), Loss::default());
-        Ok((link, Op { id, peer: peer.idx, payload, imm, verify, ticket, loss }))
+        Ok((&**link, Op { id, peer: peer.idx, payload, imm, verify, ticket, loss }))
     }
 
     #[cold]
