@@ -11,8 +11,9 @@ from __future__ import annotations
 import importlib
 import math
 import operator
+import re
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -30,6 +31,8 @@ __all__ = ["Memory", "memory_of", "region_numpy", "region_torch", "watcher_numpy
 
 DLPACK_CPU_DEVICES = {1, 3}
 """kDLCPU, and kDLCUDAHost: pinned, but host memory all the same."""
+FIELD_NAMES = re.compile(":[^:]*:")
+"""In a buffer's format, where any letter may be part of a name."""
 
 
 class Memory(NamedTuple):
@@ -78,23 +81,23 @@ def region_numpy(region: Region, dtype: npt.DTypeLike, shape: int | Sequence[int
         raise Unsupported(msg, operation="numpy", region=region.id)
     try:
         element = np.dtype(dtype)
-    except TypeError as cause:
+    except (TypeError, ValueError, SyntaxError) as cause:
         msg = f"no numpy dtype: {dtype!r}; for torch dtypes use `Region.torch`"
         raise InvalidArgument(msg, operation="numpy", region=region.id) from cause
-    if element.hasobject or element.itemsize == 0:
-        msg = f"a region can be viewed with fixed-size dtypes without objects; given {element}"
+    if element.hasobject or element.itemsize == 0 or element.subdtype is not None:
+        msg = f"a region can be viewed with fixed-size dtypes without objects or shape; given {element}"
         raise InvalidArgument(msg, operation="numpy", region=region.id)
     dimensions = _dimensions(region, shape, element.itemsize)
-    nbytes = math.prod(dimensions) * element.itemsize
     address = region._address
     if not address and region.nbytes:
         msg = f"region {region.id} is closed"
         raise Closed(msg, operation="view", region=region.id)
     if not address:
-        return np.empty(dimensions, element)  # numpy takes no null pointer, though there is nothing behind it
+        # numpy takes no null pointer, though there is nothing behind it
+        return _shaped(np.empty(0, element), dimensions, region)
     # A view outlives the registration: it also holds what was registered, which the region lets go of.
     data: Any = np.asarray(_Exporter((region, region._owner), address, region.nbytes, region.writable))
-    return data[:nbytes].view(element).reshape(dimensions)
+    return _shaped(data[: math.prod(dimensions) * element.itemsize].view(element), dimensions, region)
 
 
 def region_torch(region: Region, dtype: Any, shape: int | Sequence[int] | None) -> Any:
@@ -113,7 +116,7 @@ def region_torch(region: Region, dtype: Any, shape: int | Sequence[int] | None) 
         flat = torch.from_numpy(region_numpy(region, np.uint8, nbytes))
     else:
         flat = torch.as_tensor(_GpuExporter(region, nbytes), device=region.device)
-    return flat.view(element).reshape(dimensions)
+    return _shaped(flat.view(element), dimensions, region)
 
 
 def watcher_numpy(watcher: Watcher) -> npt.NDArray[Any]:
@@ -240,10 +243,13 @@ def _of_buffer(exporter: Any, *, writable: bool) -> Memory:
             "or an object that speaks DLPack, the buffer protocol or `__cuda_array_interface__`"
         )
         raise InvalidArgument(msg, operation="register") from cause
+    except (BufferError, ValueError) as cause:  # released, closed
+        msg = f"cannot register this {type(exporter).__name__}, it has no bytes to give: {cause}"
+        raise InvalidArgument(msg, operation="register") from cause
     if not view.c_contiguous:
         msg = f"cannot register a buffer of strides {view.strides}: it is not C-contiguous"
         raise InvalidArgument(msg, operation="register")
-    if "O" in view.format:
+    if "O" in FIELD_NAMES.sub("", view.format):
         msg = f"cannot register a buffer of format {view.format!r}: it holds Python objects"
         raise InvalidArgument(msg, operation="register")
     if writable and view.readonly:
@@ -265,7 +271,7 @@ def _raise_read_only(kind: str) -> None:
 def _dimensions(region: Region, shape: int | Sequence[int] | None, itemsize: int) -> tuple[int, ...]:
     if shape is None:
         return (region.nbytes // itemsize,)
-    given = (shape,) if isinstance(shape, int) else tuple(operator.index(n) for n in shape)
+    given = _lengths(shape)
     dimensions = _infer(given, region.nbytes // itemsize) if region.nbytes % itemsize == 0 else given
     nbytes = math.prod(dimensions) * itemsize
     if any(n < 0 for n in dimensions):
@@ -281,6 +287,23 @@ def _dimensions(region: Region, shape: int | Sequence[int] | None, itemsize: int
     else:
         return dimensions
     raise InvalidArgument(msg, operation="view", region=region.id, nbytes=region.nbytes)
+
+
+def _lengths(shape: int | Sequence[int]) -> tuple[int, ...]:
+    try:
+        return (operator.index(cast("int", shape)),)  # also numpy's integers
+    except TypeError:
+        return tuple(operator.index(n) for n in cast("Sequence[int]", shape))
+
+
+def _shaped(flat: Any, dimensions: tuple[int, ...], region: Region) -> Any:
+    """An array or tensor of that many elements in that shape, which may have more dimensions than one can."""
+    try:
+        return flat.reshape(dimensions)
+    except (OverflowError, RuntimeError, TypeError, ValueError) as cause:
+        reason = str(cause).splitlines()[0]  # torch tells its stack behind it
+        msg = f"shape {dimensions} of {flat.dtype}: {reason}"
+        raise InvalidArgument(msg, operation="view", region=region.id, nbytes=region.nbytes) from cause
 
 
 def _infer(shape: tuple[int, ...], num_elements: int) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ def bytes_at(found):
         memoryview(bytearray(b"abcd"))[1:3],
         array.array("d", [1.0, 2.0]),
         (ctypes.c_int * 3)(1, 2, 3),
+        memoryview(np.zeros(3, dtype=[("Owner", "f4"), ("b", ">u8")])),
     ],
     ids=lambda given: f"{type(given).__name__}-{getattr(given, 'dtype', '')}",
 )
@@ -73,6 +74,18 @@ def test_read_only_objects_can_only_be_read():
 def test_refused(given, message):
     with pytest.raises(af.InvalidArgument, match=message):
         memory_of(given, writable=True)
+
+
+def test_buffers_that_are_gone_are_refused():
+    released = memoryview(bytearray(8))
+    released.release()
+    closed = mmap.mmap(-1, 4096)
+    closed.close()
+    for given in (released, closed):
+        with pytest.raises(af.InvalidArgument, match="has no bytes to give"):
+            memory_of(given, writable=False)
+    with pytest.raises(af.InvalidArgument, match="Python objects"):
+        memory_of((ctypes.py_object * 2)(), writable=True)
 
 
 def test_the_owner_keeps_the_bytes_in_place():

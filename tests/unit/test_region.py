@@ -21,6 +21,7 @@ def test_allocated_memory_is_zeroed_and_viewed(engine):
     assert region.numpy(np.uint8).shape == (4096,)
     assert region.numpy("u8", 3).shape == (3,)
     assert region.numpy("u2", ()).shape == ()
+    assert region.numpy("u2", np.int64(7)).shape == region.numpy("u2", np.array([7])).shape == (7,)
     assert region.numpy("V3").shape == (1365,)
 
 
@@ -53,9 +54,16 @@ def test_views_that_do_not_fit(engine):
         ("u8", -1),
         ("O", 1),
         ("?!", 1),
+        ("u1,,", None),
+        (("u1", -1), None),
+        ("(2,)u1", None),
+        ("u1", (1,) * 99),
+        ("u1", (0, 1 << 70)),
     ):
         with pytest.raises(af.InvalidArgument):
             region.numpy(dtype, shape)
+    with pytest.raises(af.InvalidArgument):
+        engine.allocate(0).numpy("u1", (0,) * 99)
     assert region.numpy("u8").shape == (1,)
 
 
