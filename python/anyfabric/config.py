@@ -179,7 +179,7 @@ def _seconds(least: float, most: float) -> Callable[[object], float]:
     def parse(given: object) -> float:
         try:
             value = math.nan if isinstance(given, bool) else float(given)  # pyright: ignore[reportArgumentType]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = math.nan
         if not least <= value <= most:
             msg = f"seconds from {least:g} to {most:g}"
@@ -232,7 +232,11 @@ def _path(given: object) -> str:
 
 
 def _secret(given: object) -> bytes:
-    data = given.encode() if isinstance(given, str) else given
+    try:
+        # Bytes of the environment that are no UTF-8 reach Python as surrogates.
+        data = given.encode(errors="surrogateescape") if isinstance(given, str) else given
+    except UnicodeEncodeError:
+        data = None
     if not isinstance(data, (bytes, bytearray)) or not data:
         msg = "text or bytes, not empty"
         raise ValueError(msg)

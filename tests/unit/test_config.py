@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 
 import pytest
@@ -63,6 +64,7 @@ def test_defaults_parse_to_themselves():
         ("max_message_bytes", "1 MiB", 1 << 20),
         ("secret", "ä", "ä".encode()),
         ("secret", b"\x00", b"\x00"),
+        ("secret", os.fsdecode(b"\xff\x01"), b"\xff\x01"),
     ],
 )
 def test_parsed(name, given, expected):
@@ -93,6 +95,7 @@ def test_parsed(name, given, expected):
         ("require", "fast"),
         ("secret", ""),
         ("secret", 7),
+        ("secret", "\ud800"),
         ("listen", ""),
         ("listen", "host:70000"),
         ("listen", "::1"),
@@ -112,6 +115,7 @@ def test_parsed(name, given, expected):
         ("heartbeat_s", "soon"),
         ("heartbeats_lost", -1),
         ("timeout_s", 1e9),
+        ("timeout_s", 10**400),
         ("queue_depth", 1 << 40),
         ("queue_full", "drop"),
         ("max_message_bytes", "1T"),
