@@ -54,6 +54,14 @@ def test_another_process():
             other.kill()
 
 
+def test_a_process_that_is_not_there():
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    done = subprocess.run([*PROGRAM, "--pid", str(gone.pid)], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"--pid {gone.pid}: there is no such process" in done.stderr
+
+
 def test_here():
     done = subprocess.run(PROGRAM, capture_output=True, text=True, timeout=50)
     assert "1 MiB written, counted and compared" in done.stdout, done.stderr

@@ -235,6 +235,18 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(tmp_pa
     assert "plots need matplotlib" in done.stderr
 
 
+def test_what_cannot_be_kept_is_refused_before_anything_is_measured(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for option in ("--json", "--plot"):
+        done = run("perf", option, str(file / "new" / "perf.png"), code=2)
+        assert f"'{file}' is no folder" in " ".join(done.stderr.split())
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: make .venv with `make test`")
+    done = run("perf", "--plot", str(tmp_path / "perf.pgn"), code=1)
+    assert "perf.pgn: its suffix is none of" in done.stderr
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_perf_plots(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: make .venv with `make test`")
     file = tmp_path / "perf.png"

@@ -31,7 +31,9 @@ COLOURS: dict[Level, str] = {"ok": "green", "note": "cyan", "warning": "yellow",
 @click.option(
     "--peer", metavar="ADDRESS", help="Try every pair of NICs with `anyfabric doctor serve` elsewhere."
 )
-@click.option("--pid", type=int, metavar="PID", help="Examine limits and libraries of a running process.")
+@click.option(
+    "--pid", type=click.IntRange(1), metavar="PID", help="Examine limits and libraries of a running process."
+)
 @click.option(
     "--root",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -52,6 +54,8 @@ def doctor(ctx: click.Context, peer: str | None, pid: int | None, root: Path, js
     if peer is not None and not is_here:
         raise click.UsageError("--peer tries this machine; it goes with neither --pid nor --root")  # noqa: EM101
     process = "self" if pid is None else str(pid)
+    if pid is not None and not (root / "proc" / process).exists():
+        raise click.UsageError(f"--pid {pid}: there is no such process")  # noqa: EM102
     settings = resolve({})
     required = str(settings["require"].value or "")
     gpus = _gpus(settings["cuda_library"].value) if is_here else ()

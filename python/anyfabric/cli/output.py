@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-__all__ = ["data", "json_option", "messages", "printed_size", "write_json"]
+__all__ = ["OutputFile", "data", "json_option", "messages", "printed_size", "write_json"]
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
@@ -24,6 +25,26 @@ STDOUT = "-"
 FILE_WIDTH = 120
 TERMINAL_WIDTH = 80
 ANY_WIDTH = 1000
+
+
+class OutputFile(click.Path):
+    """A file to write, or `-`; what cannot be kept is refused before minutes are spent on it."""
+
+    def __init__(self) -> None:
+        """Take the name of a file that may lie in folders that are yet to be made."""
+        super().__init__(dir_okay=False, writable=True, allow_dash=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the file, or the folder that it would be made in."""
+        name = os.fsdecode(super().convert(value, param, ctx))
+        if name == STDOUT or Path(name).exists():
+            return name
+        there = next(folder for folder in Path(name).absolute().parents if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            self.fail(
+                f"{name!r} cannot be made: {str(there)!r} is no folder that can be written to", param, ctx
+            )
+        return name
 
 
 def data(*shown: RenderableType) -> Console:
@@ -50,8 +71,7 @@ def json_option(function: Function) -> Function:
     option = click.option(
         "--json",
         "json_to",
-        # Said before minutes are spent on what could not be kept.
-        type=click.Path(dir_okay=False, writable=True, allow_dash=True),
+        type=OutputFile(),
         metavar="[FILE]",
         is_flag=False,
         flag_value=STDOUT,

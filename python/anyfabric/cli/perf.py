@@ -12,7 +12,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import anyfabric as af
-from anyfabric.cli.output import data, json_option, messages, printed_size, write_json
+from anyfabric.cli.output import OutputFile, data, json_option, messages, printed_size, write_json
 from anyfabric.cli.perf_cases import MEMORIES, OPERATIONS, Case, parse_sizes, plan
 from anyfabric.cli.perf_peer import Peer
 from anyfabric.cli.perf_report import document, plot, require_matplotlib, table
@@ -66,7 +66,7 @@ def _several(name: str, choices: tuple[str, ...], text: str) -> Any:
 @click.option("--pages", type=click.IntRange(1, 1 << 24), help="Pages or targets of one operation.")
 @click.option("--rounds", type=click.IntRange(10), help="Operations of each phase of a row.")
 @click.option("--check/--no-check", default=True, help="Compare the bytes at the target; default: yes.")
-@click.option("--plot", "plot_to", type=click.Path(dir_okay=False, path_type=Path), help="Draw a PNG.")
+@click.option("--plot", "plot_to", type=OutputFile(), help="Draw a PNG, or what the file's suffix says.")
 @click.option("--connect", metavar="ADDRESS", help="Measure against `anyfabric perf serve` elsewhere.")
 @settings_options
 @json_option
@@ -81,7 +81,7 @@ def perf(ctx: click.Context, **options: Any) -> None:
     if ctx.invoked_subcommand is not None:
         return
     if options["plot_to"] is not None:
-        require_matplotlib()
+        require_matplotlib(options["plot_to"])
     settings, connect = settings_of(options), options["connect"]
     cases = plan(
         transports=options["transport"]
@@ -101,7 +101,7 @@ def perf(ctx: click.Context, **options: Any) -> None:
     if options["json_to"] is not None:
         write_json(options["json_to"], document(rows, baselines, ["anyfabric", *sys.argv[1:]], settings))
     if options["plot_to"] is not None:
-        plot(rows, baselines, options["plot_to"])
+        plot(rows, baselines, Path(options["plot_to"]))
         messages().print(f"wrote {options['plot_to']}", highlight=False)
 
 

@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import platform
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.markup import escape
@@ -19,9 +20,6 @@ from anyfabric.cli.output import printed_size
 from anyfabric.cli.perf_cases import USE_MEMORY
 from anyfabric.config import resolve
 from anyfabric.errors import Unsupported
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["document", "plot", "require_matplotlib", "table"]
 
@@ -90,23 +88,26 @@ def table(rows: list[Row], baselines: list[Row]) -> Table:
     return found
 
 
-def require_matplotlib() -> None:
-    """Say that it is missing before minutes are spent on what it shall draw.
+def require_matplotlib(file: str) -> None:
+    """Say what is missing before minutes are spent on what shall be drawn.
 
     Raises:
-        Unsupported: matplotlib is not installed.
+        Unsupported: matplotlib is not installed, or cannot draw such a file.
     """
     if importlib.util.find_spec("matplotlib") is None:
         msg = "plots need matplotlib; try: pip install 'anyfabric[plot]'"
+        raise Unsupported(msg, operation="plot")
+    known: dict[str, str] = importlib.import_module("matplotlib.backend_bases").FigureCanvasBase.filetypes
+    if _format(Path(file)) not in known:
+        msg = f"cannot draw {file}: its suffix is none of {', '.join(sorted(known))}"
         raise Unsupported(msg, operation="plot")
 
 
 def plot(rows: list[Row], baselines: list[Row], path: Path) -> None:
     """Draw GB/s and the median latency over the size, a line per transport and operation.
 
-    Raises: As `require_matplotlib`.
+    `require_matplotlib` must have passed.
     """
-    require_matplotlib()
     importlib.import_module("matplotlib").use("Agg")
     pyplot: Any = importlib.import_module("matplotlib.pyplot")
     panels = _panels(rows, baselines)
@@ -125,8 +126,12 @@ def plot(rows: list[Row], baselines: list[Row], path: Path) -> None:
             axes.grid(visible=True, which="major", alpha=0.3)
         right.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format=_format(path))
     pyplot.close(figure)
+
+
+def _format(path: Path) -> str:
+    return path.suffix[1:].lower() or "png"
 
 
 def _panels(rows: list[Row], baselines: list[Row]) -> dict[str, dict[str, list[Row]]]:
