@@ -19,7 +19,7 @@ const UNANSWERED: i64 = 12;
 const NUM_PEERS: usize = 5;
 const NBYTES: u64 = 512;
 /// Work requests under way on one rail.
-const DEPTH: u64 = 256;
+const DEPTH: u64 = 128;
 
 #[test]
 fn legs_over_the_null_nic() {

@@ -104,7 +104,7 @@ fn rail(nic: &mut VerbsNic) -> RailIdx {
 
 const WRITES: [Extent; 7] = [Extent { src: 0, dst: 0, nbytes: 512 }; 7];
 const TARGET: RemoteMemory = RemoteMemory { base: 0x1000, key: 7 };
-const FULL: usize = 256;
+const FULL: usize = 128;
 
 #[test]
 fn the_verbs_nic_without_hardware() {
