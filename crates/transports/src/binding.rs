@@ -24,7 +24,7 @@ pub enum Target {
     Nics {
         /// What each NIC of the owner calls it, in its order.
         keys: Vec<RemoteMemory>,
-        /// Its number at the path, which counts what is under way of legs.
+        /// Its number at the path, which knows what is under way of legs.
         held: u32,
     },
 }

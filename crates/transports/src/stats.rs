@@ -107,7 +107,7 @@ impl OperationStats {
 /// One NIC's share.
 #[derive(Debug, Default)]
 pub struct NicStats {
-    /// Payload bytes sent.
+    /// Payload bytes sent; those of one request to a NIC are added when it has ended.
     pub bytes: AtomicU64,
     /// Parts of operations sent; a small operation is one part.
     pub parts: AtomicU64,

@@ -18,13 +18,13 @@ use anyfabric_plan::Rota;
 use anyfabric_wire::{NicLibrary, Rails, Refusal};
 
 use super::cut::Cursor;
-use super::legs::{leg_of, Fan, Held, Posted};
+use super::legs::{leg_of, Fan, Posted};
 use super::lone::Lone;
 use super::messages::Answer;
 use super::nic::{Fault, RailIdx};
 use super::roll::Roll;
 use super::slab::Slab;
-use crate::{ControlPath, Failure, Op, PeerIdx, PeerStats, Splits};
+use crate::{Binding, ControlPath, Failure, Op, PeerIdx, PeerStats, Splits};
 
 /// What is under way, and the paths that it is under way on.
 #[derive(Default)]
@@ -63,7 +63,7 @@ pub(super) struct Path {
     /// Which rails serve the next operation.
     pub(super) rota: Rota,
     /// Regions of the peer's that legs go into.
-    pub(super) held: Slab<Held>,
+    pub(super) held: Slab<Arc<Binding>>,
     pub(super) stats: Arc<PeerStats>,
     pub(super) splits: Splits,
     pub(super) control: Arc<dyn ControlPath>,
@@ -226,7 +226,7 @@ impl Book {
         }
         let Some(Batched { of, nbytes }) = self.batches.remove(token) else { return };
         let part_idx = match of {
-            Of::Lone(lone) => return self.lone_ended(lone, result, now_ns),
+            Of::Lone(lone) => return self.lone_ended(lone, nbytes, result, now_ns),
             Of::Part(part) => part,
         };
         let Some(part) = self.parts.get_mut(part_idx) else { return };

@@ -1,14 +1,14 @@
 //! Operations with several peers: what is kept of the legs that NICs carry.
 //!
 //! ```text
-//! operation ─ Fan ─┬─ Posted ─ Held: the region of the peer's that it goes into
-//!                  └─ Posted ─ Held
+//! operation ─ Fan ─┬─ Posted ─ the binding of the region that it goes into
+//!                  └─ Posted
 //! ```
 //!
 //! A leg that fits one work request, on a rail where nothing waits, is posted from
-//! what its submitter lends. All that is counted for it is counted here, with the
-//! NICs in hand and without atomics: how many legs of an operation, and how many
-//! into a region, have not ended. That is what [`Book::let_go`] promises by.
+//! what its submitter lends. All that is kept of it is kept here, with the NICs in
+//! hand and without atomics: of which operation it is, and into which region it
+//! goes. That is what [`Book::let_go`] promises by.
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -39,18 +39,12 @@ pub(super) struct Posted {
     peer: PeerIdx,
     path: u32,
     rail: u32,
+    nbytes: u32,
     /// Where it goes; none for an immediate alone.
     held: Option<u32>,
     has_failed: bool,
     /// The receiver is told that its count will never come.
     is_lost: bool,
-}
-
-/// A region of a peer's, as long as a leg may go into it.
-pub(super) struct Held {
-    binding: Arc<Binding>,
-    /// Legs that have not ended.
-    under_way: u32,
 }
 
 /// Where the legs of an operation come from, as each NIC knows it once that was asked.
@@ -102,7 +96,7 @@ impl Book {
         };
         let write = leg.write.as_ref().map(|(binding, extent)| (&***binding, extent));
         let at = (leg.link, LEG | self.legs.next());
-        let Some((rail, _)) = self.post_once(nics, |nic_no| sources.by_nic[nic_no], at, write, spread.imm) else {
+        let Some((rail, nbytes)) = self.post_once(nics, |nic_no| sources.by_nic[nic_no], at, write, spread.imm) else {
             return false;
         };
         let fan = *fan.get_or_insert_with(|| {
@@ -112,11 +106,8 @@ impl Book {
         if let Some(fan) = self.fans.get_mut(fan) {
             fan.num_left += 1;
         }
-        if let (Some(held), Some(path)) = (held, self.paths.get_mut(leg.link)) {
-            path.held.get_mut(held).into_iter().for_each(|held| held.under_way += 1);
-        }
-        let (id, peer, path, rail) = (leg.id, leg.peer, leg.link, rail as u32);
-        self.legs.insert(Posted { id, fan, peer, path, rail, held, has_failed: false, is_lost: false });
+        let (id, peer, path, rail, nbytes) = (leg.id, leg.peer, leg.link, rail as u32, nbytes as u32);
+        self.legs.insert(Posted { id, fan, peer, path, rail, nbytes, held, has_failed: false, is_lost: false });
         true
     }
 
@@ -129,15 +120,15 @@ impl Book {
         let mut refusal = None;
         let mut has_more = false;
         if let Some(path) = self.paths.get_mut(leg.path) {
-            if let Some(held) = leg.held.and_then(|held| path.held.get_mut(held)) {
-                held.under_way -= 1;
-                refusal = result.err().and_then(|_| held.binding.refusal());
+            if let (Err(_), Some(held)) = (result, leg.held) {
+                refusal = path.held.get(held).and_then(|binding| binding.refusal());
             }
             has_more = path.rails.get_mut(rail_no).is_some_and(|rail| {
                 rail.under_way -= 1;
                 rail.has_more()
             });
             let nic = path.stats.nic(rail_no);
+            nic.sent_alone(leg.nbytes.into());
             nic.latency.record_alone(now_ns.saturating_sub(fan.ticket.submitted_ns()));
             if leg.has_failed || result.is_err() {
                 // ORDERING: statistics.
@@ -196,19 +187,19 @@ impl Book {
 
     /// Legs may go into that region from now on; its number there.
     pub(super) fn hold(&mut self, path: u32, binding: &Arc<Binding>) -> u32 {
-        let held = Held { binding: Arc::clone(binding), under_way: 0 };
-        self.paths.get_mut(path).map_or(u32::MAX, |path| path.held.insert(held))
+        self.paths.get_mut(path).map_or(u32::MAX, |path| path.held.insert(Arc::clone(binding)))
     }
 
     /// The region was taken back, and its bindings say so: true when no leg with that
     /// key is under way. None comes any more, for who posts looks at the binding while
     /// it has the NICs.
-    pub(super) fn let_go(&mut self, path: u32, region: u64, key: u64) -> bool {
-        let Some(path) = self.paths.get_mut(path) else { return true };
-        let is_it = |held: &Held| (held.binding.region, held.binding.key) == (region, key);
+    pub(super) fn let_go(&mut self, path_idx: u32, region: u64, key: u64) -> bool {
+        let Self { paths, legs, .. } = self;
+        let Some(path) = paths.get_mut(path_idx) else { return true };
+        let is_it = |binding: &Binding| (binding.region, binding.key) == (region, key);
         let matching: Vec<u32> = path.held.iter().filter(|(_, held)| is_it(held)).map(|(idx, _)| idx).collect();
-        let is_idle = |idx: &u32| path.held.get(*idx).is_none_or(|held| held.under_way == 0);
-        if !matching.iter().all(is_idle) {
+        let goes_there = |leg: &Posted| leg.path == path_idx && leg.held.is_some_and(|held| matching.contains(&held));
+        if !matching.is_empty() && legs.iter().any(|(_, leg)| goes_there(leg)) {
             return false;
         }
         matching.into_iter().for_each(|idx| drop(path.held.remove(idx)));

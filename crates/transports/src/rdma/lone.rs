@@ -86,13 +86,12 @@ impl Book {
         }
         rail.under_way += 1;
         path.rota.took(rail_no);
-        path.stats.nic(rail_no).sent_alone(nbytes);
         Some((rail_no, nbytes))
     }
 
     /// The batch that was all of an operation has ended.
     #[inline]
-    pub(super) fn lone_ended(&mut self, lone: Lone, result: Result<(), Fault>, now_ns: u64) {
+    pub(super) fn lone_ended(&mut self, lone: Lone, nbytes: u64, result: Result<(), Fault>, now_ns: u64) {
         let Lone { stub, path: path_idx, rail: rail_no } = lone;
         let result = result.map_err(|fault| failure_of(fault, || stub.refusal()));
         if let Some(path) = self.paths.get_mut(path_idx) {
@@ -101,6 +100,7 @@ impl Book {
                 rail.has_more()
             });
             let nic = path.stats.nic(rail_no);
+            nic.sent_alone(nbytes);
             nic.latency.record_alone(now_ns.saturating_sub(stub.submitted_ns()));
             if result.is_err() || stub.has_failed() {
                 // ORDERING: statistics.
