@@ -72,6 +72,9 @@ def revoke_async(
 
 def on_done(transfer: _core.Transfer, callback: Callable[[_core.Transfer], object]) -> None:
     """`Transfer.on_done`: hand the callback to the callback thread of the transfer's engine."""
+    if not callable(callback):
+        msg = f"`on_done` calls a function with the transfer; given a {type(callback).__name__}"
+        raise TypeError(msg)
     engine = transfer._engine
     if not isinstance(engine, Engine):
         msg = f"`on_done` needs an `anyfabric.Engine`; this transfer belongs to a {type(engine).__name__}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from anyfabric import _asyncio, _core, config, memory
 from anyfabric._service import Service
+from anyfabric.pages import not_pages
 from anyfabric.path import Path
 
 if TYPE_CHECKING:
@@ -194,7 +195,12 @@ class Engine(_core.Engine):
         Fails: As `write`.
         Ordering: none, neither between transfers nor between the pages of one.
         """
-        return self._write_pages(src.memory, src.native, dst.memory, dst.native, imm, verify, timeout_s)
+        try:
+            region, src_pages = src.memory, src.native
+            remote, dst_pages = dst.memory, dst.native
+        except AttributeError:
+            raise not_pages(src, dst) from None
+        return self._write_pages(region, src_pages, remote, dst_pages, imm, verify, timeout_s)
 
     def scatter(
         self,

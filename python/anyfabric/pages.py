@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from anyfabric._core import Descriptor, Region, RemoteSlice, Slice
 
-__all__ = ["Pages", "Target", "Write", "WritePages"]
+__all__ = ["Pages", "Target", "Write", "WritePages", "not_pages"]
 
 Memory = TypeVar("Memory", "Region", "Descriptor")
 
@@ -112,6 +112,12 @@ class WritePages:
     src: Pages[Region]
     dst: Pages[Descriptor]
     imm: int | None = None
+
+
+def not_pages(*given: object) -> TypeError:
+    """The error of whoever gave a region, say, where pages of it belong."""
+    kinds = " and ".join(_kind(value) for value in given)
+    return TypeError(f"expected `Pages` of a region and of a descriptor; given {kinds}")
 
 
 def _as_indices(given: Any) -> npt.NDArray[np.uint32]:

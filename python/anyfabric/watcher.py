@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anyfabric.pages import Write, WritePages
+from anyfabric.pages import Write, WritePages, not_pages
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -74,9 +74,12 @@ def watcher_at(watcher: Watcher, value: int, operation: Write | WritePages) -> T
     """
     if isinstance(operation, WritePages):
         src, dst = operation.src, operation.dst
-        transfer = watcher._at_write_pages(
-            value, src.memory, src.native, dst.memory, dst.native, operation.imm
-        )
+        try:
+            region, src_pages = src.memory, src.native
+            remote, dst_pages = dst.memory, dst.native
+        except AttributeError:
+            raise not_pages(src, dst) from None
+        transfer = watcher._at_write_pages(value, region, src_pages, remote, dst_pages, operation.imm)
     elif isinstance(operation, Write):  # pyright: ignore[reportUnnecessaryIsInstance]
         transfer = watcher._at_write(value, operation.src, operation.dst, operation.imm)
     else:

@@ -81,6 +81,8 @@ def test_everything_is_checked_at_once(engine, moved):
             watcher.at(wrong, af.Write(src, remote))
     with pytest.raises(TypeError, match="`Write` or a `WritePages`"):
         watcher.at(1, src)
+    with pytest.raises(TypeError, match="expected `Pages` of"):
+        watcher.at(1, af.WritePages(src, remote))
 
 
 def test_closing_cancels_what_has_not_fired(engine, moved):
