@@ -20,6 +20,8 @@ Importing does nothing but define names: no thread, no environment, no log handl
 go to the logger `"anyfabric"`.
 """
 
+# The hooks make the errors: they must be there before the first one, which may be that no file can be opened.
+from anyfabric import _hooks as _hooks
 from anyfabric._core import (
     Address,
     Counter,

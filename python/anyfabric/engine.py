@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from anyfabric import _asyncio, _core, config, memory
 from anyfabric._service import Service
+from anyfabric.errors import ResourceExhausted
 from anyfabric.pages import not_pages
 from anyfabric.path import Path
 
@@ -140,7 +141,12 @@ class Engine(_core.Engine):
         return self
 
     def _serve_callbacks(self) -> None:
-        self._callback_service = Service(self)
+        try:
+            self._callback_service = Service(self)
+        except RuntimeError as cause:  # what `threading` says when there is no room for a thread
+            self._close(0.0)
+            msg = f"the callback thread: {cause}: no thread is left, or no memory; see ulimit -u"
+            raise ResourceExhausted(msg, operation="start") from cause
         weakref.finalize(self, self._callback_service.stop).atexit = False
         _close_at_exit(self)
 

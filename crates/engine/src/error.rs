@@ -133,7 +133,9 @@ impl Error {
             Some(libc::EMFILE | libc::ENFILE) => {
                 (Code::ResourceExhausted, ": no file descriptor is left; raise the limit (ulimit -n)")
             }
-            Some(libc::ENOMEM | libc::ENOSPC | libc::EAGAIN) => (Code::ResourceExhausted, ": no memory is left"),
+            Some(libc::ENOMEM | libc::ENOSPC) => (Code::ResourceExhausted, ": no memory is left"),
+            Some(libc::EAGAIN) => (Code::ResourceExhausted, ": no thread is left, or no memory; see ulimit -u"),
+            Some(libc::EFBIG) => (Code::ResourceExhausted, ": files may not be so large; raise the limit (ulimit -f)"),
             _ => (Code::InvalidArgument, ""),
         };
         Self::new(code, format!("{what}: {error}{hint}"))

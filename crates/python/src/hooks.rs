@@ -1,5 +1,6 @@
-//! Calls into `anyfabric._hooks`, which is imported on first use: the package
-//! is not there yet while this module is imported.
+//! Calls into `anyfabric._hooks`, which is looked up on first use: the package
+//! is not there yet while this module is imported. It imports the hooks itself, so
+//! that a process that can open no file any more is told so.
 
 use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
