@@ -447,7 +447,8 @@ impl Nic for FabricNic {
 
     fn arm(&mut self) -> bool {
         let is_idle = self.reports.is_empty() && self.announcements.is_empty() && self.reposts.is_empty();
-        is_idle && self.queue.may_wait()
+        // That an endpoint takes more again is no event.
+        is_idle && self.unsettled == 0 && self.queue.may_wait()
     }
 }
 

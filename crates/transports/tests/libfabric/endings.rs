@@ -21,6 +21,25 @@ fn a_provider_that_lets_nobody_wait_is_asked_again() {
     );
 }
 
+/// No event says that a full queue has room again.
+#[test]
+fn what_a_provider_did_not_take_is_tried_again() {
+    with(
+        |fake| fake.has_trywait = 1,
+        |copy, mut pair| {
+            copy.get().again_every = 1;
+            assert_eq!(pair.here.signal(pair.rail, 1, 1), Ok(false));
+            assert!(!pair.here.arm());
+            copy.get().again_every = 0;
+            pair.poll();
+            assert_eq!(pair.here.signal(pair.rail, 1, 1), Ok(true));
+            pair.until("its end", |pair| pair.seen.result(1).is_some());
+            (0..3).for_each(|_| pair.poll());
+            assert!(pair.here.arm(), "nothing is left to try");
+        },
+    );
+}
+
 /// Peers are told that it has arrived until the very moment at which the endpoint is no more.
 #[test]
 fn what_came_while_an_endpoint_was_closed_counts() {

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -106,6 +106,15 @@ impl Copy {
     pub(crate) fn get(&mut self) -> &mut Fake {
         // SAFETY: exported by the library, used by one thread, and alive for good.
         unsafe { &mut *self.fake }
+    }
+
+    /// The field at that offset of [`Fake`], while engines use the library.
+    #[allow(dead_code, reason = "for tests of engines, which share this file")]
+    pub(crate) fn field(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset < std::mem::offset_of!(Fake, provider));
+        // SAFETY: one of its numbers, checked above, aligned and alive for good; others look at it, and change it, as at
+        // any word of theirs.
+        unsafe { AtomicU64::from_ptr(self.fake.cast::<u64>().add(offset / 8)) }
     }
 
     pub(crate) fn path(&self) -> &Path {
