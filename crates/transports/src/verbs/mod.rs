@@ -6,9 +6,9 @@
 //! reliable connected queue pairs: one for writes and immediates, one for
 //! messages, so that neither uses up the other's receives.
 //!
-//! Memory, for 1024 peers and 4 NICs: a queue pair for writes has room for 256
-//! work requests and one for messages for 16, together about 50 KiB of locked
-//! memory on ConnectX, so 200 MiB, and 400 MiB with 8 NICs; completion queue,
+//! Memory, for 1024 peers and 4 NICs: a queue pair for writes has room for 128
+//! work requests and one for messages for 16, together about 28 KiB of locked
+//! memory on ConnectX, so 112 MiB, and 224 MiB with 8 NICs; completion queue,
 //! receive queues and message buffers are a NIC's, about 4 MiB each, however many
 //! peers there are. A path has as many rails as the side with more NICs: one NIC
 //! here and eight there take as much as eight and eight.
