@@ -14,6 +14,8 @@ pub struct Recipients {
     /// In the order in which they were named, a peer for each of its targets; from `num` on those of operations before.
     list: Vec<Recipient>,
     num: usize,
+    /// So many, from the first on, are known to come in the order of the peers.
+    num_in_order: usize,
     /// Each peer once, in the order of the peers; empty where the list is that.
     awaited: Vec<Awaited>,
 }
@@ -46,10 +48,20 @@ impl Recipients {
                 known.nbytes = nbytes;
                 *known.parts.get_mut() = 1;
             }
-            Some(other) => *other = Recipient::new(peer, stats, nbytes),
-            None => self.list.push(Recipient::new(peer, stats, nbytes)),
+            _ => self.name(peer, stats, nbytes),
         }
         self.num += 1;
+    }
+
+    /// One who was not in that place before.
+    #[inline(never)]
+    fn name(&mut self, peer: PeerIdx, stats: &Arc<OperationStats>, nbytes: u64) {
+        self.num_in_order = self.num_in_order.min(self.num);
+        let recipient = Recipient { peer, parts: AtomicU32::new(1), nbytes, stats: Arc::clone(stats) };
+        match self.list.get_mut(self.num) {
+            Some(other) => *other = recipient,
+            None => self.list.push(recipient),
+        }
     }
 
     /// Names nobody.
@@ -78,9 +90,13 @@ impl Recipients {
 
     /// All are named: notes what is awaited of whom, before any part is submitted.
     pub(crate) fn await_parts(&mut self) {
-        let Self { list, num, awaited } = self;
+        let Self { list, num, num_in_order, awaited } = self;
         awaited.clear();
+        if *num <= *num_in_order {
+            return;
+        }
         if list[..*num].is_sorted_by(|recipient, next| recipient.peer < next.peer) {
+            *num_in_order = *num;
             return;
         }
         let of = |(at, recipient): (usize, &Recipient)| {
@@ -157,11 +173,5 @@ impl Recipients {
         } else {
             self.awaited.iter().for_each(|awaited| note(&list[awaited.at].stats, awaited.nbytes));
         }
-    }
-}
-
-impl Recipient {
-    fn new(peer: PeerIdx, stats: &Arc<OperationStats>, nbytes: u64) -> Self {
-        Self { peer, parts: AtomicU32::new(1), nbytes, stats: Arc::clone(stats) }
     }
 }

@@ -143,3 +143,30 @@ fn statistics_say_what_became_of_it() {
         assert_eq!(stats.latency.count(), ROUNDS - num_failed);
     }
 }
+
+/// Tickets and their lists are used again, for operations with other peers, in another order, and several at one.
+#[test]
+fn lists_of_peers_are_used_again() {
+    let stats = [(); 4].map(|()| Arc::<OperationStats>::default());
+    let (office, mut recipients) = (office(), Recipients::default());
+    let mut ticket = ticket(&office, 1);
+    let orders: [&[u32]; 9] =
+        [&[0, 1, 2], &[0, 1], &[0, 1, 2], &[2, 1, 0], &[2, 1, 0], &[2], &[2, 1], &[0, 3, 3, 1], &[0, 1, 2, 3]];
+    // Twice each list of the ticket's two goes round.
+    for order in orders.iter().flat_map(|order| [order; 2]) {
+        ticket.renew(Terms { num_parts: order.len() as u32, ..Terms::default() });
+        order.iter().for_each(|peer| recipients.add(*peer, &stats[*peer as usize], 1));
+        ticket.set_recipients(&mut recipients);
+        let before: Vec<u64> = stats.iter().map(|stats| stats.num_ended()).collect();
+        ticket.part_ended_at(order[0], Ok(()));
+        ticket.fail(Failure::Cancelled);
+        let mut missing = order[1..].to_vec();
+        missing.sort_unstable();
+        missing.dedup();
+        assert_eq!(ticket.unfinished().0, missing, "of {order:?}");
+        let ended = stats.iter().zip(before).map(|(stats, before)| stats.num_ended() - before);
+        assert!((0..).zip(ended).all(|(peer, num)| num == u64::from(order.contains(&peer))), "each once: {order:?}");
+        order[1..].iter().for_each(|peer| ticket.part_ended_at(*peer, Ok(())));
+        assert!(ticket.has_quiesced());
+    }
+}
