@@ -27,7 +27,10 @@ pub(crate) fn check_target(
     if !(fits(*src_offset, src.nbytes()) && fits(*dst_offset, remote.nbytes())) {
         return Err(does_not_fit(src, idx, target));
     }
-    group.map_or(Ok(()), |group| check_member(group, idx, remote.address()))
+    if let Some(group) = group {
+        check_member(group, idx, remote.address())?;
+    }
+    Ok(())
 }
 
 #[cold]

@@ -20,17 +20,18 @@ use crate::heartbeat::Heartbeat;
 use crate::submit::Prepared;
 use crate::wait::FRESH_NS;
 
-/// One incarnation of another engine; what an operation looks at comes first.
-#[repr(C)]
+/// One incarnation of another engine; what an operation looks at comes first: before it begins in one line of the
+/// cache, on its way in the next.
+#[repr(C, align(64))]
 pub(crate) struct Peer {
     pub(crate) idx: PeerIdx,
     /// The peer keeps no more arrivals that nobody waits for.
     pub(crate) refuses_early: AtomicBool,
     has_waiting: AtomicBool,
-    lost: OnceLock<Failure>,
-    link: OnceLock<Chosen>,
     /// Of the user with this peer.
     pub(crate) operations: Arc<OperationStats>,
+    lost: OnceLock<Failure>,
+    link: OnceLock<Chosen>,
     pub(crate) base: Base,
     /// When it was last seen to have said nothing that nobody has read.
     silent_ns: AtomicU64,

@@ -18,11 +18,13 @@ pub struct Remote {
     pub(crate) shared: Arc<RemoteShared>,
 }
 
+/// What an operation looks at comes first, in one line of the cache.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct RemoteShared {
-    pub(crate) descriptor: Descriptor,
     /// How one engine reaches it; other engines of this process look it up.
     route: OnceLock<Route>,
+    pub(crate) descriptor: Descriptor,
 }
 
 /// Found once, used for every operation.

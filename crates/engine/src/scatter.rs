@@ -62,19 +62,21 @@ impl Engine {
             check_target(src, (idx, target), group)?;
             nbytes = nbytes.saturating_add(target.nbytes);
             let remote = &target.remote.shared;
-            match remote.route(inner) {
+            let found;
+            let peer = match remote.route(inner) {
                 Some(Route { peer, .. }) => {
                     if imm.is_some() {
                         inner.check_counted(peer, about_all)?;
                     }
-                    entry.recipients.add(peer.idx, &peer.operations, target.nbytes);
+                    peer
                 }
                 None => {
-                    let peer = self.peer(target.remote.address(), imm, &about_all())?;
-                    remote.find_route(inner, &peer);
-                    entry.recipients.add(peer.idx, &peer.operations, target.nbytes);
+                    found = self.peer(target.remote.address(), imm, &about_all())?;
+                    remote.find_route(inner, &found);
+                    &found
                 }
-            }
+            };
+            entry.recipients.add(peer.idx, &peer.operations, target.nbytes);
         }
         let about = About { peer: entry.recipients.only().and_then(|peer| inner.peer(peer)), ..about(nbytes) };
         if targets.is_empty() {
