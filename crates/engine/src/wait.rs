@@ -27,8 +27,10 @@ use crate::Polling;
 #[derive(Default)]
 pub(crate) struct Presence {
     worker: OnceLock<Thread>,
-    /// When a user thread last drove.
+    /// When a user thread that drove last looked at the clock.
     driven_ns: AtomicU64,
+    /// A user thread has driven since the worker last asked: one that is soon done does not look at the clock again.
+    has_driven: AtomicBool,
     /// When the driver last began to read what descriptors had to say, and has finished since.
     listened_ns: AtomicU64,
     /// Something that was read is being understood.
@@ -66,6 +68,15 @@ impl Presence {
 
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
+    }
+
+    /// When a user thread drove last, as far as is known at that time.
+    fn driven_until(&self, now_ns: u64) -> u64 {
+        // ORDERING: hints.
+        if self.has_driven.swap(false, Ordering::Relaxed) {
+            self.driven_ns.store(now_ns, Ordering::Relaxed);
+        }
+        self.driven_ns.load(Ordering::Relaxed)
     }
 
     /// The driver has read what there was from that time on.
@@ -128,8 +139,8 @@ impl Inner {
                 Some(mut driver) => {
                     // ORDERING: a hint.
                     self.presence.wanted.store(false, Ordering::Relaxed);
-                    let spin_end = if busy { until_ns } else { spin_until_ns.min(until_ns) };
-                    match self.drive(&mut driver, now_ns, spin_end, &done) {
+                    let span = Span { spin_until_ns: if busy { until_ns } else { spin_until_ns }, until_ns };
+                    match self.drive(&mut driver, now_ns, span, &done) {
                         Driven::Done => return true,
                         Driven::SpinOver(now_ns) if now_ns >= until_ns => return done(),
                         Driven::SpinOver(now_ns) => self.block_in_epoll(driver, until_ns, now_ns, &done, &patience),
@@ -166,8 +177,7 @@ impl Inner {
             // ORDERING: a hint for the worker.
             self.presence.driven_ns.store(now_ns, Ordering::Relaxed);
             self.poll_links(&mut driver);
-            self.poll_descriptors(&mut driver, Duration::ZERO);
-            self.presence.listened(now_ns);
+            self.listen(&mut driver, now_ns);
             self.tick(&mut driver, now_ns);
         }
     }
@@ -233,10 +243,14 @@ impl Inner {
         try_lock(&self.driver)
     }
 
-    fn drive(&self, driver: &mut Driver, now_ns: u64, spin_end_ns: u64, done: &impl Fn() -> bool) -> Driven {
+    fn drive(&self, driver: &mut Driver, now_ns: u64, span: Span, done: &impl Fn() -> bool) -> Driven {
         // While we poll nobody needs to kick.
         self.doorbell.set_worker_blocked(false);
-        let driven = self.spin(driver, now_ns, spin_end_ns, done);
+        let driven = self.spin(driver, now_ns, span, done);
+        if matches!(driven, Driven::Done) {
+            // ORDERING: a hint for the worker.
+            self.presence.has_driven.store(true, Ordering::Relaxed);
+        }
         // ORDERING: the worker in epoll must be kicked again from now on; then look once more for what came between.
         if self.presence.worker_blocked.load(Ordering::SeqCst) {
             self.doorbell.set_worker_blocked(true);
@@ -245,30 +259,43 @@ impl Inner {
         driven
     }
 
-    fn spin(&self, driver: &mut Driver, mut now_ns: u64, spin_end_ns: u64, done: &impl Fn() -> bool) -> Driven {
-        let yield_from_ns = now_ns + YIELD_NS;
+    fn spin(&self, driver: &mut Driver, mut now_ns: u64, mut span: Span, done: &impl Fn() -> bool) -> Driven {
+        let mut yield_from_ns = now_ns + YIELD_NS;
+        // Whose waits are all soon done never comes to the end of a round, and the worker steps aside for it.
+        if !self.presence.has_listened(now_ns) {
+            self.listen(driver, now_ns);
+            self.tick(driver, now_ns);
+        }
         loop {
             // ORDERING: a hint for the worker.
             self.presence.driven_ns.store(now_ns, Ordering::Relaxed);
             // Streams bring their news through descriptors only.
             let turns = if self.uses_streams() { 1 } else { TURNS };
+            let mut has_moved = false;
             for _ in 0..turns {
                 let moved = self.poll_links(driver);
                 if done() {
                     return Driven::Done;
                 }
+                has_moved |= moved;
                 if !moved {
                     std::hint::spin_loop();
                 }
             }
-            self.poll_descriptors(driver, Duration::ZERO);
-            self.presence.listened(now_ns);
+            has_moved |= self.listen(driver, now_ns);
             now_ns = self.clock.now_ns();
             self.tick(driver, now_ns);
             if done() {
                 return Driven::Done;
             }
-            if now_ns >= spin_end_ns {
+            if has_moved && self.uses_streams() {
+                // Who moves bytes does not spin. Blocked halfway it would leave the rest to the worker, on the core that
+                // the peer needs.
+                // MEASURED: benchmarks/records/turns-20261122-053200, pages over tcp; docs/decisions/0020.
+                span.spin_until_ns = span.spin_until_ns.max(now_ns + SPIN_NS);
+                yield_from_ns = now_ns + YIELD_NS;
+            }
+            if now_ns >= span.spin_until_ns.min(span.until_ns) {
                 return Driven::SpinOver(now_ns);
             }
             if now_ns >= yield_from_ns && self.config.polling == Polling::Adaptive {
@@ -276,6 +303,13 @@ impl Inner {
                 std::thread::yield_now();
             }
         }
+    }
+
+    /// Acts upon what descriptors have to say at that time; true when there was something.
+    fn listen(&self, driver: &mut Driver, now_ns: u64) -> bool {
+        let some = self.poll_descriptors(driver, Duration::ZERO);
+        self.presence.listened(now_ns);
+        some
     }
 
     /// Blocks with the driver in our hands, when the worker is not in epoll;
@@ -349,6 +383,8 @@ impl Inner {
         let nobody =
             !self.presence.worker_blocked.load(Ordering::SeqCst) && !self.presence.user_blocked.load(Ordering::SeqCst);
         if nobody {
+            // ORDERING: hints for the worker, which is woken after them.
+            self.presence.has_driven.store(false, Ordering::Relaxed);
             self.presence.driven_ns.store(0, Ordering::Relaxed);
             self.presence.wake_worker();
         }
@@ -365,6 +401,15 @@ impl Inner {
 enum Driven {
     Done,
     SpinOver(u64),
+}
+
+/// How long a thread that drives goes on.
+#[derive(Clone, Copy)]
+struct Span {
+    /// Until then, unless something moves meanwhile.
+    spin_until_ns: u64,
+    /// In any case no longer.
+    until_ns: u64,
 }
 
 /// How long a waiting thread spins before it blocks: longer than it takes a
@@ -384,3 +429,17 @@ const TURNS: usize = 32;
 const NAP: Duration = Duration::from_millis(50);
 /// Milliseconds that a closing engine waits for the driver.
 const STOP_TRIES: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The worker that looks after a long call finds that somebody drives, although the clock was not looked at.
+    #[test]
+    fn who_has_driven_since_the_last_look_is_not_gone() {
+        let presence = Presence::default();
+        assert_eq!(presence.driven_until(5), 0);
+        presence.has_driven.store(true, Ordering::Relaxed);
+        assert_eq!((presence.driven_until(7), presence.driven_until(9)), (7, 7));
+    }
+}

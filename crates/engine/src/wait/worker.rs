@@ -43,8 +43,7 @@ impl Inner {
             }
             has_offered = false;
             let now_ns = self.clock.now_ns();
-            // ORDERING: a hint.
-            let driven_ns = self.presence.driven_ns.load(Ordering::Relaxed);
+            let driven_ns = self.presence.driven_until(now_ns);
             news_ns = news_ns.max(driven_ns);
             let undriven_ns = now_ns.saturating_sub(driven_ns);
             if undriven_ns < nanos(LEASE) {
@@ -56,16 +55,14 @@ impl Inner {
             let moved = self.poll_links(&mut driver);
             self.tick(&mut driver, now_ns);
             if busy {
-                self.poll_descriptors(&mut driver, Duration::ZERO);
-                self.presence.listened(now_ns);
+                self.listen(&mut driver, now_ns);
                 drop(driver);
                 std::hint::spin_loop();
                 continue;
             }
             if moved {
                 news_ns = now_ns;
-                self.poll_descriptors(&mut driver, Duration::ZERO);
-                self.presence.listened(now_ns);
+                self.listen(&mut driver, now_ns);
                 if undriven_ns < nanos(SLICE) && self.uses_streams() {
                     drop(driver);
                     // Who drove a moment ago may have nothing else to do, and no core for it but this one.

@@ -1,0 +1,89 @@
+//! A thread that waits drives: it looks after all that the worker does, for as long as it was told to.
+
+// A test may unwrap: its panic is the report.
+#![allow(clippy::unwrap_used)]
+
+use std::net::TcpListener;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use anyfabric_engine::transports::lock;
+use anyfabric_engine::{Address, Code, Config, Engine, PageList, Region, Remote, Transfer, WriteOptions};
+
+const LONG: Duration = Duration::from_secs(40);
+
+/// Waits that are all soon done leave the worker no turn: they look after deadlines, and all else that time brings.
+#[test]
+fn short_waits_look_after_time() {
+    let pair = Pair::new("shm", 4 * MIB);
+    // It never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody: Address = format!("af://{}/{}", silent.local_addr().unwrap(), "0f".repeat(16)).parse().unwrap();
+    let deadline = Duration::from_millis(20);
+    let mut late: Vec<_> = (0..NUM_TRIES)
+        .map(|_| {
+            let began = Instant::now();
+            let call = pair.here.start_connect(&nobody, Some(deadline)).unwrap();
+            while call.error().is_none() {
+                // More than the caller's thread places by itself, less than the worker's patience with who drives.
+                pair.write_pages(8).wait(Some(LONG)).unwrap();
+                assert!(began.elapsed() < LONG, "a deadline passed unnoticed");
+            }
+            assert_eq!(call.error().unwrap().code, Code::TransferTimeout);
+            began.elapsed() - deadline
+        })
+        .collect();
+    late.sort_unstable();
+    assert!(late[NUM_TRIES / 2] < Duration::from_millis(50), "deadlines were noticed after {late:?}");
+}
+
+/// A thread goes on for as long as it moves something, and no longer than it was told to wait.
+#[test]
+fn a_wait_ends_while_bytes_move() {
+    let pair = Pair::new("tcp", LARGE);
+    let (src, dst) = (pair.region.slice(0..LARGE).unwrap(), pair.remote.slice(0..LARGE).unwrap());
+    let ended_early = (0..NUM_TRIES).any(|_| {
+        let large = pair.here.write(&src, &dst, WriteOptions::default()).unwrap();
+        let outcome = large.wait(Some(Duration::from_millis(1)));
+        large.wait(Some(LONG)).unwrap();
+        outcome.is_err_and(|error| error.code == Code::WaitTimeout)
+    });
+    assert!(ended_early, "each of {NUM_TRIES} waits of a millisecond lasted until {LARGE} bytes had been written");
+}
+
+/// Two engines of this process, the first with a region of its own and one of the second's.
+struct Pair {
+    here: Engine,
+    region: Region,
+    remote: Remote,
+    _there: (Engine, Region),
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Pair {
+    fn new(transport: &str, nbytes: u64) -> Self {
+        let alone = lock(&ALONE);
+        // A heartbeat that came would be heard at once, whoever drives.
+        let (transports, heartbeat) = (vec![transport.to_owned()], 10 * LONG);
+        let config = || Config { transports: transports.clone(), heartbeat, ..Config::default() };
+        let (here, there) = (Engine::new(config()).unwrap(), Engine::new(config()).unwrap());
+        let (region, theirs) = (here.allocate(nbytes).unwrap(), there.allocate(nbytes).unwrap());
+        let remote = here.import(&theirs.descriptor().unwrap().encode()).unwrap();
+        here.connect(remote.address(), Some(LONG)).unwrap();
+        Self { here, region, remote, _there: (there, theirs), _alone: alone }
+    }
+
+    /// Writes so many pages of 64 KiB.
+    fn write_pages(&self, num_pages: u32) -> Transfer {
+        let pages = || PageList::new((0..num_pages).collect(), PAGE, PAGE, 0);
+        let (src, dst) = ((&self.region, pages()), (&self.remote, pages()));
+        self.here.write_pages(src, dst, WriteOptions::default()).unwrap()
+    }
+}
+
+/// The tests measure what threads of this process do to each other.
+static ALONE: Mutex<()> = Mutex::new(());
+const MIB: u64 = 1 << 20;
+const PAGE: u64 = 64 << 10;
+const LARGE: u64 = 256 * MIB;
+const NUM_TRIES: usize = 10;
