@@ -15,7 +15,7 @@ from anyfabric.demo.kv import read_prompts  # noqa: E402
 from anyfabric.demo.llm import LayerCache, Llm, Span, cache_bytes, cache_from_bytes  # noqa: E402
 from anyfabric.demo.messages import PIECE, PIECE_BYTES, Note, decode_note, encode_note  # noqa: E402
 from anyfabric.demo.prefill import StreamRequest  # noqa: E402
-from anyfabric.demo.report import paint  # noqa: E402
+from anyfabric.demo.report import paint, printable  # noqa: E402
 from anyfabric.demo.text import stories  # noqa: E402
 
 MODEL = Path(paging.__file__).parent / "model"
@@ -139,6 +139,13 @@ def test_bars_show_short_and_long_intervals():
     assert line.index(line.strip()) == 9
     assert paint([], 0, 100, 10) == " " * 10
     assert len(paint([(0, 100)], 0, 100, 7)) == 7
+
+
+def test_a_prompt_says_nothing_to_the_terminal():
+    assert (
+        printable("\x1b]0;title\x07 ä\tb\r\n\x9b31m\udcff🎉")
+        == "\ufffd]0;title\ufffd ä\tb\r\n\ufffd31m\ufffd🎉"
+    )
 
 
 def test_stories_are_the_same_for_the_same_seed():

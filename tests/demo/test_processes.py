@@ -88,3 +88,10 @@ def test_a_consequence_is_told_where_the_cause_cannot_speak(pair):
         pair.next_event(timeout_s=20)
     assert f"{killed.pid}) was killed by SIGKILL" in str(lost.value)
     assert f"{loser.pid}) failed: lost the other" in str(lost.value)
+
+
+def test_who_does_not_listen_yet_is_ended_at_once(pair, monkeypatch):
+    child = pair.start("while True: pass")
+    monkeypatch.setattr(processes, "STOP_S", 60.0)
+    pair.stop()
+    assert child.obituary() == f"the {child.role} process (pid {child.pid}) was killed by SIGTERM"

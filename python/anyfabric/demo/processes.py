@@ -193,10 +193,11 @@ class Child:
             raise ChildLostError(self.obituary())
 
     def ask_to_stop(self) -> None:
-        """Close its standard input: it has lost the command then, and exits."""
+        """Close its standard input, which it hears once it has begun to listen, and terminate it."""
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
+        self._process.terminate()
 
     def stop(self, *, timeout_s: float) -> None:
         """Wait for its end, then force it; a stopped process takes no signal but this one."""

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
     from anyfabric.demo.processes import Event
 
-__all__ = ["paint", "print_prompt", "print_summary", "to_json"]
+__all__ = ["paint", "print_prompt", "print_summary", "printable", "to_json"]
 
 BAR_CELLS = 26
 EIGHTHS = " ▏▎▍▌▋▊▉█"
+CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n\r"}
 # Both move the whole cache after the prefill.
 BASELINE_NAMES = {"socket": "raw socket", "gloo": "gloo"}
 LEGEND = (
@@ -56,9 +57,9 @@ def paint(intervals: Iterable[Sequence[float]], begin: float, end: float, cells:
 def print_prompt(console: Console, idx: int, num_prompts: int, result: Event) -> None:
     """Print one prompt: its text, what came of it, and a bar per layer."""
     console.rule(f"prompt {idx} of {num_prompts}", align="left")
-    # Raw bytes of a prompt that is no UTF-8 are shown as such.
-    prompt = result["prompt"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    console.print(Text.assemble((prompt, "dim"), (result["continuation"], "bold")))
+    console.print(
+        Text.assemble((printable(result["prompt"]), "dim"), (printable(result["continuation"]), "bold"))
+    )
     console.print()
     facts = Table.grid(padding=(0, 2))
     if result["identical"]:
@@ -87,6 +88,11 @@ def print_prompt(console: Console, idx: int, num_prompts: int, result: Event) ->
     if result["layers"]:
         console.print(_bars(result))
     console.print()
+
+
+def printable(text: str) -> str:
+    """Show what is no text as such: bytes that are no UTF-8, and characters that a terminal would obey."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").translate(CONTROLS)
 
 
 def _bars(result: Event) -> Table:
