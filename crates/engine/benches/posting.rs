@@ -6,6 +6,8 @@
 //! - `post_ns`: from the call until it returns, for each request. A call posts all that the NIC takes.
 //! - `whole_ns`: from the call until the transfer was waited for, for each request.
 //! - `first_post_ns`: from the call until the library is handed the first request.
+//! - `library_ns`: what a request takes in the library alone, called from C, for as many peers in turn as the row has; of
+//!   libfabric with its completion.
 //!
 //! With `--count` nothing is timed: all calls are made in `counted`, whose cost callgrind writes down
 //! (`--zero-before=posting::counted --dump-after=posting::counted`), and the line says how many requests these were.
@@ -58,7 +60,7 @@ fn run(fabric: &impl Fabric, (rounds, counts): (usize, bool), wanted: &[String])
     let row = "write";
     if is_wanted(row) {
         let (src, dst) = (region.slice(0..PAGE).unwrap(), peers[0].remote.slice(0..PAGE).unwrap());
-        bench.row(row, 256, |idx| here.write(&src, &dst, imm(idx)).unwrap());
+        bench.row((row, 1), 256, |idx| here.write(&src, &dst, imm(idx)).unwrap());
     }
     let random = shuffled(PAGES);
     for num_pages in [4, 64, PAGES] {
@@ -66,7 +68,7 @@ fn run(fabric: &impl Fabric, (rounds, counts): (usize, bool), wanted: &[String])
         if is_wanted(&row) {
             // Made once: what a caller does to describe its pages is the caller's.
             let list = PageList::new(random[..num_pages as usize].into(), PAGE, PAGE, 0);
-            bench.row(&row, (PAGES / num_pages).min(256) as usize, |idx| {
+            bench.row((&row, 1), (PAGES / num_pages).min(256) as usize, |idx| {
                 let dst = (&peers[0].remote, list.clone());
                 here.write_pages((&region, list.clone()), dst, imm(idx)).unwrap()
             });
@@ -75,12 +77,12 @@ fn run(fabric: &impl Fabric, (rounds, counts): (usize, bool), wanted: &[String])
     let row = "scatter_63";
     if is_wanted(row) {
         let targets: Vec<_> = peers.iter().map(Peer::target).collect();
-        bench.row(row, 16, |idx| here.scatter(&region, &targets, None, imm(idx)).unwrap());
+        bench.row((row, PEERS), 16, |idx| here.scatter(&region, &targets, None, imm(idx)).unwrap());
     }
     let row = "barrier_63";
     if is_wanted(row) {
         let addresses: Vec<Address> = peers.iter().map(|peer| peer.engine.address().clone()).collect();
-        bench.row(row, 16, |idx| here.barrier(&addresses, imm(idx).imm.unwrap(), None).unwrap());
+        bench.row((row, PEERS), 16, |idx| here.barrier(&addresses, imm(idx).imm.unwrap(), None).unwrap());
     }
 }
 
@@ -93,9 +95,9 @@ struct Bench<'f, F> {
 }
 
 impl<F: Fabric> Bench<'_, F> {
-    /// Runs `num_calls` calls in each of the rounds, one after the other, and prints
-    /// the medians over the rounds.
-    fn row(&self, row: &str, num_calls: usize, call: impl Fn(usize) -> Transfer) {
+    /// Runs `num_calls` calls, each to so many peers, in each of the rounds, one after
+    /// the other, and prints the medians over the rounds.
+    fn row(&self, (row, num_peers): (&str, usize), num_calls: usize, call: impl Fn(usize) -> Transfer) {
         if self.counts {
             return self.count(row, num_calls, &call);
         }
@@ -131,7 +133,7 @@ impl<F: Fabric> Bench<'_, F> {
             median(post),
             median(whole),
             median(first),
-            self.fabric.library_ns(),
+            self.fabric.library_ns(num_peers),
             self.fabric.num_requests() - in_all,
             self.rounds
         );

@@ -7,7 +7,7 @@ use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{Config, Engine};
 
 use crate::fake::Copy;
-use crate::null_nic::{knob, library, Knob};
+use crate::null_nic::{self, knob, library, Knob};
 
 /// A library, and what it has seen.
 pub(crate) trait Fabric {
@@ -25,9 +25,9 @@ pub(crate) trait Fabric {
     /// When something was posted first since then.
     fn posted_ns(&self) -> u64;
 
-    /// What the library takes for a request that it is called for from C, with its completion; 0 where the cost is that of
-    /// filling the descriptor.
-    fn library_ns(&self) -> f64;
+    /// What the library takes for a request that it is called for from C, in turn for so many peers; of libfabric with
+    /// the completion.
+    fn library_ns(&self, num_peers: usize) -> f64;
 
     fn engine(&self) -> Engine {
         Engine::new(self.config()).unwrap()
@@ -77,8 +77,8 @@ impl Fabric for Verbs {
         knob(Knob::PostedNs, None) as u64
     }
 
-    fn library_ns(&self) -> f64 {
-        0.0
+    fn library_ns(&self, num_peers: usize) -> f64 {
+        null_nic::baseline(num_peers, VERBS_DEPTH, 1 << 18)
     }
 }
 
@@ -130,10 +130,13 @@ impl Fabric for Libfabric {
         self.copy.borrow_mut().get().posted_ns
     }
 
-    fn library_ns(&self) -> f64 {
+    fn library_ns(&self, _: usize) -> f64 {
         const COUNT: u64 = 1 << 18;
         let began = std::time::Instant::now();
         self.copy.borrow().baseline(COUNT);
         began.elapsed().as_nanos() as f64 / COUNT as f64
     }
 }
+
+/// Work requests under way on a rail of verbs.
+const VERBS_DEPTH: usize = 128;

@@ -286,6 +286,44 @@ struct qp *null_nic_qp(uint32_t number) { return &all_qps[number % 65536]->qp; }
 // Bytes that a device has sent (0) or received (1), where bytes are moved.
 long null_nic_carried(int device, int way) { return carried[way][device]; }
 
+// What a post takes here, in nanoseconds, with nothing of ours around it: of one request each to so many queue pairs in
+// turn, as deep as those of an engine, whose rings pass through the caches.
+double null_nic_baseline(int num_qps, int depth, long count) {
+  struct null_cq *cq = calloc(1, sizeof *cq);
+  struct null_qp **qps = calloc((size_t)num_qps, sizeof *qps);
+  cq->mask = mask_of(CQ_DEPTH / 2);
+  for (int idx = 0; idx < num_qps; idx++) {
+    qps[idx] = aligned_alloc(64, sizeof **qps);
+    memset(qps[idx], 0, sizeof **qps);
+    qps[idx]->cq = cq;
+    qps[idx]->mask = mask_of((uint32_t)depth);
+  }
+  struct sge sge = {(uint64_t)(uintptr_t)qps, 512, 1};
+  struct send_wr wr = {.sg_list = &sge, .num_sge = 1, .opcode = 1, .send_flags = 2, .rkey = 1}, *bad;
+  // Called as through the table, not put in place.
+  int (*volatile send)(struct null_qp *, struct send_wr *, struct send_wr **) = post_send;
+  struct wc wcs[64];
+  // So many between two looks at the clock that these do not count.
+  int num_posts = num_qps > 63 ? num_qps : 63 / num_qps * num_qps;
+  long spent_ns = 0, done = 0;
+  for (; done < count; done += num_posts) {
+    struct timespec from, to;
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    for (int idx = 0; idx < num_posts; idx++) {
+      wr.wr_id = (uint64_t)(done + idx);
+      wr.remote_addr = 512 * wr.wr_id;
+      send(qps[idx % num_qps], &wr, &bad);
+    }
+    clock_gettime(CLOCK_MONOTONIC, &to);
+    spent_ns += (to.tv_sec - from.tv_sec) * 1000000000l + to.tv_nsec - from.tv_nsec;
+    while (poll_cq(cq, 64, wcs) > 0) {}
+  }
+  for (int idx = 0; idx < num_qps; idx++) free(qps[idx]);
+  free(qps);
+  free(cq);
+  return (double)spent_ns / (double)done;
+}
+
 // ---- the functions ------------------------------------------------------------------------------
 
 void **ibv_get_device_list(int *count) {

@@ -119,6 +119,15 @@ pub(crate) fn carried() -> [[i64; 8]; 2] {
     [0, 1].map(|way| std::array::from_fn(|device| carried(device as c_int, way)))
 }
 
+/// What it takes for a request by itself, in nanoseconds: posted to so many queue pairs in turn, of that depth.
+#[allow(dead_code, reason = "as above")]
+pub(crate) fn baseline(num_qps: usize, depth: usize, count: usize) -> f64 {
+    // SAFETY: the library's function has this type; it uses queue pairs of its own.
+    let baseline: extern "C" fn(c_int, c_int, c_long) -> f64 =
+        unsafe { std::mem::transmute(symbol("null_nic_baseline")) };
+    baseline(num_qps as c_int, depth as c_int, count as c_long)
+}
+
 /// Waits for what comes by itself.
 #[allow(dead_code, reason = "as above")]
 pub(crate) fn eventually(what: &str, is_true: impl Fn() -> bool) {
