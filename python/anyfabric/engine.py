@@ -156,8 +156,9 @@ class Engine(_core.Engine):
         Args:
             array: numpy array, torch tensor, or an object that speaks DLPack, the buffer protocol or
                 `__cuda_array_interface__`; in host memory or on a CUDA GPU; C-contiguous. The region
-                keeps it alive until it is closed and its last transfer has quiesced. The storage of a tensor
-                must not be resized meanwhile.
+                keeps it alive until it is closed and its last transfer has quiesced. Meanwhile the storage of
+                a tensor must not be resized, nor the memory be taken away (the file of a mapping truncated,
+                `mprotect`): where it is copied, that ends this process, as any access of its own would.
             writable: Whether peers may be allowed to write into it.
 
         Raises:
