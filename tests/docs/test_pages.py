@@ -97,7 +97,8 @@ def test_commands_exist(words):
                 assert [path for path in (crate / folder).glob(f"{name}*") if path.stem == name]
     elif "-m" in given:
         module = Path(*given["-m"].split("."))
-        assert [path for path in (ROOT, ROOT / "python") if (path / module).with_suffix(".py").exists()]
+        files = (module.with_suffix(".py"), module / "__main__.py")
+        assert [file for file in files if (ROOT / file).exists() or (ROOT / "python" / file).exists()]
     else:
         assert Path(program).name in {"python", "python3"}
         assert "NAME" in rest[0] or (ROOT / rest[0]).exists()
