@@ -51,6 +51,10 @@ impl State {
 
     #[inline]
     pub(super) fn add(&self, quarters: u64, doorbell: &Doorbell) {
+        // Of a split write only the part that makes it whole is news.
+        if quarters == 0 {
+            return;
+        }
         // ORDERING: release the bytes, which the transport has made visible to this thread; and the fence before the
         // looks for waiters and sleepers.
         self.quarters.fetch_add(quarters, Ordering::SeqCst);
