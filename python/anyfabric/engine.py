@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from anyfabric import _asyncio, _core, config, memory
 from anyfabric._service import Service
 from anyfabric.errors import ResourceExhausted
-from anyfabric.pages import not_pages
+from anyfabric.pages import operands
 from anyfabric.path import Path
 
 if TYPE_CHECKING:
@@ -202,12 +202,7 @@ class Engine(_core.Engine):
         Fails: As `write`.
         Ordering: none, neither between transfers nor between the pages of one.
         """
-        try:
-            region, src_pages = src.memory, src.native
-            remote, dst_pages = dst.memory, dst.native
-        except AttributeError:
-            raise not_pages(src, dst) from None
-        return self._write_pages(region, src_pages, remote, dst_pages, imm, verify, timeout_s)
+        return self._write_pages(*operands(src, dst), imm, verify, timeout_s)
 
     def scatter(
         self,

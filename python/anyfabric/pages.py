@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from anyfabric._core import Descriptor, Region, RemoteSlice, Slice
 
-__all__ = ["Pages", "Target", "Write", "WritePages", "not_pages"]
+__all__ = ["Pages", "Target", "Write", "WritePages", "operands"]
 
 Memory = TypeVar("Memory", "Region", "Descriptor")
+Native = tuple[int, int, int, int, int]
 
 MAX_INDEX = 2**32 - 1
 MAX_BYTES = 2**64 - 1
@@ -51,7 +52,7 @@ class Pages(Generic[Memory]):
     page_bytes: int
     stride: int | None = None
     offset: int = 0
-    native: tuple[int, int, int, int, int] = field(init=False, repr=False)
+    native: Native = field(init=False, repr=False)
     """`(indices_address, num_pages, page_bytes, stride, offset)`, as native code takes it."""
 
     def __post_init__(self) -> None:
@@ -114,10 +115,17 @@ class WritePages:
     imm: int | None = None
 
 
-def not_pages(*given: object) -> TypeError:
-    """The error of whoever gave a region, say, where pages of it belong."""
-    kinds = " and ".join(_kind(value) for value in given)
-    return TypeError(f"expected `Pages` of a region and of a descriptor; given {kinds}")
+def operands(src: Pages[Region], dst: Pages[Descriptor]) -> tuple[Region, Native, Descriptor, Native]:
+    """Both sides of a write of pages, as native code takes them.
+
+    Raises:
+        TypeError: One of them is a region, say, and not pages of it.
+    """
+    try:
+        return src.memory, src.native, dst.memory, dst.native
+    except AttributeError:
+        msg = f"expected `Pages` of a region and of a descriptor; given {_kind(src)} and {_kind(dst)}"
+        raise TypeError(msg) from None
 
 
 def _as_indices(given: Any) -> npt.NDArray[np.uint32]:

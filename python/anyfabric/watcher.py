@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anyfabric.pages import Write, WritePages, not_pages
+from anyfabric.pages import Write, WritePages, operands
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -73,13 +73,7 @@ def watcher_at(watcher: Watcher, value: int, operation: Write | WritePages) -> T
         TypeError: `operation` is neither a `Write` nor a `WritePages`.
     """
     if isinstance(operation, WritePages):
-        src, dst = operation.src, operation.dst
-        try:
-            region, src_pages = src.memory, src.native
-            remote, dst_pages = dst.memory, dst.native
-        except AttributeError:
-            raise not_pages(src, dst) from None
-        transfer = watcher._at_write_pages(value, region, src_pages, remote, dst_pages, operation.imm)
+        transfer = watcher._at_write_pages(value, *operands(operation.src, operation.dst), operation.imm)
     elif isinstance(operation, Write):  # pyright: ignore[reportUnnecessaryIsInstance]
         transfer = watcher._at_write(value, operation.src, operation.dst, operation.imm)
     else:
