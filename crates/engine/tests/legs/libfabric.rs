@@ -8,9 +8,8 @@ use anyfabric_engine::transports::libfabric::FabricSettings;
 use anyfabric_engine::{Code, Config};
 
 use crate::fake::{Copy, Fake};
-use crate::star::{Star, IMM, LONG, NBYTES, NUM_PEERS, OTHER_IMM};
+use crate::star::{Star, ALL, IMM, LONG, NBYTES, NUM_PEERS, OTHER_IMM};
 
-const ALL: [usize; NUM_PEERS] = [0, 1, 2, 3, 4];
 /// Long enough for what must come before rails are given up.
 const PATIENT: Duration = Duration::from_secs(3);
 const IMPATIENT: Duration = Duration::from_millis(500);
@@ -114,13 +113,7 @@ fn given_up_half_way(library: &Library) {
     for is_cancelled in [true, false] {
         let star = library.star(IMPATIENT, 256);
         library.set(offset_of!(Fake, swallow), 1);
-        let transfer = star.scatter(IMM, if is_cancelled { LONG } else { Duration::from_millis(20) });
-        if is_cancelled {
-            transfer.cancel();
-        }
-        let code = if is_cancelled { Code::Cancelled } else { Code::TransferTimeout };
-        assert_eq!(transfer.wait(None).unwrap_err().code, code);
-        assert!(!transfer.is_quiesced());
+        let transfer = star.give_up(is_cancelled);
         transfer.wait_quiesced(Some(LONG)).unwrap();
         library.set(offset_of!(Fake, swallow), 0);
         star.recovers(&ALL);

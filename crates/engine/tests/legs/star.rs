@@ -8,6 +8,7 @@ use crate::null_nic::eventually;
 
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 pub(crate) const NUM_PEERS: usize = 5;
+pub(crate) const ALL: [usize; NUM_PEERS] = [0, 1, 2, 3, 4];
 pub(crate) const NBYTES: u64 = 512;
 /// Counted by every peer; and one that nobody counts.
 pub(crate) const IMM: u32 = 7;
@@ -63,6 +64,18 @@ impl Star {
 
     pub(crate) fn barrier(&self, imm: u32) -> Transfer {
         self.here.barrier(&self.addresses(), imm, Some(LONG)).unwrap()
+    }
+
+    /// A scatter that ends at once, before its legs do.
+    pub(crate) fn give_up(&self, is_cancelled: bool) -> Transfer {
+        let transfer = self.scatter(IMM, if is_cancelled { LONG } else { Duration::from_millis(20) });
+        if is_cancelled {
+            transfer.cancel();
+        }
+        let code = if is_cancelled { Code::Cancelled } else { Code::TransferTimeout };
+        assert_eq!(transfer.wait(None).unwrap_err().code, code);
+        assert!(!transfer.is_quiesced());
+        transfer
     }
 
     /// How much each has counted, and no more.

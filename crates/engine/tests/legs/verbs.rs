@@ -7,7 +7,7 @@ use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{Code, Config, WriteOptions};
 
 use crate::null_nic::{eventually, knob, library, Knob};
-use crate::star::{target, Star, IMM, LONG, NBYTES, NUM_PEERS, OTHER_IMM};
+use crate::star::{target, Star, ALL, IMM, LONG, NBYTES, NUM_PEERS, OTHER_IMM};
 
 const UNANSWERED: i64 = 12;
 /// Work requests under way on one rail.
@@ -105,7 +105,7 @@ fn requests_are_refused() {
     assert_eq!(error.code, Code::ConnectionBroken, "{error}");
     transfer.wait_quiesced(Some(LONG)).unwrap();
     knob(Knob::Refuses, Some(0));
-    star.recovers(&[0, 1, 2, 3, 4]);
+    star.recovers(&ALL);
 }
 
 /// What was posted before fails; what is submitted while no port is up is not posted.
@@ -125,7 +125,7 @@ fn a_port_goes_down_half_way() {
     transfer.wait_quiesced(Some(LONG)).unwrap();
     assert_eq!(later.wait(None).unwrap_err().code, Code::ConnectionBroken);
     knob(Knob::PortIsDown, Some(0));
-    star.recovers(&[0, 1, 2, 3, 4]);
+    star.recovers(&ALL);
 }
 
 fn a_peer_is_lost_half_way() {
@@ -183,19 +183,13 @@ fn given_up_half_way() {
     for is_cancelled in [true, false] {
         let star = star_of(&["null0"]);
         knob(Knob::Holds, Some(1));
-        let transfer = star.scatter(IMM, if is_cancelled { LONG } else { Duration::from_millis(20) });
-        if is_cancelled {
-            transfer.cancel();
-        }
-        let code = if is_cancelled { Code::Cancelled } else { Code::TransferTimeout };
-        assert_eq!(transfer.wait(None).unwrap_err().code, code);
-        assert!(!transfer.is_quiesced());
+        let transfer = star.give_up(is_cancelled);
         for peer in &star.peers {
             let error = peer.counter.wait(u64::MAX, Some(LONG)).unwrap_err();
             assert_eq!(error.code, Code::TransferFailed, "{error}");
         }
         knob(Knob::Holds, Some(0));
         transfer.wait_quiesced(Some(LONG)).unwrap();
-        star.recovers(&[0, 1, 2, 3, 4]);
+        star.recovers(&ALL);
     }
 }
