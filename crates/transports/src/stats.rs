@@ -107,7 +107,8 @@ impl OperationStats {
 /// One NIC's share.
 #[derive(Debug, Default)]
 pub struct NicStats {
-    /// Payload bytes sent; those of one request to a NIC are added when it has ended.
+    /// Payload bytes sent. What is one request to a NIC is added when that has ended,
+    /// here and to `parts`.
     pub bytes: AtomicU64,
     /// Parts of operations sent; a small operation is one part.
     pub parts: AtomicU64,
