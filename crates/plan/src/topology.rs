@@ -17,6 +17,8 @@ pub struct Topology {
     pub gpus: Vec<Gpu>,
     /// RDMA ports.
     pub nics: Vec<NicPort>,
+    /// How far each NUMA node is from each, in the firmware's measure, where it says: 10 is the node itself.
+    pub node_distances: BTreeMap<(u32, u32), u32>,
 }
 
 /// One physical core.
@@ -48,6 +50,8 @@ pub struct NicPort {
     pub port: u32,
     /// PCI address of the device; `None` for one of software.
     pub pci: Option<String>,
+    /// PCI address of the function whose ports it has: another one's when it is a virtual function.
+    pub function: Option<String>,
     /// Network interfaces on the same port.
     pub netdevs: Vec<String>,
     /// What it speaks.
@@ -136,14 +140,18 @@ pub struct Group {
 impl Place {
     /// How far another place is.
     pub fn distance(&self, other: &Self) -> Distance {
-        let shared = self.path.iter().zip(&other.path).take_while(|(ours, theirs)| ours == theirs).count();
-        match (shared, self.node, other.node) {
+        match (self.depth(other), self.node, other.node) {
             (2.., _, _) => Distance::Switch,
             (1, _, _) => Distance::HostBridge,
             (_, Some(ours), Some(theirs)) if ours == theirs => Distance::Node,
             (_, Some(_), Some(_)) => Distance::System,
             _ => Distance::Unknown,
         }
+    }
+
+    /// How many of the bridges above both they have in common.
+    fn depth(&self, other: &Self) -> usize {
+        self.path.iter().zip(&other.path).take_while(|(ours, theirs)| ours == theirs).count()
     }
 }
 
@@ -206,6 +214,13 @@ impl Topology {
         }
     }
 
+    /// How far a NIC is for choosing, nearest first: other nodes in the firmware's measure too.
+    fn nearness(&self, device: Device, nic: &NicPort) -> (Distance, u32) {
+        let distance = self.distance(device, nic);
+        let nodes = self.node(device).zip(nic.place.node).filter(|_| distance == Distance::System);
+        (distance, nodes.and_then(|nodes| self.node_distances.get(&nodes).copied()).unwrap_or(0))
+    }
+
     /// NICs that groups are made of, without those that `request` rules out; of
     /// each other one, why it is passed over.
     pub fn usable(&self, request: &Request<'_>) -> (Vec<usize>, BTreeMap<usize, String>) {
@@ -218,30 +233,49 @@ impl Topology {
             let why = |idx: usize| (idx, "not among the NICs that were named".to_owned());
             return (all.clone().filter(named).collect(), all.filter(|idx| !named(idx)).map(why).collect());
         }
-        let up = || self.nics.iter().filter(|nic| nic.is_up && nic.netdevs != ["lo"]);
-        let fastest = up().map(|nic| nic.gbps).max().unwrap_or(0);
-        let is_slow = |nic: &NicPort| nic.gbps < fastest / SLOW;
-        let mut gbps_of: BTreeMap<Fabric, u64> = BTreeMap::new();
-        for nic in up().filter(|nic| !is_slow(nic)) {
-            *gbps_of.entry(nic.fabric).or_default() += u64::from(nic.gbps);
-        }
-        let chosen = gbps_of.iter().max_by_key(|(fabric, gbps)| (**gbps, Reverse(**fabric))).map(|(fabric, _)| *fabric);
         let mut passed_over = BTreeMap::new();
         for (idx, nic) in self.nics.iter().enumerate() {
-            let why = if !nic.is_up {
-                "its port is down".to_owned()
+            if !nic.is_up {
+                passed_over.insert(idx, "its port is down".to_owned());
             } else if nic.netdevs == ["lo"] {
-                "its interface is lo, which reaches this host only".to_owned()
-            } else if is_slow(nic) {
-                format!("{} Gbit/s, less than a quarter of the fastest one's {fastest}", nic.gbps)
-            } else if Some(nic.fabric) != chosen {
-                "another kind of fabric than most of the bandwidth here".to_owned()
-            } else {
-                continue;
-            };
+                passed_over.insert(idx, "its interface is lo, which reaches this host only".to_owned());
+            }
+        }
+        for idx in all.clone() {
+            if let Some(owner) = self.owner(idx, &passed_over) {
+                passed_over.insert(idx, format!("a part of {}, whose port it shares", self.nics[owner].name));
+            }
+        }
+        let up: Vec<usize> = all.clone().filter(|idx| !passed_over.contains_key(idx)).collect();
+        let fastest = up.iter().map(|idx| self.nics[*idx].gbps).max().unwrap_or(0);
+        let (slow, quick): (Vec<usize>, Vec<usize>) =
+            up.into_iter().partition(|idx| self.nics[*idx].gbps < fastest / SLOW);
+        for idx in slow {
+            let why = format!("{} Gbit/s, less than a quarter of the fastest one's {fastest}", self.nics[idx].gbps);
             passed_over.insert(idx, why);
         }
+        let mut gbps_of: BTreeMap<Fabric, u64> = BTreeMap::new();
+        for idx in &quick {
+            *gbps_of.entry(self.nics[*idx].fabric).or_default() += u64::from(self.nics[*idx].gbps);
+        }
+        let chosen = gbps_of.iter().max_by_key(|(fabric, gbps)| (**gbps, Reverse(**fabric))).map(|(fabric, _)| *fabric);
+        for idx in quick.into_iter().filter(|idx| Some(self.nics[*idx].fabric) != chosen) {
+            passed_over.insert(idx, "another kind of fabric than most of the bandwidth here".to_owned());
+        }
         (all.filter(|idx| !passed_over.contains_key(idx)).collect(), passed_over)
+    }
+
+    /// The NIC that has the same port, when it is to be preferred: the physical function, or the first of its
+    /// virtual ones. Two of them have no more bandwidth than one.
+    fn owner(&self, idx: usize, passed_over: &BTreeMap<usize, String>) -> Option<usize> {
+        let NicPort { function: Some(function), port, .. } = &self.nics[idx] else { return None };
+        let has_port = |other: &usize| {
+            let other = &self.nics[*other];
+            (other.function.as_ref(), other.port) == (Some(function), *port)
+        };
+        let sharing = (0..self.nics.len()).filter(|other| !passed_over.contains_key(other)).filter(has_port);
+        let owner = sharing.min_by_key(|other| (self.nics[*other].pci.as_ref() != Some(function), *other))?;
+        (owner != idx && !passed_over.contains_key(&idx)).then_some(owner)
     }
 
     /// The group of every device of the machine. Every process of it that asks
@@ -269,13 +303,13 @@ impl Topology {
     /// The part of the nearest NICs that is this device's: all of them over the
     /// GPUs that are as near to them.
     fn share(&self, device: Device, usable: &[usize]) -> usize {
-        let Some(nearest) = usable.iter().map(|idx| self.distance(device, &self.nics[*idx])).min() else { return 0 };
+        let Some(nearest) = usable.iter().map(|idx| self.nearness(device, &self.nics[*idx])).min() else { return 0 };
         let near: Vec<usize> =
-            usable.iter().copied().filter(|idx| self.distance(device, &self.nics[*idx]) == nearest).collect();
+            usable.iter().copied().filter(|idx| self.nearness(device, &self.nics[*idx]) == nearest).collect();
         let num_sharing = match device {
             Device::Host(_) => 1,
             Device::Gpu(_) => (0..self.gpus.len())
-                .filter(|gpu| near.iter().any(|idx| self.distance(Device::Gpu(*gpu), &self.nics[*idx]) <= nearest))
+                .filter(|gpu| near.iter().any(|idx| self.nearness(Device::Gpu(*gpu), &self.nics[*idx]) <= nearest))
                 .count(),
         };
         near.len().div_ceil(num_sharing.max(1))
@@ -289,17 +323,30 @@ impl Topology {
         num_users: &mut [usize],
     ) -> Vec<(usize, Distance)> {
         let mut chosen: Vec<(usize, Distance)> = Vec::new();
+        let most_users = (self.gpus.len() * wanted).div_ceil(usable.len().max(1));
         while chosen.len() < wanted {
             let is_chosen = |idx: usize| chosen.iter().any(|(other, _)| *other == idx);
             let beside = |idx: usize| {
                 let place = &self.nics[idx].place;
                 chosen.iter().filter(|(other, _)| self.nics[*other].place.distance(place) == Distance::Switch).count()
             };
-            // Near first; then one that fewer others use; then, for host memory, behind another switch.
+            // Near first; of those that do not serve their part of the GPUs yet, below the same smallest switch; then one
+            // that fewer others use; then, for host memory, behind another switch.
             let rank = |idx: &usize| {
-                let spread = if matches!(device, Device::Host(_)) { beside(*idx) } else { 0 };
-                let nic = &self.nics[*idx];
-                (self.distance(device, nic), num_users[*idx], spread, Reverse(nic.gbps), *idx)
+                let (nic, users) = (&self.nics[*idx], num_users[*idx]);
+                let (depth, spread) = match device {
+                    Device::Host(_) => (0, beside(*idx)),
+                    Device::Gpu(gpu) => (self.gpus[gpu].place.depth(&nic.place), 0),
+                };
+                (
+                    self.nearness(device, nic),
+                    users >= most_users,
+                    Reverse(depth),
+                    users,
+                    spread,
+                    Reverse(nic.gbps),
+                    *idx,
+                )
             };
             let Some(next) = usable.iter().copied().filter(|idx| !is_chosen(*idx)).min_by_key(rank) else { break };
             num_users[next] += 1;

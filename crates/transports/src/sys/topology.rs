@@ -4,8 +4,9 @@
 //! itself is. A file that is missing, unreadable or nonsense leaves its fact
 //! unknown: containers hide parts of sysfs, and a guess would be worse.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use anyfabric_plan::{Core, Fabric, Gpu, NicPort, Place, Topology};
@@ -13,7 +14,7 @@ use anyfabric_plan::{Core, Fabric, Gpu, NicPort, Place, Topology};
 /// Reads `<root>/sys`; `/` for this machine.
 pub fn read_topology(root: &Path) -> Topology {
     let sys = root.join("sys");
-    Topology { cores: cores(&sys), gpus: gpus(&sys), nics: nics(&sys) }
+    Topology { cores: cores(&sys), gpus: gpus(&sys), nics: nics(&sys), node_distances: node_distances(&sys) }
 }
 
 /// CPUs that this process may use, by `<root>/proc/self/status`; none when that
@@ -38,8 +39,7 @@ pub fn parse_cpu_list(text: &str) -> Vec<u32> {
 
 fn cores(sys: &Path) -> Vec<Core> {
     let mut node_of = BTreeMap::new();
-    for (name, folder) in entries(&sys.join("devices/system/node")) {
-        let Some(node) = name.strip_prefix("node").and_then(|number| number.parse().ok()) else { continue };
+    for (node, folder) in nodes(sys) {
         for cpu in parse_cpu_list(&text(&folder.join("cpulist"))) {
             node_of.insert(cpu, node);
         }
@@ -56,6 +56,26 @@ fn cores(sys: &Path) -> Vec<Core> {
     cores.into_values().collect()
 }
 
+/// NUMA nodes with their folders; those of memory alone too.
+fn nodes(sys: &Path) -> BTreeMap<u32, PathBuf> {
+    let number = |name: &str| name.strip_prefix("node").and_then(|number| number.parse().ok());
+    let folders = entries(&sys.join("devices/system/node")).into_iter();
+    folders.filter_map(|(name, folder)| Some((number(&name)?, folder))).collect()
+}
+
+/// What the firmware says of the ways between nodes: each lists its distance to every node, in their order.
+fn node_distances(sys: &Path) -> BTreeMap<(u32, u32), u32> {
+    let nodes = nodes(sys);
+    let mut distances = BTreeMap::new();
+    for (node, folder) in &nodes {
+        let row = text(&folder.join("distance"));
+        for (other, distance) in nodes.keys().zip(row.split_whitespace()) {
+            distances.extend(distance.parse().map(|distance| ((*node, *other), distance)));
+        }
+    }
+    distances
+}
+
 fn gpus(sys: &Path) -> Vec<Gpu> {
     let mut gpus = Vec::new();
     for (pci, folder) in entries(&sys.join("bus/pci/devices")) {
@@ -69,11 +89,19 @@ fn gpus(sys: &Path) -> Vec<Gpu> {
 
 fn nics(sys: &Path) -> Vec<NicPort> {
     let mut nics = Vec::new();
-    for (device, folder) in entries(&sys.join("class/infiniband")) {
+    let devices = entries(&sys.join("class/infiniband"));
+    let verbs: BTreeSet<String> =
+        entries(&sys.join("class/infiniband_verbs")).iter().map(|(_, folder)| text(&folder.join("ibdev"))).collect();
+    for (device, folder) in &devices {
+        // Where programs can open some, those that they cannot are for management alone: `smi1` beside a ConnectX-8.
+        if !verbs.contains(device) && devices.iter().any(|(other, _)| verbs.contains(other)) {
+            continue;
+        }
         let hardware = folder.join("device");
         let place = place(sys, &hardware);
         let pci = place.path.last().filter(|name| is_pci(name)).cloned();
-        let driver = fs::read_link(hardware.join("driver")).ok().and_then(|link| name_of(&link));
+        let driver = link_name(&hardware.join("driver"));
+        let function = link_name(&hardware.join("physfn")).or_else(|| pci.clone());
         let ports = entries(&folder.join("ports"));
         for (number, port) in &ports {
             let Ok(number) = number.parse() else { continue };
@@ -83,7 +111,8 @@ fn nics(sys: &Path) -> Vec<NicPort> {
                 device: device.clone(),
                 port: number,
                 pci: pci.clone(),
-                netdevs: netdevs(&folder, port, number),
+                function: function.clone(),
+                netdevs: netdevs(folder, port, number),
                 fabric: fabric(&text(&port.join("link_layer")), driver.as_deref()),
                 is_up: text(&port.join("state")).ends_with("ACTIVE"),
                 gbps: leading_number(&text(&port.join("rate"))).round() as u32,
@@ -147,7 +176,9 @@ fn path_below(sys: &Path, real: &Path) -> Option<Vec<String>> {
     let below = real.strip_prefix(sys.canonicalize().ok()?.join("devices")).ok()?;
     let names: Vec<String> = below.components().filter_map(normal).collect();
     let end = names.iter().rposition(|name| is_pci(name))?;
-    Some(names[..=end].to_vec())
+    // A virtual machine's bus, or the platform, may be what host bridges have in common.
+    let start = names.iter().position(|name| is_host_bridge(name)).unwrap_or(0);
+    Some(names.get(start..=end)?.to_vec())
 }
 
 fn normal(component: Component<'_>) -> Option<String> {
@@ -157,9 +188,15 @@ fn normal(component: Component<'_>) -> Option<String> {
     }
 }
 
-/// `0000:53:00.0`
+/// `0000:53:00.0`; domains behind a controller of their own have five digits.
 fn is_pci(name: &str) -> bool {
-    name.split([':', '.']).map(str::len).eq([4, 2, 2, 1])
+    let mut lengths = name.split([':', '.']).map(str::len);
+    matches!(lengths.next(), Some(4 | 5)) && lengths.eq([2, 2, 1])
+}
+
+/// `pci0000:44`
+fn is_host_bridge(name: &str) -> bool {
+    name.strip_prefix("pci").is_some_and(|rest| rest.contains(':'))
 }
 
 /// Rate per lane times lanes, less the coding: what the slot carries.
@@ -188,16 +225,24 @@ fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
     entries
 }
 
-fn name_of(path: &Path) -> Option<String> {
-    path.file_name().and_then(|name| name.to_str()).map(str::to_owned)
+/// Last name of what a link points to.
+fn link_name(link: &Path) -> Option<String> {
+    fs::read_link(link).ok()?.file_name().and_then(|name| name.to_str()).map(str::to_owned)
 }
 
 fn text(file: &Path) -> String {
-    fs::read_to_string(file).map(|text| text.trim().to_owned()).unwrap_or_default()
+    let mut text = String::new();
+    let read = File::open(file).and_then(|file| file.take(MAX_TEXT_BYTES).read_to_string(&mut text));
+    match read {
+        Ok(nbytes) if (nbytes as u64) < MAX_TEXT_BYTES => text.trim().to_owned(),
+        _ => String::new(),
+    }
 }
 
 const NVIDIA: &str = "0x10de";
 /// Free places between two GIDs of a port: those of interfaces that were there and are gone.
 const MAX_GID_GAP: u32 = 16;
+/// More than any file here has; what is longer is not one of the kernel's.
+const MAX_TEXT_BYTES: u64 = 1 << 16;
 /// More than any machine; a list is not believed beyond.
 const MAX_CPUS: u32 = 1 << 16;

@@ -4,6 +4,8 @@
 //! cpus 0-47 node 0 threads +96       cores 0 to 47 of node 0, whose second threads are 96 to 143
 //! gpu PATH node 0                    PATH from the host bridge down: pci0000:44/0000:44:00.0/...
 //! nic NAME PATH node 0 driver efa rate 100 [link Ethernet] [state DOWN] [slot 16x16] [net eth0]
+//!     [function 0000:44:00.0]        of which it is a virtual function
+//! distances 0 10 12 32               how far node 0 is from each node
 //! ```
 //!
 //! `node -` leaves out the folder of nodes, as a kernel without NUMA does; `node -1` is a device whose firmware does
@@ -38,6 +40,9 @@ impl Machine {
                 "cpus" => machine.cpus(words[1], option(&words, "node"), option(&words, "threads")),
                 "gpu" => machine.pci(words[1], "0x10de", "0x030200", option(&words, "node")),
                 "nic" => machine.nic(words[1], words[2], &words),
+                "distances" => {
+                    machine.write(&format!("devices/system/node/node{}/distance", words[1]), &words[2..].join(" "));
+                }
                 other => panic!("unknown line {other}"),
             }
         }
@@ -83,6 +88,9 @@ impl Machine {
         fs::create_dir_all(self.root.join(format!("sys/bus/pci/drivers/{driver}"))).expect("a folder");
         let up = "../".repeat(path.split('/').count() + 1);
         self.link(&format!("{up}bus/pci/drivers/{driver}"), &format!("{device}/driver"));
+        if let Some(function) = option(words, "function") {
+            self.link(&format!("../{function}"), &format!("{device}/physfn"));
+        }
         if let Some((per_lane, num_lanes)) = option(words, "slot").and_then(|slot| slot.split_once('x')) {
             self.write(&format!("{device}/current_link_speed"), &format!("{per_lane}.0 GT/s PCIe"));
             self.write(&format!("{device}/current_link_width"), num_lanes);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod machine;
+mod odd;
 
 use std::path::Path;
 
