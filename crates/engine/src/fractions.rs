@@ -1,19 +1,19 @@
 //! Quarters of counts: what has come of split writes. Those of one peer are never
 //! put together with those of another, of whose write the rest may be lost.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use anyfabric_transports::PeerIdx;
 use anyfabric_wire::Imm;
 use rustc_hash::FxHashMap;
+
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Quarters for one open counter that do not make a whole yet, of as many peers as
 /// have found a place. Without a lock: they come on the path of every split write.
 pub(crate) struct Places([AtomicU64; NUM_PLACES]);
 
 impl Places {
-    pub(crate) const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; NUM_PLACES])
+    pub(crate) fn new() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(0)))
     }
 
     /// What of `quarters` and those kept of `peer` makes whole counts; keeps the

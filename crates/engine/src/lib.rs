@@ -52,6 +52,7 @@ mod scatter;
 mod simulated;
 mod stats;
 mod submit;
+mod sync;
 mod topology;
 mod transfer;
 mod under_way;

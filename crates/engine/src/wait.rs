@@ -16,7 +16,7 @@ use std::sync::{MutexGuard, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
-use anyfabric_transports::{try_lock, Ticket};
+use anyfabric_transports::{try_lock, Blocked, Ticket};
 
 use crate::driver::Driver;
 use crate::inner::{nanos, Inner};
@@ -164,7 +164,8 @@ impl Inner {
     /// Looks for news once, without waiting, for a thread that asks for them.
     pub(crate) fn glance(&self) {
         if !self.uses_streams() {
-            return self.look();
+            self.look();
+            return;
         }
         // In a forked child the rings still are the parent's: what we took from them it would miss.
         if self.check_fork().is_err() {
@@ -182,15 +183,15 @@ impl Inner {
         }
     }
 
-    /// Looks for what needs no descriptor once, for a thread that does not drive.
-    pub(crate) fn look(&self) {
-        // As in `glance`.
+    /// Looks for what needs no descriptor once, for a thread that does not drive;
+    /// false when another one does.
+    pub(crate) fn look(&self) -> bool {
+        // As in `glance`; nor is there another one.
         if self.check_fork().is_err() {
-            return;
+            return true;
         }
-        if let Some(mut driver) = self.try_driver() {
-            self.poll_links(&mut driver);
-        }
+        let driver = self.try_driver();
+        driver.map(|mut driver| self.poll_links(&mut driver)).is_some()
     }
 
     /// There is something new to drive: wakes who blocks in epoll. A worker
@@ -245,7 +246,7 @@ impl Inner {
 
     fn drive(&self, driver: &mut Driver, now_ns: u64, span: Span, done: &impl Fn() -> bool) -> Driven {
         // While we poll nobody needs to kick.
-        self.doorbell.set_worker_blocked(false);
+        self.doorbell.set_blocked(Blocked::Nobody);
         let driven = self.spin(driver, now_ns, span, done);
         if matches!(driven, Driven::Done) {
             // ORDERING: a hint for the worker.
@@ -253,7 +254,7 @@ impl Inner {
         }
         // ORDERING: the worker in epoll must be kicked again from now on; then look once more for what came between.
         if self.presence.worker_blocked.load(Ordering::SeqCst) {
-            self.doorbell.set_worker_blocked(true);
+            self.doorbell.set_blocked(Blocked::Worker);
             self.poll_links(driver);
         }
         driven
@@ -327,18 +328,18 @@ impl Inner {
         if is_busy || presence.worker_blocked.load(Ordering::SeqCst) {
             return now_ns;
         }
-        // ORDERING: as in `block_worker`.
-        self.doorbell.reset_patience();
+        // ORDERING: announce, then look once more; partners: `wake` and `Doorbell::notify_remote`.
         presence.user_blocked.store(true, Ordering::SeqCst);
-        self.doorbell.set_worker_blocked(true);
+        self.doorbell.set_blocked(Blocked::Driver);
+        self.doorbell.reset_patience();
         let is_armed = self.groups.arm(self);
         // NICs that promise no event are the worker's, which looks at them again and again.
         if !self.poll_links(&mut driver) && is_armed && !done() {
-            self.doorbell.set_patience(patience(), 0);
+            self.doorbell.set_patience(patience);
             let timeout = driver.until_tick(now_ns).min(Duration::from_nanos(until_ns - now_ns));
             self.poll_descriptors(&mut driver, timeout);
         }
-        self.doorbell.set_worker_blocked(false);
+        self.doorbell.set_blocked(Blocked::Nobody);
         presence.user_blocked.store(false, Ordering::SeqCst);
         let now_ns = self.clock.now_ns();
         // ORDERING: a hint for the worker.
@@ -389,10 +390,14 @@ impl Inner {
             self.presence.wake_worker();
         }
         let timeout = Duration::from_nanos(left_ns).min(NAP);
-        self.doorbell.sleep(timeout, || {
-            self.look();
-            (!done()).then(patience)
-        });
+        let has_news = || {
+            // Who has the driver in epoll may be waiting for more than has come of what we wait for.
+            if !self.look() && self.presence.user_blocked.load(Ordering::SeqCst) {
+                self.wake_fd.notify();
+            }
+            done()
+        };
+        self.doorbell.sleep(timeout, has_news, patience);
         // What rang for us while we woke has nobody else to look at it.
         self.look();
     }

@@ -1,14 +1,15 @@
 //! A peer's region as a link reaches it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use anyfabric_wire::Refusal;
 
 use crate::lock;
 use crate::mutant::Mutant;
 use crate::rdma::RemoteMemory;
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{Arc, Mutex};
 use crate::sys::Mapping;
 
 /// How the bytes of a peer's region are reached.

@@ -5,29 +5,43 @@
 //! ```text
 //! 0   4  bell       futex; incremented to wake user threads
 //! 4   4  sleepers   user threads blocked on the bell
-//! 64  4  worker     1 while a thread of the engine blocks in epoll
+//! 64  4  blocked    1 while a thread of the engine blocks in epoll
+//! 68  4  holds      1 while that thread has the driver in its hands
 //! 128 4  patience   arrivals that who blocks can wait for; 0: none
 //! 132 4  pending    arrivals since it said so
 //! ```
 //!
 //! A sleeper announces itself, looks once more for news, then blocks; who has
 //! news publishes it, then looks for sleepers. A full fence between the two
-//! steps on both sides makes it impossible that both miss each other.
+//! steps on both sides makes it impossible that both miss each other. Of
+//! several that block, one is woken who can look: nobody can but who blocks
+//! with the driver in its hands, and that one wakes the others.
 //!
 //! A wake-up costs the writer far more than a write. So who waits for a count
 //! says how many arrivals are missing, and is woken when as many have come, not
-//! for each. It resets `pending` before it announces itself and says its
-//! patience after it has looked once more: whatever comes between is counted
-//! twice at most, and so wakes early at worst. A peer
-//! may scribble over this page: then wake-ups are late, never lost for good,
-//! because every block has a timeout.
+//! for each. It resets `patience` and `pending` after it has announced itself,
+//! and says its patience after it has looked once more, if it is alone:
+//! whatever comes between is counted twice at most, and so wakes early at
+//! worst. A peer may scribble over this page: then wake-ups are late, never
+//! lost for good, because every block has a timeout.
 
-use std::sync::atomic::{fence, AtomicU32, Ordering};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::lock;
+use crate::sync::atomic::{fence, AtomicU32, Ordering};
+use crate::sync::Mutex;
 use crate::sys::{self, Mapping};
+
+/// Which thread of an engine blocks in epoll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocked {
+    /// None.
+    Nobody,
+    /// The worker: others may look meanwhile.
+    Worker,
+    /// One that has the driver in its hands: nobody else can look.
+    Driver,
+}
 
 /// An engine's own doorbell, or a peer's.
 #[derive(Debug)]
@@ -77,76 +91,91 @@ impl Doorbell {
     }
 
     /// Wakes whoever of the owner's threads should look at its rings; returns
-    /// true when that is the worker, which only a kick through its socket wakes.
-    /// Called right after the swap that published an entry of `arrivals` counts;
-    /// 0 means that it cannot wait.
+    /// true when that one blocks in epoll, where only a kick through its socket
+    /// wakes it. Called right after the swap that published an entry of `arrivals`
+    /// counts; 0 means that it cannot wait.
     #[inline]
     pub fn notify_remote(&self, arrivals: u32) -> bool {
-        // ORDERING: the swap before is the fence; partners: `sleep`, `set_worker_blocked`.
+        // ORDERING: the swap before is the fence; partners: `sleep`, `set_blocked`.
         let sleepers = self.word(SLEEPERS).load(Ordering::SeqCst);
-        let worker = self.word(WORKER).load(Ordering::SeqCst) == 1;
-        (sleepers > 0 || worker) && self.wake_remote(arrivals, sleepers)
+        let blocked = self.word(BLOCKED).load(Ordering::SeqCst) == 1;
+        (sleepers > 0 || blocked) && self.wake_remote(arrivals, sleepers)
     }
 
     #[cold]
     fn wake_remote(&self, arrivals: u32, sleepers: u32) -> bool {
-        // ORDERING: sequentially consistent with `reset_patience` and `set_patience`, as described above.
+        // ORDERING: before the fence of `reset_patience`, or after its reset; a late look at what came since wakes early.
         let patience = self.word(PATIENCE).load(Ordering::SeqCst);
-        if arrivals > 0 && patience > 0 && sleepers <= 1 {
+        if arrivals > 0 && patience > 0 {
             let before = self.word(PENDING).fetch_add(arrivals, Ordering::SeqCst);
             if before.saturating_add(arrivals) < patience {
                 return false;
             }
         }
-        if sleepers > 0 {
+        // ORDERING: see `set_blocked`.
+        if sleepers > 0 && self.word(HOLDS).load(Ordering::SeqCst) == 0 {
             self.ring();
             return false;
         }
-        self.word(WORKER).compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        self.word(BLOCKED).compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// From now on nothing can wait.
+    /// From now on nothing can wait, for who is announced and looks afterwards.
     pub fn reset_patience(&self) {
         let _guard = lock(&self.patience);
-        // ORDERING: see `wake_remote`.
-        self.word(PATIENCE).store(0, Ordering::SeqCst);
-        self.word(PENDING).store(0, Ordering::SeqCst);
+        self.word(PATIENCE).store(0, Ordering::Relaxed);
+        self.word(PENDING).store(0, Ordering::Relaxed);
+        // ORDERING: what was published by who still found patience is seen by the look; partner: `wake_remote`.
+        fence(Ordering::SeqCst);
     }
 
-    /// Who is about to block, announced and after its last look, can wait for
-    /// so many arrivals, if no more than `sleepers` threads sleep on the bell.
-    pub fn set_patience(&self, arrivals: u32, sleepers: u32) {
+    /// Who is about to block in epoll, announced and after its last look, can wait
+    /// for so many arrivals, unless threads sleep on the bell.
+    pub fn set_patience(&self, arrivals: impl FnOnce() -> u32) {
+        self.set_patience_if(|sleepers, _| sleepers == 0, arrivals);
+    }
+
+    fn set_patience_if(&self, is_alone: impl FnOnce(u32, bool) -> bool, arrivals: impl FnOnce() -> u32) {
+        // Asked for under the lock: whoever comes to want every arrival says so before it resets what is said here.
         let _guard = lock(&self.patience);
-        // ORDERING: see `wake_remote`. Two who wait for different things have no patience.
-        if self.word(SLEEPERS).load(Ordering::SeqCst) <= sleepers {
-            self.word(PATIENCE).store(arrivals, Ordering::SeqCst);
+        // ORDERING: under the lock: who is announced is seen, or resets this. Two who wait for different things have no
+        // patience.
+        let holds = self.word(HOLDS).load(Ordering::Relaxed) == 1;
+        if is_alone(self.word(SLEEPERS).load(Ordering::Relaxed), holds) {
+            self.word(PATIENCE).store(arrivals(), Ordering::Relaxed);
         }
     }
 
-    /// Blocks until the bell rings, or `timeout` passes; not at all when `look`
-    /// finds news. It returns the patience, or `None` when there is news.
-    pub fn sleep(&self, timeout: Duration, look: impl FnOnce() -> Option<u32>) {
-        self.reset_patience();
-        // ORDERING: acquire: the bell is read before `look` looks.
+    /// Blocks until the bell rings, or `timeout` passes; not at all when `has_news`
+    /// after a look. `patience` says how many arrivals it can wait for.
+    pub fn sleep(&self, timeout: Duration, has_news: impl FnOnce() -> bool, patience: impl FnOnce() -> u32) {
+        // ORDERING: acquire: the bell is read before `has_news` looks.
         let seen = self.word(BELL).load(Ordering::Acquire);
-        // ORDERING: the Dekker fence described above; partners: `notify`, `notify_remote`.
-        self.word(SLEEPERS).fetch_add(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        if let Some(patience) = look() {
-            self.set_patience(patience, 1);
+        // ORDERING: the Dekker fence described above, which the reset ends with; partners: `notify`, `notify_remote`.
+        self.word(SLEEPERS).fetch_add(1, Ordering::Relaxed);
+        self.reset_patience();
+        if !has_news() {
+            self.set_patience_if(|sleepers, holds| sleepers == 1 && !holds, patience);
             sys::futex_wait(self.word(BELL), seen, timeout);
         }
-        self.word(SLEEPERS).fetch_sub(1, Ordering::SeqCst);
+        // ORDERING: who sees it late rings once too often.
+        self.word(SLEEPERS).fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Says whether the worker blocks in epoll and so needs a kick.
+    /// Says who blocks in epoll and so needs a kick. Who blocked looks once more
+    /// after it has said that nobody does.
     #[inline]
-    pub fn set_worker_blocked(&self, blocked: bool) {
-        let worker = self.word(WORKER);
-        if blocked || worker.load(Ordering::Relaxed) != 0 {
-            worker.swap(u32::from(blocked), Ordering::SeqCst);
+    pub fn set_blocked(&self, who: Blocked) {
+        let (blocked, holds) = (self.word(BLOCKED), self.word(HOLDS));
+        // ORDERING: only who has the driver changes it.
+        if holds.load(Ordering::Relaxed) != u32::from(who == Blocked::Driver) {
+            // ORDERING: who has news sees this and rings, or what it published is seen by the look that follows.
+            holds.swap(u32::from(who == Blocked::Driver), Ordering::SeqCst);
         }
-        if blocked {
+        if who != Blocked::Nobody || blocked.load(Ordering::Relaxed) != 0 {
+            blocked.swap(u32::from(who != Blocked::Nobody), Ordering::SeqCst);
+        }
+        if who != Blocked::Nobody {
             // ORDERING: the Dekker fence described above, before whoever blocks looks once more; partner: `notify_remote`.
             fence(Ordering::SeqCst);
         }
@@ -160,14 +189,15 @@ impl Doorbell {
     }
 
     fn word(&self, at: usize) -> &AtomicU32 {
-        // SAFETY: `at` is 4-aligned inside the page, the mapping lives as long as `self`, and every access to these
-        // words, here and in peers, is atomic.
-        unsafe { &*self.mapping.as_ptr().add(at).cast::<AtomicU32>() }
+        // SAFETY: one of the words above, which lie inside the page; nothing else is done with it.
+        let [word] = unsafe { self.mapping.words(at) };
+        word
     }
 }
 
 const BELL: usize = 0;
 const SLEEPERS: usize = 4;
-const WORKER: usize = 64;
+const BLOCKED: usize = 64;
+const HOLDS: usize = 68;
 const PATIENCE: usize = 128;
 const PENDING: usize = 132;

@@ -25,6 +25,7 @@ mod region;
 pub mod shm;
 mod splits;
 mod stats;
+mod sync;
 pub mod sys;
 pub mod tcp;
 mod ticket;
@@ -33,7 +34,7 @@ pub mod verbs;
 pub use binding::{Binding, BindingState, BindingTable, Target};
 pub use clock::Clock;
 pub use copy::{copy, copy_large, NON_TEMPORAL_BYTES};
-pub use doorbell::Doorbell;
+pub use doorbell::{Blocked, Doorbell};
 pub use leg::{Leg, Spread, Stub};
 pub use link::{ControlPath, Inline, Link, LinkError, Loss, Losses, Op, Payload, Place, Sink};
 #[cfg(debug_assertions)]

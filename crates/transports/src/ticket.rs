@@ -1,11 +1,12 @@
 //! One submitted operation's end: done, or failed with one error.
 
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use anyfabric_wire::{Imm, Refusal};
 use thiserror::Error;
 
+use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::{lock, Clock, Doorbell, Losses, PeerIdx, Recipients, Region};
 
 /// Why an operation failed.
@@ -185,19 +186,19 @@ impl Ticket {
     /// first nothing is left to tell anybody.
     pub fn renew(&mut self, terms: Terms) {
         let Terms { num_parts, nbytes, submitted_ns, deadline_ns, source, is_probe } = terms;
-        *self.state.get_mut() = PENDING;
-        *self.parts.get_mut() = num_parts.max(1);
-        *self.cancelled.get_mut() = false;
-        *self.is_counted.get_mut() = false;
+        self.state = AtomicU32::new(PENDING);
+        self.parts = AtomicU32::new(num_parts.max(1));
+        self.cancelled = AtomicBool::new(false);
+        self.is_counted = AtomicBool::new(false);
         let end = self.end.get_mut().unwrap_or_else(PoisonError::into_inner);
         (end.failure, end.culprit) = (None, None);
         end.unfinished.clear();
         end.on_end.clear();
         self.recipients.clear();
         drop(self.take_source());
-        *self.source.get_mut() = source.map_or(std::ptr::null_mut(), |source| Arc::into_raw(source).cast_mut());
-        *self.submitted_ns.get_mut() = submitted_ns;
-        *self.deadline_ns.get_mut() = deadline_ns;
+        self.source = AtomicPtr::new(source.map_or(std::ptr::null_mut(), |source| Arc::into_raw(source).cast_mut()));
+        self.submitted_ns = AtomicU64::new(submitted_ns);
+        self.deadline_ns = AtomicU64::new(deadline_ns);
         (self.nbytes, self.is_probe) = (nbytes, is_probe);
     }
 
@@ -219,7 +220,7 @@ impl Ticket {
     /// it has quiesced. Before any part of it is carried out, and before anybody else
     /// has the ticket.
     pub fn count(&mut self) {
-        *self.is_counted.get_mut() = true;
+        self.is_counted = AtomicBool::new(true);
     }
 
     /// Counts an operation, whatever the limit, that somebody may cancel this very
@@ -466,7 +467,7 @@ impl Ticket {
         (!source.is_null()).then(|| unsafe { Arc::from_raw(source) })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, End> {
+    fn lock(&self) -> MutexGuard<'_, End> {
         lock(&self.end)
     }
 }

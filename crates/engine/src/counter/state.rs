@@ -1,13 +1,12 @@
 //! What one counter has counted, and who waits for more.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
-
 use anyfabric_transports::Doorbell;
 use anyfabric_wire::{EngineId, Imm};
 
 use crate::fractions::Places;
 use crate::inner::lock;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::waiters::{Tell, Waiter, Waiters};
 use crate::{Code, Error, Result};
 

@@ -10,6 +10,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
+use anyfabric_transports::Blocked;
+
 use crate::driver::Driver;
 use crate::inner::{nanos, Inner};
 use crate::Polling;
@@ -98,16 +100,15 @@ impl Inner {
     /// ready for more than heartbeats.
     fn block_worker(&self, mut driver: MutexGuard<'_, Driver>, idle_ns: u64) -> bool {
         // ORDERING: announce, then look once more; partners: `wake` and `Doorbell::notify_remote`.
-        self.doorbell.set_patience(0, 0);
+        self.doorbell.set_patience(|| 0);
         self.presence.worker_blocked.store(true, Ordering::SeqCst);
-        self.doorbell.set_worker_blocked(true);
+        self.doorbell.set_blocked(Blocked::Worker);
         let is_armed = self.groups.arm(self);
         let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() {
             Duration::ZERO
         } else {
             // Nobody sleeps, so nobody waits: arrivals can lie in the ring until it is half full, or the next tick.
-            let patience = if self.counters.has_waiters() { 0 } else { u32::MAX };
-            self.doorbell.set_patience(patience, 0);
+            self.doorbell.set_patience(|| if self.counters.has_waiters() { 0 } else { u32::MAX });
             let until_tick = driver.until_tick(self.clock.now_ns());
             if self.groups.must_be_polled() || !is_armed {
                 until_tick.min(eighth(idle_ns, SHORTEST_PAUSE, LONGEST_PAUSE))
@@ -122,7 +123,7 @@ impl Inner {
         self.presence.worker_blocked.store(false, Ordering::SeqCst);
         // Who drives meanwhile sees the same descriptors: they stay ready until they are read.
         if let Some(mut driver) = self.try_driver() {
-            self.doorbell.set_worker_blocked(false);
+            self.doorbell.set_blocked(Blocked::Nobody);
             let before = driver.num_heartbeats;
             driver.put_ready(ready);
             self.handle_ready(&mut driver);

@@ -30,11 +30,12 @@
 //! holds up nobody. The producer may be hostile: the consumer copies an entry
 //! out before it looks at it, checks every number, and keeps its own head.
 
-use std::sync::atomic::{fence, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use anyfabric_wire::{Refusal, WireImm};
 
+use crate::sync::atomic::{fence, AtomicU32, Ordering};
+use crate::sync::Arc;
 use crate::sys::Mapping;
 
 /// Entries of a ring.
@@ -163,19 +164,17 @@ impl Producer {
         if !self.has_room() {
             return false;
         }
-        let at = entry_at(&self.memory, self.tail);
         let words = encode(entry);
         // Most entries are arrivals, and those have three words.
         let used = if words[1] == ARRIVAL { 4 } else { words.len() };
-        // SAFETY: the entry lies inside the mapping; the consumer reads it only after the stamp.
-        unsafe {
-            for (idx, &value) in words[..used].iter().enumerate().skip(1) {
-                at.add(idx).write_volatile(value);
-            }
+        let [stamp, rest @ ..] = entry_at(&self.memory, self.tail);
+        for (to, value) in rest.iter().zip(&words[1..used]) {
+            // ORDERING: published by the stamp; the consumer has read what was there, see `refresh`.
+            to.store(*value, Ordering::Relaxed);
         }
         // ORDERING: release the entry and all copied bytes; partner: the acquire in `Consumer::pop`. A swap and not a
         // store, for it is also the full fence between this news and the look for sleepers in `Doorbell`.
-        stamp(&self.memory, self.tail).swap(self.tail.wrapping_add(1), Ordering::SeqCst);
+        stamp.swap(self.tail.wrapping_add(1), Ordering::SeqCst);
         self.tail = self.tail.wrapping_add(1);
         true
     }
@@ -267,7 +266,7 @@ impl Consumer {
     #[inline]
     pub fn has_news(&self) -> bool {
         // ORDERING: acquire the entry and the bytes it announces; partner: `Producer::push`.
-        stamp(&self.memory, self.head).load(Ordering::Acquire) == self.head.wrapping_add(1)
+        entry_at(&self.memory, self.head)[0].load(Ordering::Acquire) == self.head.wrapping_add(1)
     }
 
     /// The next entry: `None` when there is none, an error when it makes no
@@ -277,21 +276,16 @@ impl Consumer {
         if !self.has_news() {
             return None;
         }
-        let at = entry_at(&self.memory, self.head);
+        let entry = entry_at(&self.memory, self.head);
         self.head = self.head.wrapping_add(1);
         let mut words = [0; ENTRY / 4];
-        // SAFETY: inside the mapping. The producer may change it meanwhile; we look only at our copy.
-        unsafe {
-            for (idx, value) in words[..4].iter_mut().enumerate().skip(1) {
-                *value = at.add(idx).read_volatile();
-            }
-            if words[1] == ARRIVAL {
-                return Some(Ok(Entry::Arrival { imm: WireImm::decode(words[2]), count: words[3] }));
-            }
-            for (idx, value) in words.iter_mut().enumerate().skip(4) {
-                *value = at.add(idx).read_volatile();
-            }
+        // ORDERING: acquired with the stamp. A hostile producer may change it meanwhile; we look only at our copy.
+        let read = |idx: usize| entry[idx].load(Ordering::Relaxed);
+        (1..4).for_each(|idx| words[idx] = read(idx));
+        if words[1] == ARRIVAL {
+            return Some(Ok(Entry::Arrival { imm: WireImm::decode(words[2]), count: words[3] }));
         }
+        (4..words.len()).for_each(|idx| words[idx] = read(idx));
         Some(decode(&words))
     }
 
@@ -431,23 +425,19 @@ fn decode(words: &[u32; ENTRY / 4]) -> Result<Entry, &'static str> {
     })
 }
 
+/// The words of that turn's entry, the stamp first.
 #[inline]
-fn entry_at(memory: &Mapping, turn: u32) -> *mut u32 {
-    let idx = (turn % ENTRIES) as usize;
-    // SAFETY: `idx` is below ENTRIES, so the entry lies inside the mapping.
-    unsafe { memory.as_ptr().add(HEADER + idx * ENTRY).cast() }
+fn entry_at(memory: &Mapping, turn: u32) -> &[AtomicU32; ENTRY / 4] {
+    // SAFETY: an entry, aligned, of a mapping of BYTES; every access to it is atomic.
+    unsafe { memory.words(HEADER + (turn % ENTRIES) as usize * ENTRY) }
 }
 
-#[inline]
-fn stamp(memory: &Mapping, turn: u32) -> &AtomicU32 {
-    // SAFETY: aligned, inside the mapping, and every access to a stamp is atomic.
-    unsafe { &*entry_at(memory, turn).cast::<AtomicU32>() }
-}
-
+/// A word of the header.
 #[inline]
 fn word(memory: &Mapping, at: usize) -> &AtomicU32 {
     // SAFETY: aligned, inside the header, and every access to these words is atomic.
-    unsafe { &*memory.as_ptr().add(at).cast::<AtomicU32>() }
+    let [word] = unsafe { memory.words(at) };
+    word
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::{null_mut, NonNull};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::{check, fork_generation, Fd};
 
@@ -61,6 +61,18 @@ impl Mapping {
     #[inline]
     pub const fn as_ptr(&self) -> *mut u8 {
         self.address.as_ptr()
+    }
+
+    /// The words from byte `at` on, which others read and write too.
+    ///
+    /// # Safety
+    /// `at` is a multiple of 4, the words lie inside the mapping, which is not unmapped early, and in this process
+    /// everybody accesses them atomically.
+    #[inline]
+    pub(crate) unsafe fn words<const N: usize>(&self, at: usize) -> &[AtomicU32; N] {
+        debug_assert!(at.is_multiple_of(4) && at + 4 * N <= self.len, "no words at {at} of {} bytes", self.len);
+        // SAFETY: as promised by the caller; a mapping begins at a page.
+        unsafe { &*self.as_ptr().add(at).cast::<[AtomicU32; N]>() }
     }
 
     /// Length in bytes.

@@ -1,0 +1,3 @@
+//! What threads share: std's here; where the files that take it from here are model-checked, loom's (`crates/models`).
+
+pub(crate) use std::sync::{atomic, Arc, Mutex, MutexGuard};
