@@ -14,7 +14,8 @@ class Path:
     Attributes:
         transport: Name of the transport, such as `"shm"`; `"none"` when there is no path yet.
         nics: The NICs it uses, local names.
-        state: `"new"`, `"connecting"`, `"ready"`, `"degraded"` (some NICs are down) or `"lost"`.
+        state: `"new"`, `"connecting"`, `"ready"`, `"degraded"` (some NICs are down, or nothing serves
+            just now) or `"lost"`.
         reason: Why each faster transport is not used; empty for the fastest one.
     """
 

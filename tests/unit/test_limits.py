@@ -49,6 +49,44 @@ def test_however_few_descriptors_are_left_the_first_error_is_ours():
     assert "internal" not in outcomes.values()
 
 
+NICS_TAKE_DESCRIPTORS = """
+import os, resource, sys
+import anyfabric as af
+
+SETTINGS = dict(transports=("libfabric",), libfabric_provider="tcp", libfabric_library=sys.argv[1])
+
+for nics in (("127.0.0.1",), None):
+    for left in range(0, 40):
+        if os.fork() == 0:
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1 + left, hard))
+            try:
+                af.Engine(nics=nics, **SETTINGS).close()
+                print("done", flush=True)
+            except af.AnyFabricError as error:
+                print(error.code, flush=True)
+                # The same process, with descriptors.
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+                af.Engine(nics=nics, **SETTINGS).close()
+            os._exit(0)
+        _, status = os.wait()
+        if status:
+            sys.exit(f"{nics}, {left} left")
+"""
+
+
+def test_a_nic_without_descriptors_is_told_as_that_and_not_remembered(libfabric_of_the_wheel):
+    done = subprocess.run(
+        [sys.executable, "-c", NICS_TAKE_DESCRIPTORS, libfabric_of_the_wheel],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outcomes = done.stdout.split()
+    assert set(outcomes) == {"resource_exhausted", "done"}
+    assert len(outcomes) == 80
+    assert outcomes[0] == outcomes[40] == "resource_exhausted"
+
+
 def num_files():
     return len(list(Path("/proc/self/fd").iterdir()))
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::sync::Mutex;
 
 use anyfabric_transports::PeerIdx;
 
@@ -22,10 +23,36 @@ pub(crate) enum Event {
     Closing,
 }
 
+/// Lines for the log, until somebody takes them.
 #[derive(Default)]
 pub(crate) struct EventLog {
+    state: Mutex<LogState>,
+}
+
+#[derive(Default)]
+struct LogState {
     lines: VecDeque<(u8, String)>,
     waiters: Vec<Box<dyn Fn() + Send>>,
+}
+
+impl EventLog {
+    /// A line: `level` as in Python's logging.
+    pub(crate) fn add(&self, level: u8, line: String) {
+        match level {
+            0..=10 => log::debug!("{line}"),
+            11..=20 => log::info!("{line}"),
+            21..=30 => log::warn!("{line}"),
+            _ => log::error!("{line}"),
+        }
+        let mut log = lock(&self.state);
+        if log.lines.len() >= MAX_LOG {
+            log.lines.pop_front();
+        }
+        log.lines.push_back((level, line));
+        for run in &log.waiters {
+            run();
+        }
+    }
 }
 
 impl Inner {
@@ -50,28 +77,15 @@ impl Inner {
 
     /// A line for the log: `level` as in Python's logging.
     pub(crate) fn log(&self, level: u8, line: String) {
-        match level {
-            0..=10 => log::debug!("{line}"),
-            11..=20 => log::info!("{line}"),
-            21..=30 => log::warn!("{line}"),
-            _ => log::error!("{line}"),
-        }
-        let mut log = lock(&self.log);
-        if log.lines.len() >= MAX_LOG {
-            log.lines.pop_front();
-        }
-        log.lines.push_back((level, line));
-        for run in &log.waiters {
-            run();
-        }
+        self.log.add(level, line);
     }
 
     pub(crate) fn take_log(&self) -> Vec<(u8, String)> {
-        lock(&self.log).lines.drain(..).collect()
+        lock(&self.log.state).lines.drain(..).collect()
     }
 
     pub(crate) fn on_log(&self, on_log: Box<dyn Fn() + Send>) {
-        let mut log = lock(&self.log);
+        let mut log = lock(&self.log.state);
         if !log.lines.is_empty() {
             on_log();
         }

@@ -159,7 +159,7 @@ impl Inner {
             Phase::Idle => "new",
             Phase::Calling | Phase::Expecting { .. } | Phase::Joining { .. } => "connecting",
             Phase::Broken { .. } => "degraded",
-            Phase::Up if degraded => "degraded",
+            Phase::Up if degraded || peer.link().is_none() => "degraded",
             Phase::Up => "ready",
             Phase::Lost => "lost",
         };

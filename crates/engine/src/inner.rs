@@ -58,7 +58,7 @@ pub(crate) struct Inner {
     pub(crate) peers: PeerTable,
     pub(crate) events: Mutex<VecDeque<Event>>,
     pub(crate) has_events: AtomicBool,
-    pub(crate) log: Mutex<EventLog>,
+    pub(crate) log: Arc<EventLog>,
     next_op: AtomicU64,
     next_region: AtomicU64,
     pub(crate) closed: AtomicBool,
@@ -116,7 +116,7 @@ impl Inner {
             peers: PeerTable::default(),
             events: Mutex::default(),
             has_events: AtomicBool::new(false),
-            log: Mutex::default(),
+            log: Arc::default(),
             next_op: AtomicU64::new(1),
             // Region 0 is none.
             next_region: AtomicU64::new(1),

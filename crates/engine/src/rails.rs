@@ -24,7 +24,7 @@ use crate::{Code, Config, Error, Result};
 /// The groups of NICs of an engine.
 #[derive(Default)]
 pub(crate) struct Groups {
-    slots: [OnceLock<std::result::Result<Arc<dyn NicGroup>, String>>; 2],
+    slots: [OnceLock<std::result::Result<Arc<dyn NicGroup>, NicError>>; 2],
     placement: OnceLock<Placement>,
     opening: Mutex<()>,
     must_be_polled: AtomicBool,
@@ -54,6 +54,7 @@ impl Groups {
         let is_enabled = |name: &str| config.transports.iter().any(|enabled| enabled == name);
         let is_excluded = |name: &str| config.require.as_deref().is_some_and(|required| required != name);
         let mut failures = Vec::new();
+        let mut code = if config.nics.is_empty() { Code::Unsupported } else { Code::InvalidArgument };
         for library in LIBRARIES {
             let name = name_of(library);
             let is_only = config.require.as_deref() == Some(name) || config.transports == [name];
@@ -62,45 +63,59 @@ impl Groups {
             }
             match this.open(library, config, poller) {
                 Ok(_) => return Ok(this),
-                Err(why) => failures.push(format!("{name}: {why}")),
+                Err(error) => {
+                    if matches!(error, NicError::Descriptors(_)) {
+                        code = Code::ResourceExhausted;
+                    }
+                    failures.push(format!("{name}: {error}"));
+                }
             }
         }
         if failures.is_empty() {
             return Ok(this);
         }
-        let code = if config.nics.is_empty() { Code::Unsupported } else { Code::InvalidArgument };
         Err(Error::new(code, failures.join("; ")).during("start"))
     }
 
-    /// The group of a library, opened now if it was not.
+    /// The group of a library, opened now if it was not. What failed is not tried again, unless descriptors were short.
     pub(crate) fn open(
         &self,
         library: NicLibrary,
         config: &Config,
         poller: &Poller,
-    ) -> std::result::Result<&Arc<dyn NicGroup>, String> {
+    ) -> std::result::Result<&Arc<dyn NicGroup>, NicError> {
         let slot = &self.slots[library as usize];
-        if slot.get().is_none() {
-            let _opening = lock(&self.opening);
-            slot.get_or_init(|| {
-                let group = open(library, config, self.placement(config))?;
-                for fd in group.event_fds() {
-                    let Some(fd) = fd else {
-                        self.must_be_polled.store(true, Ordering::Relaxed);
-                        continue;
-                    };
-                    // SAFETY: the group keeps it open for as long as the engine lives.
-                    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-                    poller.add(&fd, NICS, Interest::Read).map_err(|error| format!("epoll: {error}"))?;
-                }
-                Ok(group)
-            });
+        let opening = slot.get().is_none().then(|| lock(&self.opening));
+        if opening.is_some() && slot.get().is_none() {
+            let opened = self.open_now(library, config, poller);
+            if let Err(error @ NicError::Descriptors(_)) = opened {
+                return Err(error);
+            }
+            let _ = slot.set(opened);
         }
         match slot.get() {
-            Some(Ok(group)) => Ok(group),
-            Some(Err(why)) => Err(why.clone()),
-            None => Err("it could not be opened".into()),
+            Some(found) => found.as_ref().map_err(Clone::clone),
+            None => Err(NicError::Device("it could not be opened".into())),
         }
+    }
+
+    fn open_now(
+        &self,
+        library: NicLibrary,
+        config: &Config,
+        poller: &Poller,
+    ) -> std::result::Result<Arc<dyn NicGroup>, NicError> {
+        let group = open(library, config, self.placement(config))?;
+        for fd in group.event_fds() {
+            let Some(fd) = fd else {
+                self.must_be_polled.store(true, Ordering::Relaxed);
+                continue;
+            };
+            // SAFETY: the group keeps it open for as long as the engine lives.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            poller.add(&fd, NICS, Interest::Read).map_err(|error| NicError::Device(format!("epoll: {error}")))?;
+        }
+        Ok(group)
     }
 
     /// What the engine takes of its machine.
@@ -134,7 +149,7 @@ impl Groups {
     pub(crate) fn obstacle(&self, library: NicLibrary, config: &Config) -> Option<String> {
         match self.slots[library as usize].get() {
             Some(Ok(_)) => None,
-            Some(Err(why)) => Some(why.clone()),
+            Some(Err(why)) => Some(why.to_string()),
             None => match library {
                 NicLibrary::Verbs if config.verbs.library.is_some() => None,
                 NicLibrary::Verbs => verbs::no_device(),
@@ -156,7 +171,11 @@ impl Groups {
     }
 }
 
-fn open(library: NicLibrary, config: &Config, placement: &Placement) -> std::result::Result<Arc<dyn NicGroup>, String> {
+fn open(
+    library: NicLibrary,
+    config: &Config,
+    placement: &Placement,
+) -> std::result::Result<Arc<dyn NicGroup>, NicError> {
     let near = placement.nics(library);
     let choice = if config.nics.is_empty() {
         let max_nics = if near.is_empty() { config.nics_per_device.unwrap_or(MAX_SHARDS) } else { near.len() };
@@ -164,15 +183,10 @@ fn open(library: NicLibrary, config: &Config, placement: &Placement) -> std::res
     } else {
         NicChoice::Named(&config.nics)
     };
-    let failed = |error: NicError| error.to_string();
-    match library {
-        NicLibrary::Verbs => {
-            Ok(RailGroup::new(library, verbs::open(choice, &config.verbs).map_err(failed)?, Clock::Real))
-        }
-        NicLibrary::Libfabric => {
-            Ok(RailGroup::new(library, libfabric::open(choice, &config.libfabric).map_err(failed)?, Clock::Real))
-        }
-    }
+    Ok(match library {
+        NicLibrary::Verbs => RailGroup::new(library, verbs::open(choice, &config.verbs)?, Clock::Real),
+        NicLibrary::Libfabric => RailGroup::new(library, libfabric::open(choice, &config.libfabric)?, Clock::Real),
+    })
 }
 
 impl Inner {
@@ -183,6 +197,9 @@ impl Inner {
         let has = |list: &[String], name: &str| list.iter().any(|listed| listed == name);
         for library in LIBRARIES {
             let name = name_of(library);
+            if self.revive_rails(peer, library) {
+                return false;
+            }
             if peer.state().obstacle(name).is_some() {
                 continue;
             }
@@ -210,7 +227,8 @@ impl Inner {
 
     fn make_rails(&self, peer: &Arc<Peer>, library: NicLibrary, is_caller: bool) -> std::result::Result<(), String> {
         if peer.rails(library).is_none() {
-            let group = self.groups.open(library, &self.config, &self.poller)?;
+            let opened = self.groups.open(library, &self.config, &self.poller);
+            let group = opened.map_err(|error| error.to_string())?;
             self.pin_worker();
             let Base::Tcp(control) = &peer.base else { return Err("simulated".into()) };
             let control = Arc::clone(control) as Arc<dyn ControlPath>;
@@ -218,7 +236,9 @@ impl Inner {
             // Half of what the two were given when they met.
             let key = session.and_then(|session| session.token.first_chunk().copied()).map_or(0, u64::from_le_bytes);
             let regions = Arc::clone(&self.regions);
-            let options = PathOptions { peer: peer.idx, regions, control, is_caller, key };
+            let (log, address) = (Arc::clone(&self.log), peer.address.to_string());
+            let tell = Arc::new(move |line: &str| log.add(40, format!("{address}: {line}")));
+            let options = PathOptions { peer: peer.idx, regions, control, is_caller, key, tell };
             peer.set_rails(library, Arc::clone(group).path(options));
             if is_caller {
                 peer.rails(library).into_iter().for_each(|path| path.begin());
@@ -266,11 +286,16 @@ impl Inner {
     /// `is_late`: what is not there now is not waited for.
     pub(crate) fn settle_rails(&self, peer: &Arc<Peer>, library: NicLibrary, is_late: bool) {
         let Some(path) = peer.rails(library) else { return };
+        if matches!(peer.phase(), Phase::Up) && self.revive_rails(peer, library) {
+            return self.finish_path(peer);
+        }
         if !matches!(peer.phase(), Phase::Joining { .. }) || peer.state().obstacle(name_of(library)).is_some() {
             return;
         }
         let is_caller = peer.state().session.as_ref().is_some_and(|session| session.is_caller);
-        let why = match path.standing() {
+        let standing = path.standing();
+        let has_ended = matches!(standing, Standing::Ended(_));
+        let why = match standing {
             Standing::Ready => {
                 peer.use_rails(library);
                 return self.finish_path(peer);
@@ -282,14 +307,39 @@ impl Inner {
             // The caller decides: it may yet reach us over another rail.
             Standing::Failed(_) => return,
         };
-        if is_caller {
-            self.end_rails(peer, library, &why);
+        // What nothing else can serve instead is tried further, for a port that is down may come up.
+        if has_ended || self.has_other_path(peer, library) {
+            if is_caller {
+                self.end_rails(peer, library, &why);
+            }
+            path.close(&Failure::ConnectionBroken(why.clone()));
         }
-        path.close(&Failure::ConnectionBroken(why.clone()));
         peer.state().obstacles.push((name_of(library), why));
         if !self.try_rails(peer) {
             self.finish_path(peer);
         }
+    }
+
+    /// Whether something else than this library may yet serve the peer.
+    fn has_other_path(&self, peer: &Peer, library: NicLibrary) -> bool {
+        let state = peer.state();
+        let is_other = |name: &str| name == "tcp" || LIBRARIES.iter().any(|library| name_of(*library) == name);
+        let theirs = state.session.iter().flat_map(|session| &session.transports);
+        let mut others = theirs.filter(|name| is_other(name) && *name != name_of(library));
+        let ours = self.groups.available(&self.config);
+        others.any(|name| ours.contains(name) && state.obstacle(name).is_none())
+    }
+
+    /// Takes rails into use that could not be made at first, when one stands by now and nothing else serves.
+    fn revive_rails(&self, peer: &Peer, library: NicLibrary) -> bool {
+        let name = name_of(library);
+        let is_ready = || peer.rails(library).is_some_and(|path| path.standing() == Standing::Ready);
+        if peer.link().is_some() || peer.state().obstacle(name).is_none() || !is_ready() {
+            return false;
+        }
+        peer.state().obstacles.retain(|(tried, _)| *tried != name);
+        peer.use_rails(library);
+        true
     }
 
     /// The time for making a path is over: which library was being tried?

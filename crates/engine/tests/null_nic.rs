@@ -72,6 +72,7 @@ fn engines_over_the_null_nic() {
     any_number_of_nics_on_either_side();
     a_fault_ends_what_it_must_and_the_rail_comes_back();
     a_port_goes_down_and_up();
+    no_rail_stands_at_first();
     a_device_that_flushes_nothing();
     memory_that_cannot_be_registered();
     a_large_region_is_pinned_aside();
@@ -151,6 +152,22 @@ fn a_port_goes_down_and_up() {
     pair.write(64).unwrap();
 }
 
+/// Engines meet while no rail can be made: that is told, and found out when one can.
+fn no_rail_stands_at_first() {
+    let (here, there) = (engine(&["null0"]), engine(&["null0"]));
+    knob(Knob::NoQueuePairs, Some(1));
+    let error = here.connect(there.address(), Some(LONG)).unwrap_err();
+    assert_eq!(error.code, Code::Unsupported, "{error}");
+    assert!(error.to_string().contains("no rail could be made"), "{error}");
+    // Whoever waits is told before the path is done with.
+    eventually("that is its state", || here.path(there.address()).state == "degraded");
+    // Asked again before it can be made, and after.
+    assert_eq!(here.connect(there.address(), Some(LONG)).unwrap_err().code, Code::Unsupported);
+    knob(Knob::NoQueuePairs, Some(0));
+    eventually("the path is there", || here.path(there.address()).state == "ready");
+    Pair::between(here, there, 4096).write(64).unwrap();
+}
+
 /// The NIC says that one request failed, and nothing of the others, ever.
 fn a_device_that_flushes_nothing() {
     let pair = Pair::new((&["null0"], &["null0"]), 4096);
@@ -174,6 +191,10 @@ fn memory_that_cannot_be_registered() {
     let error = pair.write(64).unwrap_err();
     assert_eq!(error.code, Code::Refused, "{error}");
     assert!(error.to_string().contains("cannot register the region with its NICs"), "{error}");
+    // Its log says why, and about whom.
+    let log = pair.there.take_log();
+    let told = |(level, line): &(u8, String)| *level == 40 && line.contains("null0") && line.contains("for it: ");
+    assert!(log.iter().any(|line| told(line) && line.1.contains(&pair.here.address().to_string())), "{log:?}");
     knob(Knob::NoMemory, Some(0));
 
     // The writer cannot.

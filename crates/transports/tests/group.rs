@@ -265,7 +265,8 @@ fn called() -> (Arc<RailGroup<StubNic>>, Arc<dyn RailPath>, Arc<Knobs>) {
     let (nic, knobs) = nic(None);
     let group = RailGroup::new(NicLibrary::Libfabric, vec![nic], Clock::Real);
     let control = Arc::new(TcpLink::new(1, Arc::default(), 1 << 16, 1, Clock::Real));
-    let options = PathOptions { peer: 1, regions: Arc::default(), control, is_caller: false, key: KEY };
+    let options =
+        PathOptions { peer: 1, regions: Arc::default(), control, is_caller: false, key: KEY, tell: Arc::new(|_| ()) };
     let path = Arc::clone(&group).path(options);
     path.on_message(Rails::Offer { nics: vec![1] });
     path.on_message(Rails::Call { rail: 0, attempt: 1, address: vec![1] });

@@ -101,6 +101,7 @@ fn neither_way_says_what_is_missing_for_each() {
     let fails = |bed: &Bed, words: &[&str]| {
         knob(Knob::NoAddress, Some(libc::EFAULT.into()));
         let Err(NicError::Unsupported(why)) = bed.register(&bed.memory(0, 4096), true) else { panic!("registered") };
+        assert!(!why.contains("  "), "{why}");
         let mend = ["null0", "4096 bytes of cuda:0", "Bad address", "modprobe nvidia-peermem", "Linux 5.12"];
         words.iter().chain(&mend).for_each(|word| assert!(why.contains(word), "{word:?}: {why}"));
         knob(Knob::NoAddress, Some(0));

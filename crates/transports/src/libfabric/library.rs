@@ -9,13 +9,15 @@
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
 use std::path::Path;
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use anyfabric_cuda::Driver;
 use thiserror::Error;
 
 use super::environment::with_variable;
 use super::sys::{fi_fabric_attr, fi_info, fid_fabric, version, FI_PROV_ATTR_ONLY, FI_SOURCE};
+use crate::lock;
+use crate::sys::are_descriptors_left;
 
 /// Why libfabric, or something of it, cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -65,9 +67,18 @@ impl Library {
     /// `path` that file, unless another one is open already.
     ///
     /// # Errors
-    /// [`FabricError::Missing`] and [`FabricError::Unfit`], at every call alike.
+    /// [`FabricError::Missing`] and [`FabricError::Unfit`], at every call alike, unless descriptors were short.
     pub fn get(path: Option<&str>) -> Result<&'static Self, FabricError> {
         static LIBRARY: OnceLock<Result<Library, FabricError>> = OnceLock::new();
+        static FINDING: Mutex<()> = Mutex::new(());
+        let finding = LIBRARY.get().is_none().then(|| lock(&FINDING));
+        if finding.is_some() && LIBRARY.get().is_none() {
+            let found = Self::find(path);
+            if let (Err(error), false) = (&found, are_descriptors_left()) {
+                return Err(error.clone());
+            }
+            let _ = LIBRARY.set(found);
+        }
         let library = LIBRARY.get_or_init(|| Self::find(path)).as_ref().map_err(Clone::clone)?;
         match path {
             Some(path) if path != library.path => {

@@ -42,11 +42,11 @@ pub use settings::FabricSettings;
 /// Without the library, for a NIC that is not there or cannot be opened, and when
 /// there is none.
 pub fn open(choice: NicChoice<'_>, settings: &FabricSettings) -> Result<Vec<FabricNic>, NicError> {
-    let no_library = |error: FabricError| NicError::Library(error.to_string());
+    let no_library = |error: FabricError| NicError::Library(error.to_string()).or_descriptors();
     let library = Library::get(settings.library.as_deref()).map_err(no_library)?;
     let all = |nic: Option<&String>| {
         let wanted = Wanted { provider: settings.provider.clone(), nic: nic.cloned() };
-        Provider::all(library, &wanted).map_err(|error| NicError::Device(error.to_string()))
+        Provider::all(library, &wanted).map_err(|error| NicError::Device(error.to_string()).or_descriptors())
     };
     let mut found = Vec::new();
     match choice {
@@ -72,7 +72,8 @@ pub fn open(choice: NicChoice<'_>, settings: &FabricSettings) -> Result<Vec<Fabr
             found.truncate(max_nics);
         }
     }
-    found.into_iter().map(|provider| FabricNic::open(Arc::new(provider), settings)).collect()
+    let open = |provider| FabricNic::open(Arc::new(provider), settings).map_err(NicError::or_descriptors);
+    found.into_iter().map(open).collect()
 }
 
 /// Why libfabric certainly drives no NIC here; `None` when it may. Opens nothing.

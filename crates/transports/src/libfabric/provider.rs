@@ -61,6 +61,29 @@ impl Provider {
     /// # Errors
     /// [`FabricError::NoProvider`] when none does, with what there is instead.
     pub fn all(library: &'static Library, wanted: &Wanted) -> Result<Vec<Self>, FabricError> {
+        let nics = Self::find(library, wanted)?;
+        if nics.is_empty() {
+            let mut others: Vec<String> = Self::find(library, &Wanted { nic: None, ..wanted.clone() })?
+                .iter()
+                .map(|other| format!("{} ({})", other.nic, other.name))
+                .collect();
+            others.truncate(MAX_LISTED);
+            let instead = match (&wanted.nic, others.as_slice()) {
+                (None, _) => String::new(),
+                (Some(_), []) => ", nor any other".to_owned(),
+                (Some(_), others) => format!("; it has {}", others.join(", ")),
+            };
+            return Err(FabricError::NoProvider(format!(
+                "libfabric {} ({}) has no {wanted}{instead}: needed is a reliable datagram endpoint with messages and \
+                 remote writes that complete on delivery, and memory keys that outlive an endpoint",
+                library.version_text(),
+                library.path(),
+            )));
+        }
+        Ok(nics)
+    }
+
+    fn find(library: &'static Library, wanted: &Wanted) -> Result<Vec<Self>, FabricError> {
         let mut found: Vec<Self> = Vec::new();
         let source = wanted.nic.as_ref().filter(|nic| nic.parse::<IpAddr>().is_ok());
         let source = source.and_then(|address| CString::new(address.as_str()).ok());
@@ -75,8 +98,11 @@ impl Provider {
             }
             for info in entries {
                 let Some(mut provider) = Self::new(info, variant) else { continue };
-                if let (Some(_), Some(address)) = (&source, &wanted.nic) {
-                    provider.nic.clone_from(address);
+                match (&source, &wanted.nic) {
+                    (Some(_), Some(address)) => provider.nic.clone_from(address),
+                    // Some providers answer with others than the one that was asked for.
+                    (None, Some(nic)) if *nic != provider.nic && *nic != provider.device_name => continue,
+                    _ => {}
                 }
                 let is_wanted = wanted.provider.is_some() || provider.pci.is_some();
                 if is_wanted && !found.iter().any(|other| other.is_same(&provider)) {
@@ -94,15 +120,6 @@ impl Provider {
             if nics.iter().all(|other| other.device() != provider.device()) {
                 nics.push(provider);
             }
-        }
-        if nics.is_empty() {
-            return Err(FabricError::NoProvider(format!(
-                "libfabric {} ({}) has no NIC for {}: needed is a reliable datagram endpoint with messages and remote writes \
-                 that complete on delivery, and memory keys that outlive an endpoint",
-                library.version_text(),
-                library.path(),
-                wanted,
-            )));
         }
         Ok(nics)
     }
@@ -193,10 +210,10 @@ impl fmt::Debug for Provider {
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.nic, &self.provider) {
-            (None, None) => f.write_str("any hardware provider"),
-            (None, Some(provider)) => write!(f, "provider {provider}"),
+            (None, None) => f.write_str("NIC that it drives by itself"),
+            (None, Some(provider)) => write!(f, "NIC for provider {provider}"),
             (Some(nic), None) => write!(f, "NIC {nic}"),
-            (Some(nic), Some(provider)) => write!(f, "provider {provider}, NIC {nic}"),
+            (Some(nic), Some(provider)) => write!(f, "NIC {nic} for provider {provider}"),
         }
     }
 }
@@ -267,6 +284,8 @@ fn hardware(entry: &fi_info) -> (Option<String>, Option<String>, u32) {
     }
 }
 
+/// NICs that are named instead of one that is not there.
+const MAX_LISTED: usize = 8;
 /// State of a port of an RDMA device, in sysfs.
 const PORT_DOWN: &str = "1:";
 const CAPS: u64 = FI_MSG | FI_RMA | FI_WRITE | FI_REMOTE_WRITE | FI_SEND | FI_RECV | FI_LOCAL_COMM | FI_REMOTE_COMM;

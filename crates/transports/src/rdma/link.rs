@@ -32,6 +32,8 @@ pub struct PathOptions {
     /// What only the two of us know: messages over the rails carry it.
     pub key: u64,
 }
+    /// Takes a line for the log, of what nobody here is told otherwise.
+    pub tell: Arc<dyn Fn(&str) + Send + Sync>,
 
 /// A link over rails: it is made and kept by messages.
 pub trait RailPath: Link {
@@ -74,6 +76,7 @@ pub(super) struct RailLink<N: Nic> {
     regions: Arc<RegionTable>,
     control: Arc<dyn ControlPath>,
     is_caller: bool,
+    tell: Arc<dyn Fn(&str) + Send + Sync>,
     bindings: Mutex<BindingTable>,
     ended: OnceLock<String>,
     closed: AtomicBool,
@@ -84,7 +87,7 @@ pub(super) struct RailLink<N: Nic> {
 
 impl<N: Nic> RailLink<N> {
     pub(super) fn make(group: Arc<RailGroup<N>>, options: PathOptions) -> Arc<dyn RailPath> {
-        let PathOptions { peer, regions, control, is_caller, key } = options;
+        let PathOptions { peer, regions, control, is_caller, key, tell } = options;
         let path = Path {
             peer,
             rails: Vec::new(),
@@ -109,6 +112,7 @@ impl<N: Nic> RailLink<N> {
             regions,
             control,
             is_caller,
+            tell,
             bindings: Mutex::default(),
             ended: OnceLock::new(),
             closed: AtomicBool::new(false),
@@ -139,11 +143,12 @@ impl<N: Nic> RailLink<N> {
         };
         let (peer, control, granted) = (self.peer, Arc::clone(&self.control), Arc::clone(&memory));
         self.group.when_registered(&memory, move |group, registered| {
+        let tell = Arc::clone(&self.tell);
             let result = match registered {
                 // By now it may have been closed, or taken back.
                 Ok(keys) => granted.grant(peer, key).map(|()| keys),
                 Err(error) => {
-                    log::error!("region {region} cannot be registered for peer {peer}: {error}");
+                    tell(&format!("region {region} cannot be registered for it: {error}"));
                     Err(Refusal::NotRegistered)
                 }
             };

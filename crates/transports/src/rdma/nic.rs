@@ -27,6 +27,8 @@ use anyfabric_cuda::{peer_memory_module, CudaError, GpuMemory};
 use anyfabric_plan::Extent;
 use thiserror::Error;
 
+use crate::sys::are_descriptors_left;
+
 /// A rail, by its number at its NIC; numbers of closed rails are used again.
 pub type RailIdx = u32;
 
@@ -323,6 +325,9 @@ pub enum NicError {
         /// The limit.
         limit: u64,
     },
+    /// The process, or the system, has hardly a file descriptor left; later it may.
+    #[error("hardly a file descriptor is left, raise the limit (ulimit -n): {0}")]
+    Descriptors(String),
     /// What the peer sent makes no sense.
     #[error("{0}")]
     Peer(String),
@@ -335,6 +340,14 @@ pub enum NicError {
 }
 
 impl NicError {
+    /// What could not be opened, while descriptors are short, could not for that.
+    pub(crate) fn or_descriptors(self) -> Self {
+        match self {
+            Self::Library(why) | Self::Device(why) if !are_descriptors_left() => Self::Descriptors(why),
+            error => error,
+        }
+    }
+
     /// Neither way to a GPU's memory is open: not by dmabuf, for `by_dmabuf`, and
     /// not by its address, for `by_address`.
     pub(crate) fn no_way_to(memory: &GpuMemory, nic: &str, by_dmabuf: &str, by_address: &str) -> Self {
@@ -343,7 +356,9 @@ impl NicError {
             None => "and nvidia_peermem is not loaded".to_owned(),
         };
         Self::Unsupported(format!(
-            "{nic} cannot be given {} bytes of {}: by dmabuf: {by_dmabuf}; by address: {by_address}, {module}. Either              `modprobe nvidia-peermem`, or use the open kernel modules of NVIDIA driver 515 or later, Linux 5.12 or later and              rdma-core 34 or later; `anyfabric doctor` shows which is missing",
+            "{nic} cannot be given {} bytes of {}: by dmabuf: {by_dmabuf}; by address: {by_address}, {module}. Either \
+             `modprobe nvidia-peermem`, or use the open kernel modules of NVIDIA driver 515 or later, Linux 5.12 or \
+             later and rdma-core 34 or later; `anyfabric doctor` shows which is missing",
             memory.nbytes(),
             memory.gpu().label(),
         ))

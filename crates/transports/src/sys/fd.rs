@@ -5,6 +5,7 @@
 //! a handler in the child closes them all; it only reads atomics and calls
 //! `close`, as is allowed between `fork` and `exec`.
 
+use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::net::TcpStream;
 use std::ops::Deref;
@@ -51,6 +52,11 @@ impl Fd {
         std::mem::forget(self);
         fd
     }
+}
+
+/// Whether this process may open a handful of descriptors more.
+pub(crate) fn are_descriptors_left() -> bool {
+    (0..FEW).map(|_| File::open("/dev/null")).collect::<Result<Vec<_>, _>>().is_ok()
 }
 
 impl AsRawFd for Fd {
@@ -126,6 +132,8 @@ pub(crate) fn close_in_children(fd: RawFd, close: bool) {
     note(fd, close);
 }
 
+/// More than a NIC takes.
+const FEW: usize = 16;
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 /// Descriptors above 2^20 are not tracked; no engine comes near.
 static OPEN: [AtomicU64; 1 << 14] = [const { AtomicU64::new(0) }; 1 << 14];

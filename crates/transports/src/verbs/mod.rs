@@ -46,10 +46,11 @@ pub fn open(choice: NicChoice<'_>, settings: &VerbsSettings) -> Result<Vec<Verbs
             return Err(NicError::Device(why));
         }
     }
-    let library = library::Library::open(settings.library.as_deref())?;
+    let library = library::Library::open(settings.library.as_deref()).map_err(NicError::or_descriptors)?;
     let found = match choice {
-        NicChoice::Named(names) => device::open_named(library, names, settings)?,
-        NicChoice::Near(names, max_nics) => device::open_near(library, names, max_nics, settings)?,
+        NicChoice::Named(names) => device::open_named(library, names, settings),
+        NicChoice::Near(names, max_nics) => device::open_near(library, names, max_nics, settings),
     };
-    found.into_iter().map(|(domain, port)| VerbsNic::new(domain, port, settings)).collect()
+    let open = |(domain, port)| VerbsNic::new(domain, port, settings).map_err(NicError::or_descriptors);
+    found.map_err(NicError::or_descriptors)?.into_iter().map(open).collect()
 }

@@ -37,7 +37,6 @@ impl Default for VerbsSettings {
             traffic_class: 0,
             service_level: 0,
             pkey_index: 0,
-            // 67 ms: 7 attempts take about half a second, a sixth of what a silent peer is given.
             // 268 ms: 7 attempts take 1.9 s. As much of the 3 s that a silent peer is given as a power of two leaves,
             // for a counted write that was given up cannot be repeated; a port that is down is told sooner.
             timeout: 16,
