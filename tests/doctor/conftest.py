@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import struct
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +129,23 @@ class Machine:
     def system(self):
         return System(self.root, run=lambda command: self.outputs.get(command[-1], ""))
 
+    def findings_of_nobody(self):
+        """The findings that are broken, for a user without rights: tests may be run by root."""
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                if os.geteuid() == 0:
+                    os.setuid(65534)
+                os.write(writer, json.dumps(self.findings("broken")).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as told:
+            found = json.load(told)
+        os.waitpid(child, 0)
+        return found
+
     def findings(self, level=None):
         """(check, level, subject, found, mend) of what is not ok, or of one level."""
         return [
@@ -137,3 +158,13 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path):
     return Machine(tmp_path)
+
+
+@pytest.fixture
+def open_machine():
+    """One whose files everybody may read, unlike those in pytest's folders."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        machine = Machine(Path(folder) / "machine")
+        machine.findings()  # What it imports is imported, with all rights.
+        yield machine

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -265,10 +265,44 @@ def test_every_check_is_tried_on_a_bad_machine():
     assert {check for _, check, *_ in BAD} | {"efa-library"} == {check.name for check in CHECKS}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
-def test_a_node_that_may_not_be_opened(machine):
-    (machine.root / "dev/infiniband/uverbs0").chmod(0)
-    assert machine.findings("broken")[0][3] == "no permission to open /dev/infiniband/uverbs0"
+def test_a_node_that_may_not_be_opened(open_machine):
+    (open_machine.root / "dev/infiniband/uverbs0").chmod(0)
+    found = open_machine.findings_of_nobody()
+    assert found[0][3] == "no permission to open /dev/infiniband/uverbs0"
+    (open_machine.root / "dev/infiniband").chmod(0)
+    (row,) = open_machine.findings_of_nobody()
+    assert row[3:] == ["no permission to look into /dev/infiniband", "as root: chmod 0755 /dev/infiniband"]
+
+
+@pytest.mark.parametrize("folder", ["", "dev", "sys", "sys/devices", "sys/class/infiniband", "proc", "usr"])
+def test_folders_that_may_not_be_read_are_no_error(open_machine, folder):
+    (open_machine.root / folder).chmod(0)
+    open_machine.findings_of_nobody()
+    (open_machine.root / folder).chmod(0o755)
+
+
+SPOILT = {
+    "a folder": Path.mkdir,
+    "a loop": lambda file: file.symlink_to(file.name),
+    "nothing": lambda _: None,
+    "garbage": lambda file: file.write_bytes(b"\xff\xfe\x00 99999999999999999999,-,:\n0x"),
+    "digits": lambda file: file.write_bytes(b"9" * 5000),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_files_that_are_not_what_they_should_be_are_no_error(machine, spoil):
+    everything = sorted(file for file in machine.root.rglob("*") if file.is_symlink() or file.is_file())
+    assert len(everything) > 50
+    for file in everything:
+        aside = file.with_name("aside")
+        file.rename(aside)
+        spoil(file)
+        diagnose(machine.system)
+        if file.is_dir() and not file.is_symlink():
+            file.rmdir()
+        aside.replace(file)
+    assert machine.findings() == []
 
 
 def test_the_right_to_lock_replaces_the_limit(machine):
@@ -277,6 +311,14 @@ def test_the_right_to_lock_replaces_the_limit(machine):
     assert machine.findings() == []
     machine.write("proc/self/status", "CapEff:\t00000000ffffbfff")
     assert machine.findings("broken")
+
+
+def test_nics_that_are_named_and_not_here(machine):
+    named = ("mlx5_0", "mlx5_1:1", "eth1", "mlx5_0-rdm", "10.0.0.1", "fe80::1", "mlx5_7")
+    told = diagnose(replace(machine.system, named=named)).findings
+    ((check, finding),) = [row for row in told if row[1].level == "broken"]
+    assert (check.name, finding.subject) == ("link", "mlx5_7")
+    assert finding.found == "the setting `nics` names it, and here is mlx5_0, mlx5_1"
 
 
 def test_peermem_will_do(machine):

@@ -203,6 +203,11 @@ def test_perf_covers_the_nics_that_are_named():
     [
         (["--transport", "libfabric", "--set", "libfabric_provider=none"], 1, "has no NIC for provider"),
         (["--nics", "none0"], 1, "none0"),
+        (
+            ["--transport", "libfabric", "--set", "libfabric_provider=tcp", "--nics", "none0"],
+            1,
+            "has no NIC none0 for provider tcp; it has ",
+        ),
         (["--set", "queue_depth=none"], 1, "`queue_depth` was given 'none'; expected a whole number"),
         (["--set", "queue_depths=1"], 2, "no setting is called 'queue_depths'"),
         (["--set", "polling=busy"], 2, "polling is given by --polling"),

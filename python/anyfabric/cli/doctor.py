@@ -6,7 +6,7 @@ import secrets
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 from rich.markup import escape
@@ -19,6 +19,8 @@ from anyfabric.doctor import CHECKS, TRIALS, Diagnosis, Partner, System, diagnos
 from anyfabric.gpu import driver_gpus
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anyfabric.doctor import Finding, Level
     from anyfabric.gpu import DriverGpu
 
@@ -58,9 +60,10 @@ def doctor(ctx: click.Context, peer: str | None, pid: int | None, root: Path, js
         raise click.UsageError(f"--pid {pid}: there is no such process")  # noqa: EM102
     settings = resolve({})
     required = str(settings["require"].value or "")
+    named = tuple(str(name) for name in cast("Sequence[object]", settings["nics"].value or ()))
     gpus = _gpus(settings["cuda_library"].value) if is_here else ()
     trials = (*(TRIALS if is_here else ()), *((pair_check(peer),) if peer is not None else ()))
-    found = diagnose(System(root, process, required=required, gpus=gpus), (*CHECKS, *trials))
+    found = diagnose(System(root, process, required=required, named=named, gpus=gpus), (*CHECKS, *trials))
     if json_to is not None:
         write_json(json_to, _document(found))
     else:

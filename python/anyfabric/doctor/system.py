@@ -46,6 +46,7 @@ class System:
         root: Where `proc`, `sys`, `dev`, `usr` and so on are.
         process: The process in question: a number, or `"self"`.
         required: The transport that the settings insist on; empty when any will do.
+        named: The NICs that the settings name; none when the engine chooses.
         gpus: What the driver answers of the GPUs, where it can be asked: of this machine.
         run: Runs a command and returns its output. This and `gpus` are all that is no file.
     """
@@ -53,6 +54,7 @@ class System:
     root: Path = Path("/")
     process: str = "self"
     required: str = ""
+    named: tuple[str, ...] = ()
     gpus: tuple[DriverGpu, ...] = ()
     run: Callable[[Sequence[str]], str] = field(default=run_command)
 
@@ -69,7 +71,7 @@ class System:
 
     def number(self, name: str) -> int | None:
         """The number that a file begins with."""
-        found = re.match(r"-?\d+", self.text(name))
+        found = re.match(r"-?\d{1,18}", self.text(name))
         return int(found.group()) if found else None
 
     def content(self, name: str) -> bytes:
@@ -91,12 +93,16 @@ class System:
         found: dict[Path, Path] = {}
         for pattern in patterns:
             for path in sorted(self.root.glob(pattern)):
-                found.setdefault(path.resolve(), path)
+                found.setdefault(Path(os.path.realpath(path)), path)
         return list(found.values())
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return self.path(name).exists()
+        """Whether there is such a file; false when nobody may say."""
+        return os.path.exists(self.path(name))  # noqa: PTH110 (`Path.exists` raises before Python 3.12)
+
+    def may_enter(self, name: str) -> bool:
+        """Whether this process may look into the folder."""
+        return os.access(self.path(name), os.R_OK | os.X_OK)
 
     def is_usable(self, name: str) -> bool:
         """Whether this process may read and write the file."""
@@ -117,7 +123,7 @@ class System:
     @cached_property
     def kernel(self) -> tuple[int, int]:
         """Version of the kernel; zeroes when unknown."""
-        found = re.match(r"(\d+)\.(\d+)", self.text("proc/sys/kernel/osrelease"))
+        found = re.match(r"(\d{1,9})\.(\d{1,9})", self.text("proc/sys/kernel/osrelease"))
         return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 
     @cached_property
@@ -131,7 +137,7 @@ class System:
     def locked_memory_limit(self) -> int | None:
         """Bytes that the process may lock; `None` without a limit or when unknown."""
         found = re.search(
-            r"^Max locked memory\s+(\d+)", self.text(f"proc/{self.process}/limits"), re.MULTILINE
+            r"^Max locked memory\s+(\d{1,20})", self.text(f"proc/{self.process}/limits"), re.MULTILINE
         )
         return int(found.group(1)) if found else None
 

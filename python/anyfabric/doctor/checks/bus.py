@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -133,8 +134,8 @@ def extended_capability(config: bytes, wanted: int) -> int | None:
 
 def _bridges(system: System, pci: str) -> set[str]:
     """Addresses of the bridges above a device."""
-    real = system.path(f"sys/bus/pci/devices/{pci}").resolve()
-    return {part for part in real.parts if part.count(":") == 2 and part != pci}
+    real = os.path.realpath(system.path(f"sys/bus/pci/devices/{pci}"))
+    return {part for part in real.split("/") if part.count(":") == 2 and part != pci}
 
 
 BUS_CHECKS = (

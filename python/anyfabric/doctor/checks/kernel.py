@@ -71,6 +71,9 @@ def nodes(system: System) -> Iterator[Finding]:
     """Whether /dev/infiniband has a node of each RDMA device, that this process may open."""
     if system.is_container and not system.exists("dev/infiniband"):
         return  # The check of containers says so.
+    if system.exists("dev/infiniband") and not system.may_enter("dev/infiniband"):
+        yield broken("", "no permission to look into /dev/infiniband", "as root: chmod 0755 /dev/infiniband")
+        return
     usable: list[str] = []
     for uverbs in system.names("sys/class/infiniband_verbs"):
         device = system.text(f"sys/class/infiniband_verbs/{uverbs}/ibdev")

@@ -23,8 +23,14 @@ HEADERS_BYTES = 96
 
 
 def link(system: System) -> Iterator[Finding]:
-    """Whether each port is up."""
+    """Whether each port is up, and each NIC that is named is here."""
     nics = system.topology.nics
+    for name in system.named:
+        if not _is_here(system, name):
+            here = ", ".join(nic.name for nic in nics) or "no RDMA port"
+            yield broken(
+                name, f"the setting `nics` names it, and here is {here}", "unset or correct ANYFABRIC_NICS"
+            )
     num_up = sum(nic.state == "up" for nic in nics)
     for nic in nics:
         if nic.state == "up":
@@ -119,6 +125,23 @@ def mtu(system: System) -> Iterator[Finding]:
 def packet_bytes(mtu_bytes: int) -> int:
     """What an RDMA packet carries over an interface of that MTU; 0 when nothing."""
     return next((packet for packet in PACKET_SIZES if packet + HEADERS_BYTES <= mtu_bytes), 0)
+
+
+def _is_here(system: System, name: str) -> bool:
+    """Whether a NIC may be here that any library calls so: by device, interface or address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        pass
+    else:
+        return True
+    device = name.partition(":")[0]
+    if device in system.names("sys/class/net"):
+        return True
+    # libfabric's domains begin with the device: rdmap16s27-rdm.
+    return any(
+        device == known or device.startswith(f"{known}-") for known in system.names("sys/class/infiniband")
+    )
 
 
 def _port(nic: Nic) -> str:
