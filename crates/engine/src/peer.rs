@@ -85,6 +85,14 @@ pub(crate) struct Chosen {
     sees_exit: bool,
 }
 
+impl Chosen {
+    /// Whether both are in one group of NICs.
+    #[inline]
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        self.place.is_some() && self.place.map(|place| place.group) == other.place.map(|place| place.group)
+    }
+}
+
 pub(crate) struct PeerState {
     pub(crate) phase: Phase,
     pub(crate) session: Option<Session>,

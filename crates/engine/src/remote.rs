@@ -36,6 +36,17 @@ pub(crate) struct Route {
     pub(crate) binding: Arc<Binding>,
 }
 
+impl Route {
+    /// The binding, if it stands.
+    #[inline]
+    pub(crate) fn binding(&self, source: &Memory) -> Option<&Arc<Binding>> {
+        if source.gpu_memory().is_some() && !self.link.reaches_gpu_memory() {
+            return None;
+        }
+        self.binding.check().is_ok().then_some(&self.binding)
+    }
+}
+
 impl Remote {
     /// Reads what [`Descriptor::encode`] wrote.
     ///
@@ -96,11 +107,7 @@ impl RemoteShared {
     /// The binding of that peer's link, if it was found before and stands.
     #[inline]
     pub(crate) fn binding(&self, peer: &Arc<Peer>, source: &Memory) -> Option<&Arc<Binding>> {
-        let route = self.route.get().filter(|route| Arc::ptr_eq(&route.peer, peer))?;
-        if source.gpu_memory().is_some() && !route.link.reaches_gpu_memory() {
-            return None;
-        }
-        route.binding.check().is_ok().then_some(&route.binding)
+        self.route.get().filter(|route| Arc::ptr_eq(&route.peer, peer))?.binding(source)
     }
 
     /// Remembers how this engine reaches the region.

@@ -58,25 +58,22 @@ impl Engine {
         let about_all = || about(targets.iter().fold(0, |sum: u64, target| sum.saturating_add(target.nbytes)));
         let (inner, mut nbytes) = (&self.inner, 0_u64);
         let mut entry = inner.rings.draft();
+        let mut at_hand = ArrayVec::<&Route, AT_HAND>::new();
         for (idx, target) in targets.iter().enumerate() {
             check_target(src, (idx, target), group)?;
             nbytes = nbytes.saturating_add(target.nbytes);
             let remote = &target.remote.shared;
-            let found;
-            let peer = match remote.route(inner) {
-                Some(Route { peer, .. }) => {
-                    if imm.is_some() {
-                        inner.check_counted(peer, about_all)?;
-                    }
-                    peer
+            if let Some(route) = remote.route(inner) {
+                if imm.is_some() {
+                    inner.check_counted(&route.peer, about_all)?;
                 }
-                None => {
-                    found = self.peer(target.remote.address(), imm, &about_all())?;
-                    remote.find_route(inner, &found);
-                    &found
-                }
-            };
-            entry.recipients.add(peer.idx, &peer.operations, target.nbytes);
+                let _ = at_hand.try_push(route);
+                entry.recipients.add(route.peer.idx, &route.peer.operations, target.nbytes);
+            } else {
+                let peer = self.peer(target.remote.address(), imm, &about_all())?;
+                remote.find_route(inner, &peer);
+                entry.recipients.add(peer.idx, &peer.operations, target.nbytes);
+            }
         }
         let about = About { peer: entry.recipients.only().and_then(|peer| inner.peer(peer)), ..about(nbytes) };
         if targets.is_empty() {
@@ -86,17 +83,21 @@ impl Engine {
         let num_parts = targets.len() as u32;
         let order = Order { num_parts, nbytes, source, imm, timeout: options.timeout, is_probe: false };
         let ticket = inner.begin(entry, order)?;
-        let peers = inner.peers.known();
-        let towards = targets.iter().filter_map(|target| {
-            let remote = &target.remote.shared;
-            let peer = match remote.route(inner) {
-                Some(route) => &route.peer,
-                None => self.find(&peers, target.remote.address(), imm, &ticket)?,
-            };
-            Some(Towards { peer, target: Some(target) })
-        });
-        let of = LegsOf { ticket: &ticket, source: Some(&src.memory), imm, verify: options.verify };
-        inner.submit_legs(towards, &of);
+        let of = LegsOf { ticket: &ticket, source: Some(&src.memory), imm, verify: options.verify, num: targets.len() };
+        if at_hand.len() == targets.len() {
+            inner.submit_legs(targets.iter().zip(&at_hand).map(Towards::over), &of);
+        } else {
+            let peers = inner.peers.known();
+            let towards = targets.iter().filter_map(|target| {
+                let route = target.remote.shared.route(inner);
+                let peer = match route {
+                    Some(route) => &route.peer,
+                    None => self.find(&peers, target.remote.address(), imm, &ticket)?,
+                };
+                Some(Towards { peer, target: Some((target, route)) })
+            });
+            inner.submit_legs(towards, &of);
+        }
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
     }
 
@@ -135,10 +136,10 @@ impl Engine {
         }
         let order = Order { num_parts: num_parts as u32, imm, timeout, ..Order::default() };
         let ticket = inner.begin(entry, order)?;
-        let of = LegsOf { ticket: &ticket, source: None, imm, verify: false };
+        let of = LegsOf { ticket: &ticket, source: None, imm, verify: false, num: num_parts };
         let signal = |peer| Towards { peer, target: None };
         if at_hand.len() == num_parts {
-            inner.submit_legs(at_hand.into_iter().map(signal), &of);
+            inner.submit_legs(at_hand.iter().map(|peer| signal(peer)), &of);
         } else {
             let known = inner.peers.known();
             let find = |address| self.find(&known, address, imm, &ticket);
@@ -168,5 +169,5 @@ impl Engine {
     }
 }
 
-/// Peers of a barrier that are looked up once only.
+/// Targets and peers that are looked up once only.
 const AT_HAND: usize = 256;

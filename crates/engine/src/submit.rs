@@ -12,7 +12,7 @@ use anyfabric_wire::Imm;
 use crate::early::{MAX_EARLY, MAX_EARLY_OF_ALL};
 use crate::inner::{nanos, Inner};
 use crate::peer::{Chosen, Content, Peer, Submission};
-use crate::remote::RemoteShared;
+use crate::remote::{RemoteShared, Route};
 use crate::transfer::About;
 use crate::under_way::Entry;
 use crate::{Code, Error, QueueFull, Result, ScatterTarget};
@@ -48,8 +48,9 @@ pub(crate) enum What<'p> {
 #[derive(Clone, Copy)]
 pub(crate) struct Towards<'p> {
     pub(crate) peer: &'p Arc<Peer>,
-    /// What is written where; nothing for the immediate alone.
-    pub(crate) target: Option<&'p ScatterTarget>,
+    /// What is written where, and how that is reached, if it was looked up before;
+    /// nothing for the immediate alone.
+    pub(crate) target: Option<(&'p ScatterTarget, Option<&'p Route>)>,
 }
 
 /// What the legs of an operation have in common.
@@ -59,6 +60,8 @@ pub(crate) struct LegsOf<'p> {
     /// Counted once by each.
     pub(crate) imm: Option<Imm>,
     pub(crate) verify: bool,
+    /// How many, at most.
+    pub(crate) num: usize,
 }
 
 /// What becomes of a submission.
@@ -73,6 +76,12 @@ pub(crate) enum Prepared<'p> {
 
 /// What the receiver counts, and whether it checks a checksum before.
 pub(crate) type How = (Option<(Imm, u32)>, bool);
+
+impl<'p> Towards<'p> {
+    pub(crate) const fn over((target, route): (&'p ScatterTarget, &&'p Route)) -> Self {
+        Self { peer: &route.peer, target: Some((target, Some(route))) }
+    }
+}
 
 impl Inner {
     /// Begins an operation, once there is room for it: from now on its deadline is
@@ -189,27 +198,19 @@ impl Inner {
     /// Sends the legs of an operation on their way, each to its peer; the first
     /// before the second is looked at.
     pub(crate) fn submit_legs<'p>(&self, mut towards: impl Iterator<Item = Towards<'p>>, of: &LegsOf<'p>) {
-        let spread = Spread { ticket: of.ticket, source: of.source, imm: of.imm };
-        let has_listened = self.presence.has_listened(of.ticket.submitted_ns());
-        let mut ids = 0..0;
-        let mut aim = |to: Towards<'p>, leg: &mut Leg<'p>| {
-            if ids.is_empty() {
-                ids = self.next_op_ids(IDS);
-            }
-            leg.id = ids.next().unwrap_or_default();
-            self.aim(to, of, has_listened, leg)
-        };
-        let mut leg = Leg { id: 0, peer: 0, link: 0, write: None };
+        let ids = self.next_op_ids(of.num as u64).start.into();
+        let spread = Spread { ticket: of.ticket, source: of.source, imm: of.imm, ids };
+        let is_quick = !of.verify && self.presence.has_listened(of.ticket.submitted_ns());
+        let aim = |to: Towards<'p>, leg: &mut Leg<'p>| self.aim(to, of, is_quick, leg);
+        let mut leg = Leg { peer: 0, link: 0, write: None };
         let mut next = towards.next();
         while let Some(to) = next.take() {
-            if let Some(Chosen { link, place, .. }) = aim(to, &mut leg) {
-                let group = place.map(|place| place.group);
+            if let Some(chosen) = aim(to, &mut leg) {
                 // NICs are in our hands meanwhile: what takes time or other locks comes after.
-                link.post_legs(&spread, &mut leg, &mut |leg| {
+                chosen.link.post_legs(&spread, &mut leg, &mut |leg| {
                     next = towards.next();
-                    let is_it = |chosen: &Chosen| chosen.place.map(|place| place.group) == group;
-                    let mut is_near = |to| group.is_some() && aim(to, leg).is_some_and(is_it);
-                    next.take_if(|to| is_near(*to)).is_some()
+                    let is_near = |to: &mut Towards<'p>| aim(*to, leg).is_some_and(|other| other.is_beside(chosen));
+                    next.take_if(is_near).is_some()
                 });
             } else {
                 self.submit_slowly(to, of);
@@ -222,7 +223,7 @@ impl Inner {
     #[cold]
     fn submit_slowly(&self, Towards { peer, target }: Towards<'_>, of: &LegsOf<'_>) {
         let what = match (of.source, target) {
-            (Some(source), Some(target)) => {
+            (Some(source), Some((target, _))) => {
                 What::Write { source, remote: &target.remote.shared, extents: Extents::One(target.extent()) }
             }
             _ => What::Signal,
@@ -239,19 +240,24 @@ impl Inner {
         &self,
         Towards { peer, target }: Towards<'p>,
         of: &LegsOf<'p>,
-        has_listened: bool,
+        is_quick: bool,
         leg: &mut Leg<'p>,
     ) -> Option<&'p Chosen> {
         let chosen = peer.open_link()?;
-        if of.verify || !has_listened && self.is_behind(peer, of.ticket) {
+        if !is_quick && self.goes_slowly(peer, of) {
             return None;
         }
         leg.write = match (of.source, target) {
-            (Some(source), Some(target)) => Some((target.remote.shared.binding(peer, source)?, target.extent())),
+            (Some(source), Some((target, route))) => Some((route?.binding(source)?, target.extent())),
             _ => None,
         };
         (leg.peer, leg.link) = (peer.idx, chosen.place.map_or(0, |place| place.link));
         Some(chosen)
+    }
+
+    #[cold]
+    fn goes_slowly(&self, peer: &Peer, of: &LegsOf<'_>) -> bool {
+        of.verify || self.is_behind(peer, of.ticket)
     }
 
     /// What is to be posted where; `None` when it waits for a path, or has ended.
@@ -355,6 +361,3 @@ impl Inner {
         error
     }
 }
-
-/// Numbers of operations that are taken at once, for the parts of one.
-const IDS: u64 = 64;

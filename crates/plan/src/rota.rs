@@ -35,6 +35,10 @@ impl Rota {
     /// The rail whose turn it is among those that are up.
     #[inline]
     pub fn next(&self, is_up: impl Fn(usize) -> bool) -> Option<usize> {
+        // Mostly it is up.
+        if self.turn < self.rails.len() && is_up(self.turn) {
+            return Some(self.turn);
+        }
         (self.turn..self.rails.len()).chain(0..self.turn).find(|rail| is_up(*rail))
     }
 

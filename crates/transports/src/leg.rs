@@ -4,6 +4,7 @@
 //! an atomic addition waits until the NIC has the request before it. A leg that cannot be posted at once becomes an
 //! [`Op`] and goes the way of any other.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use anyfabric_plan::{Extent, Extents};
@@ -13,7 +14,7 @@ use crate::mutant::Mutant;
 use crate::{Binding, Failure, Loss, Op, Payload, PeerIdx, Region, Ticket};
 
 /// What the legs of one operation have in common.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Spread<'t> {
     /// Ended leg by leg. It keeps the source until the last of them has ended.
     pub ticket: &'t Arc<Ticket>,
@@ -21,13 +22,13 @@ pub struct Spread<'t> {
     pub source: Option<&'t Arc<Region>>,
     /// What each receiver counts, once.
     pub imm: Option<Imm>,
+    /// For legs that become operations: the first of the numbers that are left for them, one for each leg.
+    pub ids: Cell<u64>,
 }
 
 /// One peer's part of an operation with several: a write, or the immediate alone.
 #[derive(Debug, Clone, Copy)]
 pub struct Leg<'t> {
-    /// Unique in this engine.
-    pub id: u64,
     /// Whom it goes to.
     pub peer: PeerIdx,
     /// The number of the link in its group.
@@ -53,7 +54,9 @@ impl Leg<'_> {
     /// The same as an operation of its own; `None` if it has ended, for its
     /// destination was taken back just now.
     pub fn into_op(&self, spread: &Spread<'_>) -> Option<Op> {
-        let Self { id, peer, write, .. } = *self;
+        let Self { peer, write, .. } = *self;
+        let id = spread.ids.get();
+        spread.ids.set(id + 1);
         let payload = match (write, spread.source) {
             (Some((binding, extent)), Some(source)) => {
                 if binding.enter().is_err() {

@@ -1,6 +1,7 @@
 //! The trait that every transport implements, and what passes through it.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -152,7 +153,7 @@ impl Losses {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// Names the group.
-    pub group: usize,
+    pub group: NonZeroUsize,
     /// The link's number there.
     pub link: u32,
 }

@@ -182,6 +182,12 @@ impl Path {
 }
 
 impl Rail {
+    /// Whether what is posted at once passes nobody.
+    #[inline]
+    pub(super) fn is_free(&self) -> bool {
+        !self.is_dirty && self.small.is_empty()
+    }
+
     /// Whether a part waits.
     pub(super) fn has_more(&self) -> bool {
         !(self.small.is_empty() && self.bulk.is_empty() && self.messages.is_empty())

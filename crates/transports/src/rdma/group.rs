@@ -17,7 +17,7 @@ use anyfabric_wire::NicLibrary;
 use crossbeam_queue::ArrayQueue;
 
 use super::book::{Book, Stage};
-use super::legs::Sources;
+use super::legs::Spreading;
 use super::link::{PathOptions, RailLink, RailPath};
 use super::nic::{Domain, Nic, NicAbout, NicError, PortLook, RemoteMemory};
 use super::registrations::Registrations;
@@ -155,20 +155,16 @@ impl<N: Nic> RailGroup<N> {
         leg: &mut Leg<'t>,
         next: &mut dyn FnMut(&mut Leg<'t>) -> bool,
     ) {
-        let mut nics = None;
-        let mut sources = Sources::of(spread);
-        // With the first that is posted the NICs are in our hands until the end.
-        let mut fan = None;
+        let mut legs = Spreading::of(spread);
         loop {
-            if sources.are_registered(&self.registrations) {
-                if nics.is_none() {
-                    nics = self.try_state();
-                }
-                self.submit_leg(nics.as_deref_mut(), &sources, (spread, &mut fan), leg);
-            } else {
+            let of_its_own = || leg.into_op(spread).into_iter();
+            if !legs.is_registered(&self.registrations) {
                 // Registering takes its time, and nobody should wait for the NICs meanwhile.
-                nics = None;
-                leg.into_op(spread).into_iter().for_each(|op| self.enter(leg.link, op));
+                of_its_own().for_each(|op| self.enter(leg.link, op));
+            } else if let Some(mut state) = self.try_state() {
+                return self.post_legs(&mut state, &mut legs, leg, next);
+            } else {
+                of_its_own().for_each(|op| self.leave(leg.link, op));
             }
             if !next(leg) {
                 return;
@@ -176,21 +172,24 @@ impl<N: Nic> RailGroup<N> {
         }
     }
 
-    #[inline]
-    fn submit_leg(
+    /// Posts a leg, and those that follow.
+    fn post_legs<'t>(
         &self,
-        nics: Option<&mut State<N>>,
-        sources: &Sources<'_, N::Domain>,
-        (spread, fan): (&Spread<'_>, &mut Option<u32>),
-        leg: &Leg<'_>,
+        state: &mut State<N>,
+        legs: &mut Spreading<'_, 't, N::Domain>,
+        leg: &mut Leg<'t>,
+        next: &mut dyn FnMut(&mut Leg<'t>) -> bool,
     ) {
-        let Some(state) = nics else {
-            return leg.into_op(spread).into_iter().for_each(|op| self.leave(leg.link, op));
-        };
-        let State { nics, book, .. } = state;
-        if !book.post_leg(nics, sources, (spread, fan), leg) {
-            leg.into_op(spread).into_iter().for_each(|op| self.start(state, leg.link, op));
+        loop {
+            let State { nics, book, .. } = state;
+            if !book.post_leg(nics, legs, leg) {
+                leg.into_op(legs.spread).into_iter().for_each(|op| self.start(state, leg.link, op));
+            }
+            if !next(leg) {
+                break;
+            }
         }
+        state.book.keep_legs(legs);
     }
 
     /// Takes an operation whose source may yet have to be registered.

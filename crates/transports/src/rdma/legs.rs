@@ -20,7 +20,7 @@ use super::book::{failure_of, Book};
 use super::nic::{Domain, Fault, Nic};
 use super::registrations::Registrations;
 use crate::mutant::Mutant;
-use crate::{Binding, Failure, Leg, PeerIdx, Region, Spread, Target, Ticket};
+use crate::{Binding, Failure, Leg, PeerIdx, Spread, Target, Ticket};
 
 /// What the legs of one operation have in common.
 pub(super) struct Fan {
@@ -34,7 +34,6 @@ pub(super) struct Fan {
 /// A leg that a NIC carries.
 #[derive(Clone, Copy)]
 pub(super) struct Posted {
-    id: u64,
     fan: u32,
     peer: PeerIdx,
     path: u32,
@@ -47,26 +46,30 @@ pub(super) struct Posted {
     is_lost: bool,
 }
 
-/// Where the legs of an operation come from, as each NIC knows it once that was asked.
-pub(super) struct Sources<'t, D: Domain> {
-    region: Option<&'t Region>,
+/// The legs of an operation while they are posted.
+pub(super) struct Spreading<'s, 't, D: Domain> {
+    pub(super) spread: &'s Spread<'t>,
     is_registered: bool,
-    by_nic: [Option<&'t D::Memory>; MAX_NICS],
+    /// Where they come from, as each NIC knows it once that was asked.
+    sources: [Option<&'t D::Memory>; MAX_NICS],
+    /// Theirs, once one is posted, and how many are.
+    fan: Option<u32>,
+    num_posted: u32,
 }
 
-impl<'t, D: Domain> Sources<'t, D> {
-    pub(super) fn of(spread: &Spread<'t>) -> Self {
-        Self { region: spread.source.map(|region| &**region), is_registered: false, by_nic: [None; MAX_NICS] }
+impl<'s, 't, D: Domain> Spreading<'s, 't, D> {
+    pub(super) const fn of(spread: &'s Spread<'t>) -> Self {
+        let is_registered = spread.source.is_none();
+        Self { spread, is_registered, sources: [None; MAX_NICS], fan: None, num_posted: 0 }
     }
 
-    /// Whether every NIC may post from it.
+    /// Whether every NIC may post from where they come from.
     #[inline]
-    pub(super) fn are_registered(&mut self, registrations: &[Arc<Registrations<D>>]) -> bool {
-        if !self.is_registered {
-            let Some(region) = self.region else { return true };
+    pub(super) fn is_registered(&mut self, registrations: &[Arc<Registrations<D>>]) -> bool {
+        if let (false, Some(region)) = (self.is_registered, self.spread.source) {
             self.is_registered = registrations.iter().all(|of| of.knows(region));
             if self.is_registered {
-                for (known, of) in self.by_nic.iter_mut().zip(registrations) {
+                for (known, of) in self.sources.iter_mut().zip(registrations) {
                     *known = of.of(region).ok();
                 }
             }
@@ -76,39 +79,42 @@ impl<'t, D: Domain> Sources<'t, D> {
 }
 
 impl Book {
-    /// Posts a leg at once, if it can be. `fan` is that of the legs of its operation
-    /// that were posted before.
+    /// Posts a leg at once, if it can be. Before anything is polled: [`Book::keep_legs`].
     #[inline]
     pub(super) fn post_leg<N: Nic>(
         &mut self,
         nics: &mut [N],
-        sources: &Sources<'_, N::Domain>,
-        (spread, fan): (&Spread<'_>, &mut Option<u32>),
+        legs: &mut Spreading<'_, '_, N::Domain>,
         leg: &Leg<'_>,
     ) -> bool {
-        let held = match &leg.write {
+        let (held, write) = match &leg.write {
             // Looked at with the NICs in hand: see `let_go`.
-            Some((binding, _)) => match (binding.check(), binding.target()) {
-                (Ok(()), Some(Target::Nics { held, .. })) => Some(*held),
+            Some((binding, extent)) => match (binding.check(), binding.target()) {
+                (Ok(()), Some(Target::Nics { held, keys })) => (Some(*held), Some((&keys[..], extent))),
                 _ => return false,
             },
-            None => None,
+            None => (None, None),
         };
-        let write = leg.write.as_ref().map(|(binding, extent)| (&***binding, extent));
         let at = (leg.link, LEG | self.legs.next());
-        let Some((rail, nbytes)) = self.post_once(nics, |nic_no| sources.by_nic[nic_no], at, write, spread.imm) else {
+        let Some((rail, nbytes)) = self.post_once(nics, |nic_no| legs.sources[nic_no], at, write, legs.spread.imm)
+        else {
             return false;
         };
-        let fan = *fan.get_or_insert_with(|| {
-            let (ticket, imm) = (Arc::clone(spread.ticket), spread.imm);
+        let fan = *legs.fan.get_or_insert_with(|| {
+            let (ticket, imm) = (Arc::clone(legs.spread.ticket), legs.spread.imm);
             self.fans.insert(Fan { ticket, imm, num_left: 0, num_ended: 0 })
         });
-        if let Some(fan) = self.fans.get_mut(fan) {
-            fan.num_left += 1;
-        }
-        let (id, peer, path, rail, nbytes) = (leg.id, leg.peer, leg.link, rail as u32, nbytes as u32);
-        self.legs.insert(Posted { id, fan, peer, path, rail, nbytes, held, has_failed: false, is_lost: false });
+        legs.num_posted += 1;
+        let (peer, path, rail, nbytes) = (leg.peer, leg.link, rail as u32, nbytes as u32);
+        self.legs.insert(Posted { fan, peer, path, rail, nbytes, held, has_failed: false, is_lost: false });
         true
+    }
+
+    /// All legs of an operation are posted that can be.
+    pub(super) fn keep_legs<D: Domain>(&mut self, legs: &Spreading<'_, '_, D>) {
+        if let Some(fan) = legs.fan.and_then(|fan| self.fans.get_mut(fan)) {
+            fan.num_left = legs.num_posted;
+        }
     }
 
     /// The batch that was a leg has ended.
@@ -142,7 +148,7 @@ impl Book {
             fan.note_loss(&leg);
         }
         fan.num_left -= 1;
-        if !(Mutant::LoseCompletion.is_on() && leg.id % 7 == 3) {
+        if !(Mutant::LoseCompletion.is_on() && leg_idx % 7 == 3) {
             fan.ticket.note_ended(leg.peer);
             fan.num_ended += 1;
         }

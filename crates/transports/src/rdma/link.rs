@@ -1,6 +1,7 @@
 //! One engine's way to another over the NICs of a group.
 
 use std::collections::{HashMap, VecDeque};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
@@ -31,9 +32,9 @@ pub struct PathOptions {
     pub is_caller: bool,
     /// What only the two of us know: messages over the rails carry it.
     pub key: u64,
-}
     /// Takes a line for the log, of what nobody here is told otherwise.
     pub tell: Arc<dyn Fn(&str) + Send + Sync>,
+}
 
 /// A link over rails: it is made and kept by messages.
 pub trait RailPath: Link {
@@ -75,8 +76,8 @@ pub(super) struct RailLink<N: Nic> {
     peer: PeerIdx,
     regions: Arc<RegionTable>,
     control: Arc<dyn ControlPath>,
-    is_caller: bool,
     tell: Arc<dyn Fn(&str) + Send + Sync>,
+    is_caller: bool,
     bindings: Mutex<BindingTable>,
     ended: OnceLock<String>,
     closed: AtomicBool,
@@ -111,8 +112,8 @@ impl<N: Nic> RailLink<N> {
             peer,
             regions,
             control,
-            is_caller,
             tell,
+            is_caller,
             bindings: Mutex::default(),
             ended: OnceLock::new(),
             closed: AtomicBool::new(false),
@@ -142,8 +143,8 @@ impl<N: Nic> RailLink<N> {
             Err(refusal) => return self.tell(Rails::Bound { request, result: Err(refusal) }),
         };
         let (peer, control, granted) = (self.peer, Arc::clone(&self.control), Arc::clone(&memory));
-        self.group.when_registered(&memory, move |group, registered| {
         let tell = Arc::clone(&self.tell);
+        self.group.when_registered(&memory, move |group, registered| {
             let result = match registered {
                 // By now it may have been closed, or taken back.
                 Ok(keys) => granted.grant(peer, key).map(|()| keys),
@@ -318,7 +319,7 @@ impl<N: Nic> Link for RailLink<N> {
     }
 
     fn place(&self) -> Option<Place> {
-        Some(Place { group: Arc::as_ptr(&self.group).cast::<()>() as usize, link: self.path })
+        Some(Place { group: NonNull::from(&*self.group).addr(), link: self.path })
     }
 
     fn post_legs<'t>(&self, spread: &Spread<'t>, leg: &mut Leg<'t>, next: &mut dyn FnMut(&mut Leg<'t>) -> bool) {

@@ -15,7 +15,7 @@ use super::book::{failure_of, Batched, Book, Of, Path, Stage};
 use super::nic::{Domain, Fault, Nic, One, RemoteMemory};
 use super::post::SMALL_BYTES;
 use super::registrations::Registrations;
-use crate::{Binding, Op, Payload, Stub, Target};
+use crate::{Op, Payload, Stub, Target};
 
 /// What is kept of an operation that one work request carries.
 pub(super) struct Lone {
@@ -38,10 +38,13 @@ impl Book {
         let at = (path_idx, self.batches.next());
         let source = |nic_no: usize, region| registrations[nic_no].of(region).ok();
         let posted = match &op.payload {
-            Payload::Write { source: region, binding, extents: Extents::One(extent) } => {
-                let write = Some((&**binding, extent));
-                self.post_once(nics, |nic_no| source(nic_no, region), at, write, op.imm.map(|(imm, _)| imm))
-            }
+            Payload::Write { source: region, binding, extents: Extents::One(extent) } => match binding.target() {
+                Some(Target::Nics { keys, .. }) => {
+                    let write = Some((&keys[..], extent));
+                    self.post_once(nics, |nic_no| source(nic_no, region), at, write, op.imm.map(|(imm, _)| imm))
+                }
+                _ => None,
+            },
             Payload::Signal => self.post_once(nics, |_| None, at, None, op.imm.map(|(imm, _)| imm)),
             _ => None,
         };
@@ -58,13 +61,13 @@ impl Book {
         nics: &mut [N],
         source: impl FnOnce(usize) -> Option<&'m <N::Domain as Domain>::Memory>,
         (path_idx, token): (u32, u32),
-        write: Option<(&Binding, &Extent)>,
+        write: Option<(&[RemoteMemory], &Extent)>,
         imm: Option<Imm>,
     ) -> Option<(usize, u64)> {
         let nbytes = write.map_or(0, |(_, extent)| extent.nbytes);
-        let path = self.paths.get_mut(path_idx)?;
-        let rail_no = path.next_free()?;
-        let rail = &mut path.rails[rail_no];
+        let Path { rails, rota, .. } = self.paths.get_mut(path_idx)?;
+        let rail_no = rota.next(|rail_no| rails[rail_no].stage == Stage::Up)?;
+        let rail = rails.get_mut(rail_no).filter(|rail| rail.is_free())?;
         let (nic_no, idx) = (rail.nic, rail.idx?);
         let nic = &mut nics[nic_no];
         if nbytes > SMALL_BYTES.min(nic.about().max_write_bytes) {
@@ -72,12 +75,9 @@ impl Book {
         }
         let imm = imm.map(|imm| WireImm { imm, quarters: 4 }.encode());
         let is_posted = match write {
-            Some((binding, write)) => {
-                let (Some(source), Some(Target::Nics { keys, .. })) = (source(nic_no), binding.target()) else {
-                    return None;
-                };
+            Some((keys, write)) => {
                 let target = keys.get(rail.theirs).copied().unwrap_or(RemoteMemory { base: 0, key: 0 });
-                nic.post_one(idx, &One { source, target, write, imm, token })
+                nic.post_one(idx, &One { source: source(nic_no)?, target, write, imm, token })
             }
             None => nic.signal(idx, imm.unwrap_or(0), token),
         };
@@ -85,7 +85,7 @@ impl Book {
             return None;
         }
         rail.under_way += 1;
-        path.rota.took(rail_no);
+        rota.took(rail_no);
         Some((rail_no, nbytes))
     }
 
@@ -111,15 +111,5 @@ impl Book {
             }
         }
         stub.end(result);
-    }
-}
-
-impl Path {
-    /// The rail whose turn it is, if nothing waits on it.
-    #[inline]
-    fn next_free(&self) -> Option<usize> {
-        let rail_no = self.rota.next(|rail_no| self.rails[rail_no].stage == Stage::Up)?;
-        let rail = &self.rails[rail_no];
-        (!rail.is_dirty && rail.small.is_empty()).then_some(rail_no)
     }
 }

@@ -17,6 +17,7 @@ impl TcpLink {
 }
 
 impl ControlPath for TcpLink {
+    #[inline]
     fn has_control(&self) -> bool {
         // ORDERING: a hint; who sees it late finds the lane gone, or asks again.
         self.stands.load(Ordering::Relaxed)

@@ -12,6 +12,7 @@ use super::sys::{self, Qp, SendWr, Sge};
 /// A template of [`Chain::LEN`] work requests, of which the first `len` are
 /// patched and wait.
 pub(super) struct Chain {
+    post: PostSend,
     requests: Box<[SendWr; Chain::LEN]>,
     // Pointed to by the requests.
     sges: Box<[Sge; Chain::LEN]>,
@@ -38,7 +39,8 @@ impl Chain {
     /// Longest chain.
     pub(super) const LEN: usize = 32;
 
-    pub(super) fn new() -> Self {
+    /// For queue pairs of the device whose function `post` is.
+    pub(super) fn new(post: PostSend) -> Self {
         let mut requests = Box::new([SendWr::EMPTY; Self::LEN]);
         let mut sges = Box::new([Sge::default(); Self::LEN]);
         for idx in 0..Self::LEN {
@@ -49,7 +51,7 @@ impl Chain {
         }
         let mut alone = Box::new((SendWr::EMPTY, Sge::default()));
         alone.0.sg_list = &raw mut alone.1;
-        Self { requests, sges, len: 0, alone }
+        Self { post, requests, sges, len: 0, alone }
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -78,13 +80,13 @@ impl Chain {
     /// # Safety
     /// As [`Chain::post`].
     #[inline]
-    pub(super) unsafe fn post_alone(&mut self, post: PostSend, qp: *mut Qp, request: &Request) -> Result<(), u32> {
+    pub(super) unsafe fn post_alone(&mut self, qp: *mut Qp, request: &Request) -> Result<(), u32> {
         let (wr, sge) = &mut *self.alone;
         request.patch(wr, sge);
         wr.send_flags |= sys::SEND_SIGNALED;
         let mut bad = std::ptr::null_mut();
         // SAFETY: as promised by the caller; nothing is behind the request.
-        match unsafe { post(qp, wr, &raw mut bad) } {
+        match unsafe { (self.post)(qp, wr, &raw mut bad) } {
             0 => Ok(()),
             failed => Err(failed.unsigned_abs()),
         }
@@ -94,9 +96,9 @@ impl Chain {
     /// and the device's code.
     ///
     /// # Safety
-    /// `qp` lives, `post` is its device's function, and the memory that the
-    /// requests name stays registered until they have completed.
-    pub(super) unsafe fn post(&mut self, post: PostSend, qp: *mut Qp) -> Result<(), (usize, u32)> {
+    /// `qp` lives, [`Chain::new`] was given its device's function, and the memory that
+    /// the requests name stays registered until they have completed.
+    pub(super) unsafe fn post(&mut self, qp: *mut Qp) -> Result<(), (usize, u32)> {
         let Some(last) = self.len.checked_sub(1) else { return Ok(()) };
         self.len = 0;
         let next = std::mem::replace(&mut self.requests[last].next, std::ptr::null_mut());
@@ -104,7 +106,7 @@ impl Chain {
         let mut bad = std::ptr::null_mut();
         let first = self.requests.as_mut_ptr();
         // SAFETY: as promised by the caller; the chain ends at `last`.
-        let failed = unsafe { post(qp, first, &raw mut bad) };
+        let failed = unsafe { (self.post)(qp, first, &raw mut bad) };
         self.requests[last].next = next;
         if failed == 0 {
             return Ok(());

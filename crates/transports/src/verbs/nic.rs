@@ -71,6 +71,8 @@ impl VerbsNic {
             is_ordered: true,
             reaches_gpus: true,
         };
+        // SAFETY: the domain keeps its context open.
+        let post_send = unsafe { (*domain.context).ops.post_send };
         let budget = queue.depth().saturating_sub(imms.depth + MessageBuffers::RECEIVES);
         Ok(Self {
             rails: Vec::new(),
@@ -83,7 +85,7 @@ impl VerbsNic {
             port,
             settings: settings.clone(),
             about,
-            chain: Chain::new(),
+            chain: Chain::new(post_send),
             held_for: 0,
             budget,
             faulty: Vec::new(),
@@ -113,14 +115,12 @@ impl VerbsNic {
         if held == 0 {
             return Ok(());
         }
-        // SAFETY: the domain keeps its context open.
-        let post_send = unsafe { (*self.domain.context).ops.post_send };
         let Some(Rail { pairs: Some((pair, _)), writes, .. }) = self.rails.get_mut(rail as usize) else {
             self.chain.clear();
             return Err(Fault::Flushed);
         };
         // SAFETY: the queue pair lives, the function is its device's, and registrations outlive what is posted.
-        match unsafe { self.chain.post(post_send, pair.qp) } {
+        match unsafe { self.chain.post(pair.qp) } {
             Ok(()) => {
                 writes.taken = writes.next;
                 Ok(())
@@ -146,20 +146,18 @@ impl VerbsNic {
             self.hand_over()?;
         }
         let Some(rail) = self.rails.get_mut(rail_idx as usize) else { return Err(Fault::Flushed) };
-        let Rail { fault: None, is_connected: true, pairs: Some((pair, _)), writes, life, .. } = rail else {
+        let Rail { fault: None, is_connected: true, pairs: Some((pair, _)), writes, .. } = rail else {
             return Err(rail.fault.unwrap_or(Fault::Flushed));
         };
         if writes.under_way() >= DEPTH || self.budget == 0 {
             return Ok(false);
         }
-        let request = request((id_of(Kind::Write, *life, rail_idx, writes.next), pair.max_inline));
+        let request = request((writes.id | u64::from(writes.next), pair.max_inline));
         writes.next = writes.next.wrapping_add(1);
         writes.batches.push_back(Waiting { token, end: writes.next, buffer: None });
         self.budget -= 1;
-        // SAFETY: the domain keeps its context open.
-        let post_send = unsafe { (*self.domain.context).ops.post_send };
         // SAFETY: as in `hand_over`.
-        match unsafe { self.chain.post_alone(post_send, pair.qp, &request) } {
+        match unsafe { self.chain.post_alone(pair.qp, &request) } {
             Ok(()) => writes.taken = writes.next,
             Err(code) => self.break_rail(rail_idx, Fault::Local(code)),
         }
@@ -232,6 +230,8 @@ impl Nic for VerbsNic {
         let rail = &mut self.rails[idx as usize];
         rail.life = rail.life.wrapping_add(1);
         (rail.pairs, rail.is_open) = (Some((writes, messages)), true);
+        rail.writes.id = id_of(Kind::Write, rail.life, idx, 0);
+        rail.messages.id = id_of(Kind::Send, rail.life, idx, 0);
         Ok(idx)
     }
 
@@ -316,9 +316,9 @@ impl Nic for VerbsNic {
         let count = batch.writes.len().min(self.room(rail));
         let Some(last) = count.checked_sub(1) else { return Ok(0) };
         self.hold_for(rail);
-        let Rail { writes, life, pairs, .. } = &mut self.rails[rail as usize];
+        let Rail { writes, pairs, .. } = &mut self.rails[rail as usize];
         let max_inline = pairs.as_ref().map_or(0, |(writes, _)| writes.max_inline);
-        let (life, first) = (*life, writes.next);
+        let (first, of_rail) = (writes.next, writes.id);
         writes.next = first.wrapping_add(count as u32);
         writes.batches.push_back(Waiting { token: batch.token, end: writes.next, buffer: None });
         self.budget -= count;
@@ -332,7 +332,7 @@ impl Nic for VerbsNic {
                 Marks::Last(imm) if whole && idx == last => Some(imm),
                 _ => None,
             };
-            let id = id_of(Kind::Write, life, rail, first.wrapping_add(idx as u32));
+            let id = of_rail | u64::from(first.wrapping_add(idx as u32));
             self.chain.push(&request((batch.source, batch.target), write, imm, (id, max_inline)));
         }
         Ok(count)
@@ -351,14 +351,14 @@ impl Nic for VerbsNic {
     }
 
     fn send(&mut self, rail: RailIdx, message: &[u8], token: u32) -> Result<bool, Fault> {
-        let Rail { messages, life, .. } = self.check(rail)?;
-        let (life, sequence) = (*life, messages.next);
+        let Rail { messages, .. } = self.check(rail)?;
+        let (of_rail, sequence) = (messages.id, messages.next);
         if self.budget == 0 || messages.under_way() >= MESSAGES {
             return Ok(false);
         }
         let Some((buffer, mut sge)) = self.messages.fill(message) else { return Ok(false) };
         let mut request = SendWr {
-            wr_id: id_of(Kind::Send, life, rail, sequence),
+            wr_id: of_rail | u64::from(sequence),
             sg_list: &raw mut sge,
             num_sge: 1,
             opcode: sys::WR_SEND,

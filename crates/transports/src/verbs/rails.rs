@@ -31,6 +31,8 @@ pub(super) struct Rail {
 /// What waits for completions on one queue pair.
 #[derive(Default)]
 pub(super) struct Posted {
+    /// Of request 0; the numbers of the others are added.
+    pub(super) id: u64,
     /// Requests so far: held back too, taken by the device, and completed.
     pub(super) next: u32,
     pub(super) taken: u32,
@@ -46,7 +48,7 @@ pub(super) struct Waiting {
     /// One past its last request.
     pub(super) end: u32,
     /// Of a message.
-    pub(super) buffer: Option<usize>,
+    pub(super) buffer: Option<u32>,
 }
 
 impl Rail {

@@ -35,7 +35,7 @@ pub(super) struct MessageBuffers {
     // Pointed to by the requests.
     _sges: Box<[Sge]>,
     used: Vec<usize>,
-    free: Vec<usize>,
+    free: Vec<u32>,
 }
 
 /// Page-aligned memory that the NIC writes to.
@@ -144,7 +144,7 @@ impl MessageBuffers {
             num_sge: 1,
         };
         let requests = sges.iter_mut().enumerate().map(request).collect();
-        let free = (Self::RECEIVES..Self::RECEIVES + Self::SENDS).collect();
+        let free = (Self::RECEIVES..Self::RECEIVES + Self::SENDS).map(|idx| idx as u32).collect();
         let used = (0..Self::RECEIVES).collect();
         let mut this = Self { queue, memory, bytes, requests, _sges: sges, used, free };
         this.refill()?;
@@ -180,20 +180,20 @@ impl MessageBuffers {
 
     /// Copies a message into a buffer; `None` when all are in use or it is too
     /// long.
-    pub(super) fn fill(&mut self, message: &[u8]) -> Option<(usize, Sge)> {
+    pub(super) fn fill(&mut self, message: &[u8]) -> Option<(u32, Sge)> {
         if message.len() > Self::BYTES {
             return None;
         }
         let idx = self.free.pop()?;
         // SAFETY: a send buffer that no work request uses, long enough.
-        let at = unsafe { self.bytes.start.add(idx * Self::BYTES) };
+        let at = unsafe { self.bytes.start.add(idx as usize * Self::BYTES) };
         // SAFETY: as above; the message is elsewhere.
         unsafe { at.copy_from_nonoverlapping(message.as_ptr(), message.len()) };
         Some((idx, Sge { addr: at as u64, length: message.len() as u32, lkey: self.memory.lkey }))
     }
 
     /// A send buffer may be used again.
-    pub(super) fn release(&mut self, idx: usize) {
+    pub(super) fn release(&mut self, idx: u32) {
         self.free.push(idx);
     }
 }
