@@ -34,6 +34,7 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from types import TracebackType
 from typing import Any, Final, final
 
+import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self, disjoint_base
 
@@ -143,9 +144,9 @@ class Engine:
     def _write_pages(
         self,
         src: Region,
-        src_pages: tuple[int, int, int, int, int],
+        src_pages: tuple[npt.NDArray[np.uint32], int, int, int],
         dst: Descriptor,
-        dst_pages: tuple[int, int, int, int, int],
+        dst_pages: tuple[npt.NDArray[np.uint32], int, int, int],
         imm: int | None,
         verify: bool,
         timeout_s: float | None,
@@ -154,9 +155,9 @@ class Engine:
 
         Args:
             src: Local region.
-            src_pages: `(indices_address, num_pages, page_bytes, stride, offset)`. The indices are
-                `num_pages` contiguous, aligned, native-endian uint32; page `i` starts at byte
-                `offset + indices[i] * stride`. They are copied before the call returns.
+            src_pages: `(indices, page_bytes, stride, offset)`. The indices are an array of contiguous,
+                aligned, native-endian uint32; page `i` starts at byte `offset + indices[i] * stride`.
+                They are copied before the call returns.
             dst: A peer's region.
             dst_pages: As `src_pages`, same number of pages and `page_bytes`.
             imm: As in `write`.
@@ -649,9 +650,9 @@ class Watcher:
         self,
         value: int,
         src: Region,
-        src_pages: tuple[int, int, int, int, int],
+        src_pages: tuple[npt.NDArray[np.uint32], int, int, int],
         dst: Descriptor,
-        dst_pages: tuple[int, int, int, int, int],
+        dst_pages: tuple[npt.NDArray[np.uint32], int, int, int],
         imm: int | None,
     ) -> Transfer:
         """`at` for a list of pages, as in `Engine._write_pages`."""
@@ -725,7 +726,7 @@ def gpus_json(library: str | None) -> str:
 
 # Baselines of `anyfabric perf`: the least that the hardware and the kernel allow, with nothing of the
 # engine on the way. They take addresses, check nothing, release the GIL and return the nanoseconds of
-# each round. Index arrays are as in `Engine._write_pages`.
+# each round. Index arrays are contiguous, aligned, native-endian uint32.
 
 def baseline_memcpy(dst: int, src: int, nbytes: int, rounds: int) -> list[int]:
     """Time libc's `memcpy` of one range."""

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["Pages", "Target", "Write", "WritePages", "operands"]
 
 Memory = TypeVar("Memory", "Region", "Descriptor")
-Native = tuple[int, int, int, int, int]
+Native = tuple["npt.NDArray[np.uint32]", int, int, int]
 
+UINT32 = np.dtype(np.uint32)
 MAX_INDEX = 2**32 - 1
 MAX_BYTES = 2**64 - 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, init=False)
 class Pages(Generic[Memory]):
     """Equal pieces of a region, picked by index: page `i` starts at `offset + indices[i] * stride`.
 
@@ -48,35 +49,43 @@ class Pages(Generic[Memory]):
     """
 
     memory: Memory
-    indices: npt.NDArray[np.uint32] | Sequence[int]
+    indices: npt.NDArray[np.uint32]
     page_bytes: int
-    stride: int | None = None
-    offset: int = 0
-    native: Native = field(init=False, repr=False)
-    """`(indices_address, num_pages, page_bytes, stride, offset)`, as native code takes it."""
+    stride: int
+    offset: int
+    native: Native = field(repr=False)
+    """`(indices, page_bytes, stride, offset)`, as native code takes it."""
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        indices: npt.NDArray[Any] | Sequence[int],
+        page_bytes: int,
+        stride: int | None = None,
+        offset: int = 0,
+    ) -> None:
         """Validate, and turn the indices into what native code reads."""
-        page_bytes = _size("page_bytes", self.page_bytes)
-        stride = page_bytes if self.stride is None else _size("stride", self.stride)
-        offset = _size("offset", self.offset)
-        indices = _as_indices(self.indices)
-        address = int(indices.__array_interface__["data"][0])
+        page_bytes = _size("page_bytes", page_bytes)
+        stride = page_bytes if stride is None else _size("stride", stride)
+        offset = _size("offset", offset)
+        taken = _as_indices(indices)
+        # Once each: lists of pages are made for every call.
         store = object.__setattr__
-        store(self, "indices", indices)
+        store(self, "memory", memory)
+        store(self, "indices", taken)
         store(self, "page_bytes", page_bytes)
         store(self, "stride", stride)
         store(self, "offset", offset)
-        store(self, "native", (address, len(indices), page_bytes, stride, offset))
+        store(self, "native", (taken, page_bytes, stride, offset))
 
     def __len__(self) -> int:
         """Number of pages."""
-        return self.native[1]
+        return len(self.indices)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all pages together."""
-        return self.native[1] * self.native[2]
+        return len(self.indices) * self.page_bytes
 
 
 class Target(NamedTuple):
@@ -129,6 +138,8 @@ def operands(src: Pages[Region], dst: Pages[Descriptor]) -> tuple[Region, Native
 
 
 def _as_indices(given: Any) -> npt.NDArray[np.uint32]:
+    if type(given) is np.ndarray and given.dtype is UINT32 and given.ndim == 1:
+        return _plain(given)
     if isinstance(given, range):
         given = np.arange(given.start, given.stop, given.step, dtype=np.int64)
     try:
@@ -149,7 +160,14 @@ def _as_indices(given: Any) -> npt.NDArray[np.uint32]:
             position = int(np.argmax(array == wrong))
             msg = f"page index {wrong} at position {position}: expected 0 to {MAX_INDEX}"
             raise InvalidArgument(msg, operation="pages")
-    return np.ascontiguousarray(array, dtype=np.uint32)
+    return _plain(array)
+
+
+def _plain(array: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    flags = array.flags
+    if array.dtype is UINT32 and flags.c_contiguous and flags.aligned:
+        return array
+    return np.array(array, dtype=np.uint32, order="C")
 
 
 def _size(name: str, value: Any) -> int:

@@ -202,6 +202,26 @@ def test_bad_operations_are_refused_and_the_engine_goes_on(engine, peer):
     assert (dst.numpy() == src.numpy()).all()
 
 
+def test_native_code_takes_no_other_arrays_for_indices(engine, peer):
+    src, dst = engine.allocate(64), peer.allocate(64)
+    remote = dst.descriptor()
+    fitting, rest = np.arange(4, dtype=np.uint32), (None, False, None)
+    swapped, odd = fitting.astype(">u4"), np.zeros(17, np.uint8)[1:].view(np.uint32)
+    for other in (
+        fitting[::2],
+        fitting.reshape(2, 2),
+        fitting.view(np.int32),
+        fitting[:2].view(np.uint64),
+        swapped,
+        odd,
+    ):
+        with pytest.raises(TypeError, match="a contiguous array of uint32 with one dimension"):
+            engine._write_pages(src, (other, 8, 8, 0), remote, (fitting, 8, 8, 0), *rest)
+    with pytest.raises(AttributeError, match="__array_struct__"):
+        engine._write_pages(src, ([0], 8, 8, 0), remote, (fitting, 8, 8, 0), *rest)
+    engine._write_pages(src, (fitting, 8, 8, 0), remote, (fitting, 8, 8, 0), *rest).wait(10)
+
+
 def test_a_later_engine_takes_nothing_from_an_earlier_one_that_used_the_same_descriptor():
     with af.Engine(transports=("tcp",)) as peer:
         region = peer.allocate(8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import pickle
 
@@ -22,8 +21,10 @@ def pages(indices, page_bytes=16, **more):
 
 
 def native_indices(found):
-    address, number, *_ = found.native
-    return list((ctypes.c_uint32 * number).from_address(address)) if number else []
+    indices, *_ = found.native
+    assert indices.dtype == np.uint32
+    assert indices.flags.c_contiguous
+    return indices.tolist()
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=50))
@@ -48,14 +49,25 @@ def test_ranges_and_torch_tensors():
     assert native_indices(pages(torch.tensor([3, 1, 2]))) == [3, 1, 2]
 
 
+def test_an_array_at_an_odd_address_is_copied():
+    indices = np.frombuffer(b"x" + np.arange(4, dtype=np.uint32).tobytes(), np.uint32, offset=1)
+    assert not indices.flags.aligned
+    assert native_indices(pages(indices)) == [0, 1, 2, 3]
+    assert pages(indices).indices.flags.aligned
+
+
+def test_swapped_indices_are_swapped_back():
+    assert native_indices(pages(np.array([1, 2], ">u4"))) == [1, 2]
+
+
 def test_a_fitting_array_is_not_copied():
     indices = np.arange(4, dtype=np.uint32)
     assert np.shares_memory(pages(indices).indices, indices)
 
 
 def test_defaults_and_equality_of_native_form():
-    assert pages([1], 64).native[2:] == (64, 64, 0)
-    assert pages([1], np.int32(64), stride=np.uint64(128), offset=7).native[2:] == (64, 128, 7)
+    assert pages([1], 64).native[1:] == (64, 64, 0)
+    assert pages([1], np.int32(64), stride=np.uint64(128), offset=7).native[1:] == (64, 128, 7)
     assert pages([], 0).nbytes == 0
 
 

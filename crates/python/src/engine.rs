@@ -184,7 +184,7 @@ impl Engine {
         let region = src.get().open(slf.py())?;
         let remote = &dst.get().native;
         let imm = imm.map(|Imm(imm)| imm);
-        let cost = nbytes_of(&src_pages).saturating_add(src_pages.1 .0.saturating_mul(8));
+        let cost = nbytes_of(&src_pages).saturating_add((src_pages.0.num as u64).saturating_mul(8));
         Self::submit(slf, cost, timeout_s, |engine, timeout| {
             // SAFETY: the contract of the stub: the caller holds both arrays through the call.
             let (src_pages, dst_pages) = unsafe { (page_list(src_pages), page_list(dst_pages)) };
