@@ -21,7 +21,9 @@ list_skipped() {
 }
 
 if cargo nextest --version >/dev/null 2>&1; then
-  cargo nextest run "${crates[@]}" --no-fail-fast --status-level retry --final-status-level skip
+  # Most tests wait for most of their time: half as many again as there are cores.
+  cargo nextest run "${crates[@]}" --no-fail-fast --status-level retry --final-status-level skip \
+    --test-threads $(($(nproc) * 3 / 2))
   cargo test --quiet "${crates[@]}" --doc
 else
   cargo test --quiet "${crates[@]}" -- --show-output 2>&1 | list_skipped
