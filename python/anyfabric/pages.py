@@ -7,7 +7,7 @@ are checked in native code when an operation is submitted, not here: the region 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -53,8 +53,6 @@ class Pages(Generic[Memory]):
     page_bytes: int
     stride: int
     offset: int
-    native: Native = field(repr=False)
-    """`(indices, page_bytes, stride, offset)`, as native code takes it."""
 
     def __init__(
         self,
@@ -65,18 +63,15 @@ class Pages(Generic[Memory]):
         offset: int = 0,
     ) -> None:
         """Validate, and turn the indices into what native code reads."""
-        page_bytes = _size("page_bytes", page_bytes)
-        stride = page_bytes if stride is None else _size("stride", stride)
-        offset = _size("offset", offset)
-        taken = _as_indices(indices)
         # Once each: lists of pages are made for every call.
         store = object.__setattr__
+        page_bytes = _size("page_bytes", page_bytes)
+        stride = page_bytes if stride is None else _size("stride", stride)
         store(self, "memory", memory)
-        store(self, "indices", taken)
+        store(self, "indices", _as_indices(indices))
         store(self, "page_bytes", page_bytes)
         store(self, "stride", stride)
-        store(self, "offset", offset)
-        store(self, "native", (taken, page_bytes, stride, offset))
+        store(self, "offset", _size("offset", offset))
 
     def __len__(self) -> int:
         """Number of pages."""
@@ -131,7 +126,12 @@ def operands(src: Pages[Region], dst: Pages[Descriptor]) -> tuple[Region, Native
         TypeError: One of them is a region, say, and not pages of it.
     """
     try:
-        return src.memory, src.native, dst.memory, dst.native
+        return (
+            src.memory,
+            (src.indices, src.page_bytes, src.stride, src.offset),
+            dst.memory,
+            (dst.indices, dst.page_bytes, dst.stride, dst.offset),
+        )
     except AttributeError:
         msg = f"expected `Pages` of a region and of a descriptor; given {_kind(src)} and {_kind(dst)}"
         raise TypeError(msg) from None

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import anyfabric as af
+from anyfabric.pages import operands
 
 MEMORY = object()
 """Stands for a region: `Pages` only passes it on."""
@@ -21,7 +22,7 @@ def pages(indices, page_bytes=16, **more):
 
 
 def native_indices(found):
-    indices, *_ = found.native
+    _, (indices, *_), *_ = operands(found, found)
     assert indices.dtype == np.uint32
     assert indices.flags.c_contiguous
     return indices.tolist()
@@ -65,9 +66,18 @@ def test_a_fitting_array_is_not_copied():
     assert np.shares_memory(pages(indices).indices, indices)
 
 
-def test_defaults_and_equality_of_native_form():
-    assert pages([1], 64).native[1:] == (64, 64, 0)
-    assert pages([1], np.int32(64), stride=np.uint64(128), offset=7).native[1:] == (64, 128, 7)
+def test_a_part_is_replaced_as_in_any_dataclass():
+    found = dataclasses.replace(pages([1, 2], stride=32), offset=8, indices=[3])
+    assert native_indices(found) == [3]
+    assert (found.page_bytes, found.stride, found.offset) == (16, 32, 8)
+
+
+def test_defaults():
+    def sizes(found):
+        return found.page_bytes, found.stride, found.offset
+
+    assert sizes(pages([1], 64)) == (64, 64, 0)
+    assert sizes(pages([1], np.int32(64), stride=np.uint64(128), offset=7)) == (64, 128, 7)
     assert pages([], 0).nbytes == 0
 
 

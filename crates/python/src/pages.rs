@@ -1,4 +1,4 @@
-//! Lists of pages, as `anyfabric.pages.Pages.native` describes them.
+//! Lists of pages, as `anyfabric.pages.operands` gives them.
 
 use std::ffi::{c_char, c_int};
 use std::sync::Arc;
