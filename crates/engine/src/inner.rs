@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -182,14 +181,13 @@ impl Inner {
     }
 
     pub(crate) fn next_op_id(&self) -> u64 {
-        self.next_op_ids(1).start
+        self.next_op_ids(1)
     }
 
-    /// So many at once; not all need be used.
-    pub(crate) fn next_op_ids(&self, count: u64) -> Range<u64> {
+    /// The first of so many; not all need be used.
+    pub(crate) fn next_op_ids(&self, count: u64) -> u64 {
         // ORDERING: as above.
-        let first = self.next_op.fetch_add(count, Ordering::Relaxed);
-        first..first + count
+        self.next_op.fetch_add(count, Ordering::Relaxed)
     }
 
     // ---- peers ---------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ impl Engine {
         let ticket = inner.begin(entry, order)?;
         let of = LegsOf { ticket: &ticket, source: Some(&src.memory), imm, verify: options.verify, num: targets.len() };
         if at_hand.len() == targets.len() {
-            inner.submit_legs(targets.iter().zip(&at_hand).map(Towards::over), &of);
+            inner.submit_legs(targets.iter().zip(at_hand).map(Towards::over), &of);
         } else {
             let peers = inner.peers.known();
             let towards = targets.iter().filter_map(|target| {
@@ -139,7 +139,7 @@ impl Engine {
         let of = LegsOf { ticket: &ticket, source: None, imm, verify: false, num: num_parts };
         let signal = |peer| Towards { peer, target: None };
         if at_hand.len() == num_parts {
-            inner.submit_legs(at_hand.iter().map(|peer| signal(peer)), &of);
+            inner.submit_legs(at_hand.into_iter().map(signal), &of);
         } else {
             let known = inner.peers.known();
             let find = |address| self.find(&known, address, imm, &ticket);

@@ -78,7 +78,7 @@ pub(crate) enum Prepared<'p> {
 pub(crate) type How = (Option<(Imm, u32)>, bool);
 
 impl<'p> Towards<'p> {
-    pub(crate) const fn over((target, route): (&'p ScatterTarget, &&'p Route)) -> Self {
+    pub(crate) const fn over((target, route): (&'p ScatterTarget, &'p Route)) -> Self {
         Self { peer: &route.peer, target: Some((target, Some(route))) }
     }
 }
@@ -198,7 +198,7 @@ impl Inner {
     /// Sends the legs of an operation on their way, each to its peer; the first
     /// before the second is looked at.
     pub(crate) fn submit_legs<'p>(&self, mut towards: impl Iterator<Item = Towards<'p>>, of: &LegsOf<'p>) {
-        let ids = self.next_op_ids(of.num as u64).start.into();
+        let ids = self.next_op_ids(of.num as u64).into();
         let spread = Spread { ticket: of.ticket, source: of.source, imm: of.imm, ids };
         let is_quick = !of.verify && self.presence.has_listened(of.ticket.submitted_ns());
         let aim = |to: Towards<'p>, leg: &mut Leg<'p>| self.aim(to, of, is_quick, leg);

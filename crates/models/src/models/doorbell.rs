@@ -14,30 +14,18 @@ use crate::{Blocked, Doorbell};
 
 /// News of this process wake who sleeps.
 pub fn local_news() {
-    let (bell, news) = (bell(), Arc::new(AtomicU32::new(0)));
-    let teller = thread::spawn({
-        let (bell, news) = (Arc::clone(&bell), Arc::clone(&news));
-        move || {
-            news.store(1, Ordering::Relaxed);
-            bell.notify();
-        }
+    wakes(|bell, news| {
+        news.store(1, Ordering::Relaxed);
+        bell.notify();
     });
-    sleep_until(&bell, || news.load(Ordering::Relaxed) == 1, 0);
-    teller.join().expect("a thread of the model");
 }
 
 /// So do those that a swap published.
 pub fn swapped_news() {
-    let (bell, news) = (bell(), Arc::new(AtomicU32::new(0)));
-    let teller = thread::spawn({
-        let (bell, news) = (Arc::clone(&bell), Arc::clone(&news));
-        move || {
-            news.swap(1, Ordering::SeqCst);
-            bell.notify_after_swap();
-        }
+    wakes(|bell, news| {
+        news.swap(1, Ordering::SeqCst);
+        bell.notify_after_swap();
     });
-    sleep_until(&bell, || news.load(Ordering::Relaxed) == 1, 0);
-    teller.join().expect("a thread of the model");
 }
 
 /// Who waits for two arrivals is woken by the second, whoever brings them.
@@ -159,6 +147,17 @@ pub fn driver_in_epoll() {
 
 fn bell() -> Arc<Doorbell> {
     Arc::new(Doorbell::new(Mapping::of_doorbell()))
+}
+
+/// What another thread tells is heard.
+fn wakes(tell: fn(&Doorbell, &AtomicU32)) {
+    let (bell, news) = (bell(), Arc::new(AtomicU32::new(0)));
+    let teller = thread::spawn({
+        let (bell, news) = (Arc::clone(&bell), Arc::clone(&news));
+        move || tell(&bell, &news)
+    });
+    sleep_until(&bell, || news.load(Ordering::Relaxed) == 1, 0);
+    teller.join().expect("a thread of the model");
 }
 
 fn sleep_until(bell: &Doorbell, has_news: impl Fn() -> bool, patience: u32) {

@@ -9,7 +9,7 @@
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
 use std::path::Path;
 use std::ptr;
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 
 use anyfabric_cuda::Driver;
 use thiserror::Error;
@@ -69,17 +69,14 @@ impl Library {
     /// # Errors
     /// [`FabricError::Missing`] and [`FabricError::Unfit`], at every call alike, unless descriptors were short.
     pub fn get(path: Option<&str>) -> Result<&'static Self, FabricError> {
-        static LIBRARY: OnceLock<Result<Library, FabricError>> = OnceLock::new();
-        static FINDING: Mutex<()> = Mutex::new(());
-        let finding = LIBRARY.get().is_none().then(|| lock(&FINDING));
-        if finding.is_some() && LIBRARY.get().is_none() {
-            let found = Self::find(path);
-            if let (Err(error), false) = (&found, are_descriptors_left()) {
-                return Err(error.clone());
-            }
-            let _ = LIBRARY.set(found);
+        static FOUND: Mutex<Option<Result<&'static Library, FabricError>>> = Mutex::new(None);
+        let mut known = lock(&FOUND);
+        let found = known.clone().unwrap_or_else(|| Self::find(path).map(|library| &*Box::leak(Box::new(library))));
+        if found.is_ok() || are_descriptors_left() {
+            *known = Some(found.clone());
         }
-        let library = LIBRARY.get_or_init(|| Self::find(path)).as_ref().map_err(Clone::clone)?;
+        drop(known);
+        let library = found?;
         match path {
             Some(path) if path != library.path => {
                 let why = format!("this process uses {} already, and two see only half the NICs each", library.path);

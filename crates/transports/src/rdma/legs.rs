@@ -79,7 +79,7 @@ impl<'s, 't, D: Domain> Spreading<'s, 't, D> {
 }
 
 impl Book {
-    /// Posts a leg at once, if it can be. Before anything is polled: [`Book::keep_legs`].
+    /// Posts a leg at once, if it can be; [`Book::keep_legs`] comes after the last.
     #[inline]
     pub(super) fn post_leg<N: Nic>(
         &mut self,
@@ -110,7 +110,8 @@ impl Book {
         true
     }
 
-    /// All legs of an operation are posted that can be.
+    /// Counts the legs of an operation, once all are posted that can be, and before
+    /// anything is polled.
     pub(super) fn keep_legs<D: Domain>(&mut self, legs: &Spreading<'_, '_, D>) {
         if let Some(fan) = legs.fan.and_then(|fan| self.fans.get_mut(fan)) {
             fan.num_left = legs.num_posted;

@@ -9,9 +9,10 @@
 //! Memory, for 1024 peers and 4 NICs: a queue pair for writes has room for 128
 //! work requests and one for messages for 16. rdma-core's mlx5 takes 320 bytes for
 //! each, rounded up to a power of two in all: 64 KiB and 8 KiB of locked memory, so
-//! 288 MiB, and 576 MiB with 8 NICs. Completion queue, receive queues and message buffers are a NIC's, about 4 MiB each, however many
-//! peers there are. A path has as many rails as the side with more NICs: one NIC
-//! here and eight there take as much as eight and eight.
+//! 288 MiB, and 576 MiB with 8 NICs. Completion queue, receive queues and message
+//! buffers are a NIC's, about 4 MiB each, however many peers there are. A path has
+//! as many rails as the side with more NICs: one NIC here and eight there take as
+//! much as eight and eight.
 
 mod chain;
 mod completions;
