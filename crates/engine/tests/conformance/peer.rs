@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use anyfabric_engine::{Address, Counter, Engine, Error, PageList, Region, Remote, Result, Transfer, WriteOptions};
+use anyfabric_engine::{
+    Address, Code, Counter, Engine, Error, PageList, Region, Remote, Result, Transfer, WriteOptions,
+};
 
 use crate::ask::{hear, tell, Answer, Ask, Fault, How};
 use crate::fabric::new_region;
@@ -245,7 +247,12 @@ impl State {
                 while !stop.load(Ordering::Relaxed) {
                     match engine.write(&src, &dst, options).and_then(|transfer| transfer.wait(None)) {
                         Ok(()) => done += 1,
-                        Err(_) => break,
+                        // Its target closes what it writes into, sooner or later.
+                        Err(error) if error.code == Code::Refused => break,
+                        Err(error) => {
+                            eprintln!("hammering with imm {imm:?}: {error}");
+                            break;
+                        }
                     }
                 }
                 done
