@@ -45,7 +45,7 @@ PLAN = {
     Shape(Operation.WRITE, 64 * KIB, 1, DATA_BYTES): (1024, 64),
     Shape(Operation.WRITE, MIB, 1, DATA_BYTES): (128, 8),
     Shape(Operation.WRITE, 32 * MIB, 1, DATA_BYTES): (16, 2),
-    # Until the caches of a busy host hold them takes a dozen calls and more.
+    # The caches of a busy host hold them only after some calls.
     Shape(Operation.PAGES, KIB, 4096, 4 * MIB): (64, 32),
     Shape(Operation.PAGES, KIB, 4096, DATA_BYTES): (32, 2),
     Shape(Operation.PAGES, 8 * KIB, 4096, DATA_BYTES): (16, 2),
