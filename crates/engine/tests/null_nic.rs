@@ -10,7 +10,9 @@ mod null_nic;
 use std::time::Duration;
 
 use anyfabric_engine::transports::verbs::VerbsSettings;
-use anyfabric_engine::{Code, Config, Engine, Polling, Region, Remote, Result, ScatterTarget, Transfer, WriteOptions};
+use anyfabric_engine::{
+    Code, Config, Engine, PageList, Polling, Region, Remote, Result, ScatterTarget, Transfer, WriteOptions,
+};
 use null_nic::{eventually, knob, library, Knob};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -79,6 +81,7 @@ fn engines_over_the_null_nic() {
     memory_is_registered_once_a_device();
     a_peer_with_other_transports_only();
     a_scatter_from_memory_that_no_nic_knows();
+    an_idle_nic_begins_early();
     an_end_while_somebody_waits_busily();
 }
 
@@ -116,6 +119,30 @@ fn any_number_of_nics_on_either_side() {
             assert!(used.nics.values().all(|rail| rail.bytes > 0), "{here} and {there}: a rail was not used");
         }
     }
+}
+
+/// A NIC that carries nothing is handed a few pages before the rest is prepared; one that is busy gets long chains.
+fn an_idle_nic_begins_early() {
+    let pair = Pair::new((&["null0"], &["null0"]), 4096);
+    let pages = |num: u32| PageList::new((0..num).collect(), 8, 8, 0);
+    let posted = |num| {
+        let before = (knob(Knob::NumPosts, None), knob(Knob::NumRequests, None));
+        let options = WriteOptions { timeout: Some(LONG), ..WriteOptions::counted(1) };
+        let transfer = pair.here.write_pages((&pair.region, pages(num)), (&pair.remote, pages(num)), options).unwrap();
+        // Whoever has the NICs in hand at this moment posts it.
+        eventually("all is posted", || knob(Knob::NumRequests, None) - before.1 == i64::from(num));
+        (transfer, knob(Knob::NumPosts, None) - before.0)
+    };
+    pair.write(64).unwrap();
+    knob(Knob::Holds, Some(1));
+    // Four, 32 and the other 28; the next ones all at once.
+    let (first, num_posts) = posted(64);
+    assert_eq!(num_posts, 3);
+    let (second, num_posts) = posted(32);
+    assert_eq!(num_posts, 1);
+    knob(Knob::Holds, Some(0));
+    first.wait(None).unwrap();
+    second.wait(None).unwrap();
 }
 
 /// A NIC reports a fault: the transfers of that rail fail, and only those; it is made again, and all goes well.

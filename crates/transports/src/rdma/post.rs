@@ -87,7 +87,9 @@ impl Book {
                 }
                 break;
             }
-            let limits = Limits { max_writes: BATCH.min(room), ..limits };
+            let is_idle = self.rail(path, rail_no).is_some_and(|rail| rail.under_way == 0);
+            let most = if is_idle { FIRST_BATCH } else { BATCH };
+            let limits = Limits { max_writes: most.min(room), ..limits };
             let posted = self.post_part(nic, (&registrations[nic_no], theirs), part_idx, limits, writes);
             let Some(part) = self.parts.get_mut(part_idx) else { break };
             let (is_over, is_bulk) = (part.cursor.is_over(), part.is_bulk);
@@ -100,6 +102,8 @@ impl Book {
             }
             if is_over {
                 self.settle_part(part_idx, now_ns);
+            } else if is_idle {
+                let _ = nic.flush(idx);
             }
             if posted.is_none() {
                 // The NIC takes nothing just now; or the rail broke, as the next poll says.
@@ -264,3 +268,5 @@ const BULK_WINDOW: u64 = 4 << 20;
 const SEGMENT_BYTES: u64 = 1 << 20;
 /// Most writes in a batch.
 const BATCH: usize = 64;
+/// Most in the first on a rail that carries nothing: its NIC begins while the rest is prepared.
+const FIRST_BATCH: usize = 4;
