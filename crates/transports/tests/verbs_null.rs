@@ -109,6 +109,7 @@ const FULL: usize = 128;
 #[test]
 fn the_verbs_nic_without_hardware() {
     devices_and_what_is_wrong_with_them();
+    one_that_cannot_be_opened_is_left_out();
     networks_and_their_names();
     every_failure_at_every_place();
     what_the_device_does_not_take();
@@ -159,6 +160,48 @@ fn devices_and_what_is_wrong_with_them() {
     let refused = unsafe { nic.domain().register(bytes.as_mut_ptr(), 64, true) }.unwrap_err();
     assert!(matches!(refused, NicError::LockedMemory { nbytes: 64, .. } | NicError::Device(_)), "{refused}");
     knob(Knob::NoMemory, Some(0));
+}
+
+/// Nobody named it; the others serve. Whoever names one wants that one.
+fn one_that_cannot_be_opened_is_left_out() {
+    let list = |names: &[&str]| -> Vec<String> { names.iter().map(|name| (*name).to_owned()).collect() };
+    let opened = |near: &[&str], max_nics| -> Result<Vec<String>, NicError> {
+        let nics = open(NicChoice::Near(&list(near), max_nics), &settings())?;
+        Ok(nics.iter().map(|nic| nic.about().name.clone()).collect())
+    };
+    for knob_of in [Knob::Shut, Knob::NoQueues] {
+        knob(knob_of, Some(1 << 0 | 1 << 2));
+        assert_eq!(opened(&["null0", "null1", "null2", "null3", "null4"], 3).unwrap(), ["null1", "null3", "null4"]);
+        assert_eq!(opened(&[], 2).unwrap(), ["null1", "null3"]);
+        assert_eq!(opened(&["null2", "null0"], 1).unwrap(), ["null1"], "none that is near can be opened");
+        knob(Knob::Narrow, Some(!(1 << 0 | 1 << 2 | 1 << 5)));
+        assert_eq!(opened(&[], 4).unwrap(), ["null5"], "the fastest of those that can be opened");
+        knob(Knob::Narrow, Some(!(1 << 0 | 1 << 2)));
+        assert_eq!(opened(&[], 1).unwrap(), ["null1"]);
+        knob(Knob::Narrow, Some(0));
+        let named = open(NicChoice::Named(&list(&["null1", "null2"])), &settings());
+        assert!(named.err().unwrap().to_string().starts_with("null2"));
+        knob(knob_of, Some(i64::MAX));
+        assert!(opened(&["null3", "null1"], 2).unwrap_err().to_string().starts_with("null3"), "the first error");
+        assert!(opened(&[], 2).unwrap_err().to_string().starts_with("null0"), "the first error");
+        knob(knob_of, Some(1));
+        assert!(matches!(without_descriptors(|| opened(&["null0", "null1"], 2)), Err(NicError::Descriptors(_))));
+        knob(knob_of, Some(0));
+    }
+}
+
+/// Calls it while no descriptor is left.
+fn without_descriptors<R>(call: impl FnOnce() -> R) -> R {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure lives through the calls; no other thread opens anything meanwhile.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        let none = libc::rlimit { rlim_cur: 0, ..limit };
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none);
+        let result = call();
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        result
+    }
 }
 
 /// A network gives a port another place in its table while it is down; ends of different networks say so.

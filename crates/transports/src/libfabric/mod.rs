@@ -26,7 +26,7 @@ pub mod sys;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::rdma::{NicChoice, NicError};
+use crate::rdma::{NicChoice, NicError, Opening};
 
 pub use domain::{FabricDomain, FabricMemory};
 pub use library::{may_have_nic, FabricError, Library, LIBRARY_VARIABLE};
@@ -36,7 +36,8 @@ pub use quirks::Quirks;
 pub use settings::FabricSettings;
 
 /// Opens NICs: those that are named by their domains or an IP address of theirs,
-/// those that are near as the system calls them.
+/// those that are near as the system calls them. Those that are named all have to open; of
+/// those that are near, one that cannot be opened is left out.
 ///
 /// # Errors
 /// Without the library, for a NIC that is not there or cannot be opened, and when
@@ -48,32 +49,31 @@ pub fn open(choice: NicChoice<'_>, settings: &FabricSettings) -> Result<Vec<Fabr
         let wanted = Wanted { provider: settings.provider.clone(), nic: nic.cloned() };
         Provider::all(library, &wanted).map_err(|error| NicError::Device(error.to_string()).or_descriptors())
     };
-    let mut found = Vec::new();
+    let open = |provider| FabricNic::open(Arc::new(provider), settings);
     match choice {
         NicChoice::Named(names) => {
+            let mut found = Vec::new();
             for name in names {
                 found.extend(all(Some(name))?.into_iter().take(1));
             }
+            found.into_iter().map(|provider| open(provider).map_err(NicError::or_descriptors)).collect()
         }
         NicChoice::Near(names, max_nics) => {
             let mut up = all(None)?;
             up.retain(Provider::is_up);
+            let mut opening = Opening::new(max_nics);
             for name in names {
-                found.extend(up.iter().position(|provider| provider.is_of(name)).map(|idx| up.swap_remove(idx)));
+                let Some(idx) = up.iter().position(|provider| provider.is_of(name)) else { continue };
+                let provider = up.remove(idx);
+                opening.add(name, || open(provider))?;
             }
-            if found.is_empty() {
-                let fastest = up.iter().map(|provider| provider.gbps).max().unwrap_or(0);
-                up.retain(|provider| provider.gbps == fastest);
-                found = up;
+            if opening.nics().is_empty() {
+                let others = up.into_iter().map(|provider| (provider.gbps, provider.nic.clone(), provider)).collect();
+                opening.add_fastest(others, open)?;
             }
-            if found.is_empty() {
-                return Err(NicError::Device("no NIC that libfabric drives is up".into()));
-            }
-            found.truncate(max_nics);
+            opening.finish(|| NicError::Device("no NIC that libfabric drives is up".into()))
         }
     }
-    let open = |provider| FabricNic::open(Arc::new(provider), settings).map_err(NicError::or_descriptors);
-    found.into_iter().map(open).collect()
 }
 
 /// Why libfabric certainly drives no NIC here; `None` when it may. Opens nothing.

@@ -16,6 +16,7 @@ mod link;
 mod lone;
 mod messages;
 mod nic;
+mod opening;
 mod post;
 mod registrations;
 mod roll;
@@ -30,4 +31,5 @@ pub use nic::{
     Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicChoice, NicError, One, PortLook, RailIdx, RemoteMemory,
     MAX_ADDRESS_BYTES,
 };
+pub(crate) use opening::Opening;
 pub use registrations::Registrations;

@@ -269,8 +269,8 @@ pub struct NicAbout {
 pub enum NicChoice<'a> {
     /// These, in this order; each must be there.
     Named(&'a [String]),
-    /// Of these, which are near, as many as can be used; when none can be, or none
-    /// is near, the fastest that are up. At most so many.
+    /// Of these, which are near, as many as can be opened; when none can be, or none
+    /// is near, the fastest that are up and can be. At most so many.
     Near(&'a [String], usize),
 }
 

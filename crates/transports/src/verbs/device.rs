@@ -5,10 +5,11 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::library::Library;
+use super::nic::VerbsNic;
 use super::port::Port;
 use super::sys::{Context, DeviceAttr, Pd};
 use super::VerbsSettings;
-use crate::rdma::NicError;
+use crate::rdma::{NicError, Opening};
 use crate::sys::{close_in_children, fork_generation};
 
 /// An open device with a protection domain: what registers memory.
@@ -54,14 +55,19 @@ pub(super) fn open_named(library: Library, nics: &[String], settings: &VerbsSett
             let device = &nic.device;
             return Err(NicError::Device(format!("there is no NIC {device}; this host has {}", listed(&names))));
         }
-        found.push(open_beside(library, &found, nic, settings)?);
+        let known = found.iter().map(|(domain, _)| domain).find(|domain| domain.name == nic.device).cloned();
+        found.push(open_beside(library, known, nic, settings)?);
     }
     Ok(found)
 }
 
 /// Opens a NIC; ports of one device share a domain, and so a registration.
-fn open_beside(library: Library, found: &[Opened], nic: &Found, settings: &VerbsSettings) -> Result<Opened, NicError> {
-    let known = found.iter().map(|(domain, _)| domain).find(|domain| domain.name == nic.device).cloned();
+fn open_beside(
+    library: Library,
+    known: Option<Arc<VerbsDomain>>,
+    nic: &Found,
+    settings: &VerbsSettings,
+) -> Result<Opened, NicError> {
     let domain = known.map_or_else(|| VerbsDomain::open(library, &nic.device, settings), Ok)?;
     let mut ports = domain.ports(nic.port, settings)?;
     Ok(ports.swap_remove(0))
@@ -74,28 +80,36 @@ pub(super) fn open_near(
     nics: &[String],
     max_nics: usize,
     settings: &VerbsSettings,
-) -> Result<Vec<Opened>, NicError> {
-    let mut found: Vec<Opened> = Vec::new();
-    for name in nics {
-        // The system lists devices that a container was not given, or whose user-space driver is missing.
-        found.extend(parse(name).and_then(|nic| open_beside(library, &found, &nic, settings)));
+) -> Result<Vec<VerbsNic>, NicError> {
+    let names = list(&library).map_err(NicError::or_descriptors)?;
+    let (mut opening, mut tried) = (Opening::new(max_nics), Vec::new());
+    // The system lists devices that a container was not given, or whose user-space driver is missing.
+    let near = nics.iter().filter_map(|name| Some((name, parse(name).ok()?)));
+    for (name, nic) in near.filter(|(_, nic)| names.contains(&nic.device)) {
+        let domain = |open: &VerbsNic| (open.domain.name == nic.device).then(|| Arc::clone(&open.domain));
+        let known = opening.nics().iter().find_map(domain);
+        opening.add(name, || {
+            let (domain, port) = open_beside(library, known, &nic, settings)?;
+            VerbsNic::new(domain, port, settings)
+        })?;
+        tried.push(nic);
     }
-    if found.is_empty() {
-        let mut why_not = Vec::new();
-        for name in &list(&library)? {
-            match VerbsDomain::open(library, name, settings).and_then(|domain| domain.ports(0, settings)) {
+    let mut why_not = Vec::new();
+    if opening.nics().is_empty() {
+        let was_tried = |device: &str, port| tried.iter().any(|nic| nic.device == device && nic.port == port);
+        let mut found = Vec::new();
+        for name in names.iter().filter(|name| !was_tried(name, 0)) {
+            let Some(domain) = opening.keep(name, VerbsDomain::open(library, name, settings))? else { continue };
+            match domain.ports(0, settings) {
                 Ok(ports) => found.extend(ports),
                 Err(error) => why_not.push(error.to_string()),
             }
         }
-        if found.is_empty() {
-            return Err(NicError::Device(why_not.join("; ")));
-        }
-        let fastest = found.iter().map(|(_, port)| port.gbps).max().unwrap_or(0);
-        found.retain(|(_, port)| port.gbps == fastest);
+        found.retain(|(domain, port)| !was_tried(&domain.name, port.number));
+        let found = found.into_iter().map(|(domain, port)| (port.gbps, domain.name.clone(), (domain, port))).collect();
+        opening.add_fastest(found, |(domain, port)| VerbsNic::new(domain, port, settings))?;
     }
-    found.truncate(max_nics);
-    Ok(found)
+    opening.finish(|| NicError::Device(why_not.join("; ")))
 }
 
 fn parse(name: &str) -> Result<Found, NicError> {

@@ -36,7 +36,8 @@ pub use settings::VerbsSettings;
 
 use crate::rdma::{NicChoice, NicError};
 
-/// Opens NICs, by names such as "mlx5_0" or "mlx5_0:2".
+/// Opens NICs, by names such as "mlx5_0" or "mlx5_0:2". Those that are named all have to
+/// open; of those that are near, one that cannot be opened is left out.
 ///
 /// # Errors
 /// Without libibverbs, for a NIC that is not there or may not be opened, and
@@ -48,10 +49,12 @@ pub fn open(choice: NicChoice<'_>, settings: &VerbsSettings) -> Result<Vec<Verbs
         }
     }
     let library = library::Library::open(settings.library.as_deref()).map_err(NicError::or_descriptors)?;
-    let found = match choice {
-        NicChoice::Named(names) => device::open_named(library, names, settings),
+    match choice {
+        NicChoice::Named(names) => {
+            let found = device::open_named(library, names, settings).map_err(NicError::or_descriptors)?;
+            let open = |(domain, port)| VerbsNic::new(domain, port, settings).map_err(NicError::or_descriptors);
+            found.into_iter().map(open).collect()
+        }
         NicChoice::Near(names, max_nics) => device::open_near(library, names, max_nics, settings),
-    };
-    let open = |(domain, port)| VerbsNic::new(domain, port, settings).map_err(NicError::or_descriptors);
-    found.map_err(NicError::or_descriptors)?.into_iter().map(open).collect()
+    }
 }

@@ -44,11 +44,12 @@ struct fake {
     uint64_t takes_keys;  // of ours for memory, if it is asked to, although it chooses them by itself
     uint64_t late;  // arrivals come when their endpoint is being closed (1), or are lost with it (2)
     uint64_t has_trywait, not_now;  // fi_trywait: whether the table has it, and that nobody may wait now
+    uint64_t nics, shut;  // how many there are, "fake0" and so on; a bit for each that cannot be opened
     // When a write was posted first after this was set to 0, where nothing is moved.
     uint64_t posted_ns;
     char provider[32], fabric[32];
 };
-struct fake fake = {.cq_data_size = 8, .ep_cnt = 64, .version = 1 << 16 | 22, .has_source = 1,
+struct fake fake = {.cq_data_size = 8, .ep_cnt = 64, .nics = 1, .version = 1 << 16 | 22, .has_source = 1,
     .has_delivery_complete = 1, .has_write_data = 1, .posted_ns = 1, .provider = "fake", .fabric = "fake"};
 
 // ---- structures of rdma/*.h --------------------------------------------------------------------------------------
@@ -460,6 +461,7 @@ static const struct { size_t size; void *av_open, *cq_open, *endpoint; } domain_
 static const struct { size_t size; void *reg, *regv, *regattr; } mr_ops = {32, NULL, NULL, mr_regattr};
 static int domain_open(void *fabric, struct fi_info *info, struct fid **out, void *context) {
     (void)fabric; (void)context;
+    if (fake.shut >> (info->domain->name[4] - '0') & 1) return -EACCES;
     mr_mode_in_use = (uint64_t)info->domain->mr_mode;
     struct plain *domain = calloc(1, sizeof *domain);
     domain->fid.ops = &plain_ops; domain->ops = &domain_ops; domain->mr = &mr_ops;
@@ -532,13 +534,16 @@ int getinfo(uint32_t version, const char *node, const char *service, uint64_t fl
     if (hints->caps & SOURCE && !fake.has_source) return -ENODATA;
     if (hints->caps & HMEM && !fake.has_hmem) return -ENODATA;
     if (hints->tx->op_flags & DELIVERY_COMPLETE && !fake.has_delivery_complete) return -ENODATA;
-    struct fi_info *info = dupinfo(NULL);
-    info->caps = hints->caps; info->mode = fake.mode;
-    info->tx->size = 256; info->ep->type = 3; info->ep->protocol = 77; info->ep->max_msg_size = 1 << 30;
-    info->domain->name = strdup("fake0"); info->domain->mr_mode = (int)mr_mode;
-    info->domain->mr_key_size = 8; info->domain->cq_data_size = fake.cq_data_size; info->domain->ep_cnt = fake.ep_cnt;
-    info->fabric->name = strdup(fake.fabric); info->fabric->prov_name = strdup(fake.provider);
-    *out = info;
+    for (uint64_t nic = fake.nics; nic--;) {
+        struct fi_info *info = dupinfo(NULL);
+        info->next = *out;
+        info->caps = hints->caps; info->mode = fake.mode;
+        info->tx->size = 256; info->ep->type = 3; info->ep->protocol = 77; info->ep->max_msg_size = 1 << 30;
+        info->domain->name = strdup("fake0"); info->domain->name[4] += (char)nic; info->domain->mr_mode = (int)mr_mode;
+        info->domain->mr_key_size = 8; info->domain->cq_data_size = fake.cq_data_size; info->domain->ep_cnt = fake.ep_cnt;
+        info->fabric->name = strdup(fake.fabric); info->fabric->prov_name = strdup(fake.provider);
+        *out = info;
+    }
     return 0;
 }
 int fabric_open(void *attr, struct fid **out, void *context) {

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod allocations;
+mod choice;
 #[path = "../../../cuda/tests/fake/mod.rs"]
 mod cuda;
 mod endings;

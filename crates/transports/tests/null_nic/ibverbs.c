@@ -107,6 +107,8 @@ static struct {
   long posted_ns;       // when post_send was called first after this was set to 0
   long ports_down;      // a bit for each device whose ports are down
   long narrow;          // a bit for each device whose ports have one lane and not four
+  long shut;            // a bit for each device that cannot be opened
+  long no_queues;       // a bit for each device on which no completion queue can be made
 } knobs = {.fails_after = -1, .posted_ns = 1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -338,6 +340,11 @@ const char *ibv_get_device_name(void *device) { return device; }
 struct context *ibv_open_device(void *device) {
   struct context *context = calloc(1, sizeof *context);
   context->device = device;
+  if (knobs.shut >> device_of(context) & 1) {
+    free(context);
+    errno = EACCES;
+    return NULL;
+  }
   context->cmd_fd = context->async_fd = -1;
   context->ops.op[11] = poll_cq;
   context->ops.op[12] = req_notify_cq;
@@ -444,6 +451,10 @@ void ibv_ack_cq_events(void *cq, unsigned count) { (void)cq, (void)count; }
 
 struct cq *ibv_create_cq(struct context *context, int cqe, void *own, struct channel *channel, int vector) {
   (void)own, (void)vector;
+  if (knobs.no_queues >> device_of(context) & 1) {
+    errno = ENOMEM;
+    return NULL;
+  }
   struct null_cq *cq = calloc(1, sizeof *cq);
   cq->cq.context = context, cq->cq.channel = channel, cq->cq.cqe = cqe, cq->mask = mask_of(cqe);
   return &cq->cq;

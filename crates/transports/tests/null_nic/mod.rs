@@ -67,6 +67,10 @@ pub(crate) enum Knob {
     PortsDown,
     /// A bit for each device whose ports have a quarter of the speed.
     Narrow,
+    /// A bit for each device that cannot be opened.
+    Shut,
+    /// A bit for each device on which no completion queue can be made.
+    NoQueues,
 }
 
 /// Path of the library, built at the first call.

@@ -1,0 +1,29 @@
+//! Which NICs are opened, and what becomes of those that cannot be.
+
+use anyfabric_transports::libfabric::{open, FabricSettings};
+use anyfabric_transports::rdma::{Nic, NicChoice, NicError};
+
+use crate::fake::Copy;
+
+/// Nobody named it; the others serve. Whoever names one wants that one.
+// One test, for a process opens one library.
+#[test]
+fn a_nic_that_cannot_be_opened_is_left_out() {
+    let Some(mut copy) = Copy::new(|fake| (fake.nics, fake.shut) = (5, 1 << 0 | 1 << 2)) else { return };
+    let library = copy.path().to_str().map(str::to_owned);
+    let settings = FabricSettings { provider: Some("fake".into()), library, ..FabricSettings::default() };
+    let list = |names: &[&str]| -> Vec<String> { names.iter().map(|name| (*name).to_owned()).collect() };
+    let names = |choice: NicChoice<'_>| -> Result<Vec<String>, NicError> {
+        Ok(open(choice, &settings)?.iter().map(|nic| nic.about().name.clone()).collect())
+    };
+    let near = |near: &[&str], max_nics| names(NicChoice::Near(&list(near), max_nics));
+    assert_eq!(near(&["fake4", "fake0", "fake1", "fake3"], 2).unwrap(), ["fake4", "fake1"]);
+    assert_eq!(near(&[], 8).unwrap(), ["fake1", "fake3", "fake4"]);
+    assert_eq!(near(&["fake2", "fake0"], 1).unwrap(), ["fake1"], "none that is near can be opened");
+    assert_eq!(names(NicChoice::Named(&list(&["fake3", "fake1"]))).unwrap(), ["fake3", "fake1"]);
+    let named = names(NicChoice::Named(&list(&["fake1", "fake2"])));
+    assert!(named.unwrap_err().to_string().starts_with("fake2: fi_domain"));
+    copy.get().shut = u64::MAX;
+    assert!(near(&["fake3", "fake1"], 2).unwrap_err().to_string().starts_with("fake3: fi_domain"), "the first error");
+    assert!(near(&[], 2).unwrap_err().to_string().starts_with("fake0: fi_domain"), "the first error");
+}
