@@ -167,6 +167,8 @@ impl FabricNic {
             is_ordered: false,
             reaches_gpus: provider.reaches_gpus,
         };
+        // Nothing fails once the queue is the NIC's: an endpoint beside that would be closed after it.
+        let receives = new_receives(&domain, num_receives)?;
         let mut this = Self {
             endpoints: Vec::new(),
             sends: Buffers::new(&domain, SENDS as usize, HEADER_BYTES + MAX_MESSAGE_BYTES)?,
@@ -196,8 +198,7 @@ impl FabricNic {
             num_receives,
             domain,
         };
-        let (idx, receives) = this.prepare_endpoint()?;
-        this.add_endpoint(idx, endpoint, receives);
+        this.add_endpoint(0, endpoint, receives);
         Ok(this)
     }
 
@@ -243,8 +244,7 @@ impl FabricNic {
         let idx = (0..self.max_endpoints + SPARE)
             .find(|idx| !is_taken(*idx))
             .ok_or_else(|| NicError::Device(format!("{}: endpoints are still being closed", self.about.name)))?;
-        let receives = Buffers::new(&self.domain, self.num_receives as usize, HEADER_BYTES + MAX_MESSAGE_BYTES)?;
-        Ok((idx as u16, receives))
+        Ok((idx as u16, new_receives(&self.domain, self.num_receives)?))
     }
 
     fn add_endpoint(&mut self, idx: u16, endpoint: Endpoint, receives: Buffers) {
@@ -459,6 +459,11 @@ impl Drop for FabricNic {
             self.domain.unbind();
         }
     }
+}
+
+/// What an endpoint receives into.
+fn new_receives(domain: &Arc<FabricDomain>, num: u32) -> Result<Buffers, NicError> {
+    Buffers::new(domain, num as usize, HEADER_BYTES + MAX_MESSAGE_BYTES)
 }
 
 /// A clock that costs a few nanoseconds and is right to some milliseconds.

@@ -1,6 +1,8 @@
 //! What is certain when an endpoint is closed or somebody waits, whatever the provider: the fake library.
 
-use anyfabric_transports::libfabric::{Arrivals, FabricDomain, Provider, Wanted};
+use std::sync::Arc;
+
+use anyfabric_transports::libfabric::{Arrivals, FabricDomain, FabricNic, FabricSettings, Provider, Wanted};
 use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic};
 
 use crate::fake::{Copy, Fake};
@@ -157,6 +159,26 @@ fn an_overrun_is_told_of_a_rail_that_is_closed() {
             assert_eq!(pair.seen_there.broken, [(pair.back, Fault::Missed(268))]);
         },
     );
+}
+
+/// Whatever is missing, what was opened before is closed in its order and nothing is left.
+#[test]
+fn a_nic_that_cannot_be_opened_whole_is_closed_in_order() {
+    for mr_mode in [0, MR_ENDPOINT] {
+        let Some(mut copy) = Copy::new(|fake| fake.mr_mode = mr_mode) else { return };
+        let wanted = Wanted { provider: Some("fake".into()), nic: None };
+        let mut open = |fails| {
+            copy.get().memory_fails = fails;
+            let provider = Provider::all(copy.library(), &wanted).unwrap().remove(0);
+            let opened = FabricNic::open(Arc::new(provider), &FabricSettings::default()).map(drop);
+            let fake = copy.get();
+            assert_eq!((fake.endpoints, fake.memories, fake.early), (0, 0, 0), "registration {fails}");
+            opened
+        };
+        // Those of the messages that are sent, the landing and the receives.
+        (1..=3).for_each(|fails| assert!(open(fails).is_err()));
+        assert_eq!(open(4), Ok(()));
+    }
 }
 
 #[test]

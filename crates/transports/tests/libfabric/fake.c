@@ -45,6 +45,7 @@ struct fake {
     uint64_t late;  // arrivals come when their endpoint is being closed (1), or are lost with it (2)
     uint64_t has_trywait, not_now;  // fi_trywait: whether the table has it, and that nobody may wait now
     uint64_t nics, shut;  // how many there are, "fake0" and so on; a bit for each that cannot be opened
+    uint64_t early;  // objects that were closed, or were to be, before what uses them
     // When a write was posted first after this was set to 0, where nothing is moved.
     uint64_t posted_ns;
     char provider[32], fabric[32];
@@ -82,12 +83,12 @@ struct cq_error { void *context; uint64_t flags; size_t len; void *buf; uint64_t
 // ---- objects -----------------------------------------------------------------------------------------------------
 
 struct memory { struct fid fid; void *desc; uint64_t key; uint8_t *address; size_t len; uint64_t access; int enabled;
-    struct fid *endpoint; };
+    struct fid *endpoint; void *domain; };
 struct waiting { struct cq_entry entry; uint64_t source; int error; };
 struct cq { struct fid fid; const void *ops; struct waiting *entries; size_t first, num; int fd, is_armed, overrun; };
 struct av { struct fid fid; const void *ops; uint64_t ids[kMaxEndpoints]; size_t num; };
-struct endpoint { struct fid fid; const void *ops, *cm, *msg, *rma; struct cq *cq; struct av *av; uint64_t id;
-    int enabled;
+struct endpoint { struct fid fid; const void *ops, *cm, *msg, *rma; struct cq *cq; struct av *av; void *domain;
+    uint64_t id; int enabled;
     struct msg receives[kMaxReceives]; struct iovec buffers[kMaxReceives]; size_t num_receives;
     void *held[kMaxReceives]; size_t num_held;
     struct waiting late[kMaxReceives]; size_t num_late; };
@@ -111,7 +112,24 @@ static uint64_t next_random(void) {
     return random_state;
 }
 
-static int close_plain(struct fid *fid) { free(fid); return 0; }
+// What an open endpoint, or memory, uses cannot be closed.
+static int is_used(const void *object) {
+    GUARD;
+    int used = 0;
+    for (size_t idx = 0; idx < kMaxEndpoints; idx++) {
+        const struct endpoint *ep = endpoints[idx];
+        used |= ep && (ep->cq == object || ep->av == object || ep->domain == object);
+    }
+    for (size_t idx = 0; idx < kMaxMemory; idx++) used |= memories[idx] && memories[idx]->domain == object;
+    fake.early += (uint64_t)used;
+    return used;
+}
+
+static int close_plain(struct fid *fid) {
+    if (is_used(fid)) return -EBUSY;
+    free(fid);
+    return 0;
+}
 static int bind_plain(struct fid *fid, struct fid *to, uint64_t flags) { (void)fid; (void)to; (void)flags; return 0; }
 static int control_plain(struct fid *fid, int command, void *value) {
     (void)fid; (void)command; (void)value;
@@ -199,6 +217,7 @@ static const struct { size_t size; void *read, *readfrom, *readerr, *sread, *sre
     64, cq_read, cq_readfrom, cq_readerr, NULL, NULL, NULL, cq_strerror};
 static int cq_close(struct fid *fid) {
     struct cq *cq = (struct cq *)fid;
+    if (is_used(cq)) return -EBUSY;
     if (cq->fd >= 0) close(cq->fd);
     free(cq->entries); free(fid);
     return 0;
@@ -276,14 +295,13 @@ static int mr_bind(struct fid *fid, struct fid *to, uint64_t flags) {
 }
 static const struct fi_ops mr_fid_ops = {sizeof(struct fi_ops), mr_close, mr_bind, mr_control, {0}};
 static int mr_regattr(struct fid *domain, const struct mr_attr *attr, uint64_t flags, struct memory **out) {
-    (void)domain;
     GUARD;
     if (fake.memory_fails == 1) return -ENOMEM;
     if (fake.memory_fails) fake.memory_fails--;
     if (attr->iface && (flags & DMABUF ? fake.no_dmabuf : fake.no_address))
         return -(int)(flags & DMABUF ? fake.no_dmabuf : fake.no_address);
     struct memory *mr = calloc(1, sizeof *mr);
-    mr->fid.ops = &mr_fid_ops; mr->desc = mr; mr->access = attr->access;
+    mr->fid.ops = &mr_fid_ops; mr->desc = mr; mr->access = attr->access; mr->domain = domain;
     mr->key = mr_mode_in_use & MR_PROV_KEY ? next_random() : attr->key;
     mr->enabled = !(mr_mode_in_use & MR_ENDPOINT);
     if (flags & DMABUF) {
@@ -440,13 +458,13 @@ static int ep_control(struct fid *fid, int command, void *value) {
 }
 static const struct fi_ops ep_fid_ops = {sizeof(struct fi_ops), ep_close, ep_bind, ep_control, {0}};
 static int endpoint_open(void *domain, void *info, struct fid **out, void *context) {
-    (void)domain; (void)info; (void)context;
+    (void)info; (void)context;
     GUARD;
     for (uint64_t idx = 0; idx < kMaxEndpoints; idx++) {
         if (endpoints[idx]) continue;
         struct endpoint *ep = endpoints[idx] = calloc(1, sizeof *ep);
         ep->fid.ops = &ep_fid_ops; ep->ops = &ep_ops; ep->cm = &cm_ops; ep->msg = &msg_ops; ep->rma = &rma_ops;
-        ep->id = idx + 1;
+        ep->id = idx + 1; ep->domain = domain;
         fake.endpoints++;
         *out = &ep->fid;
         return 0;
