@@ -89,6 +89,11 @@ impl Buffers {
         }
     }
 
+    /// Never frees the bytes: an endpoint that is not closed may still use them.
+    pub(super) fn keep_bytes(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.bytes));
+    }
+
     fn at(&self, idx: u32) -> *mut u8 {
         self.bytes[idx as usize * self.buffer_bytes / 8].get().cast()
     }

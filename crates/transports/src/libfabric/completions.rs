@@ -8,12 +8,30 @@ use super::endpoint::Read;
 use super::faults::fault_of;
 use super::handshakes::{Ended, MAX_LOOKS};
 use super::library::FabricError;
-use super::nic::{now_ns, FabricNic, Report, OPERATIONS, READ_BATCH};
+use super::nic::{now_ns, FabricNic, OPERATIONS, READ_BATCH};
 use super::provider::Arrivals;
 use super::rail::rail_of;
 use super::slots::Use;
 use super::sys::*;
 use crate::rdma::{Completions, Fault, RailIdx};
+
+/// Something to tell at the next poll.
+pub(super) enum Report {
+    Completed(RailIdx, u32, Result<(), Fault>),
+    Arrived(RailIdx, u32),
+    Message(RailIdx, Box<[u8]>),
+    Broken(RailIdx, Fault),
+}
+
+impl Report {
+    pub(super) const fn rail(&self) -> RailIdx {
+        match self {
+            Self::Completed(rail, ..) | Self::Arrived(rail, _) | Self::Message(rail, _) | Self::Broken(rail, _) => {
+                *rail
+            }
+        }
+    }
+}
 
 impl FabricNic {
     /// Takes what completions there are, of a long queue some batches; true when
@@ -68,22 +86,21 @@ impl FabricNic {
         if self.domain.provider().quirks().forgets_handshakes {
             self.end_handshakes(idx, &mut broken_too);
         }
-        if let Some(open) = self.endpoints[usize::from(idx)].as_mut() {
-            open.endpoint.close();
-        }
+        let is_closed = self.endpoints[usize::from(idx)].as_mut().is_some_and(|open| open.endpoint.close());
         // More came meanwhile; from now on nothing does.
         broken_too.extend(self.set_aside(idx, true));
         if let Some(open) = self.endpoints[usize::from(idx)].take() {
             self.under_way -= open.outstanding;
         }
         self.queue.closed_endpoint();
-        self.resting.push(idx);
+        if is_closed { &mut self.resting } else { &mut self.stuck }.push(idx);
         let reports = &mut self.reports;
         let orphans = self.slots.orphan(idx, |batch, state| {
             let fault = if first.is_none_or(|first| first == batch) { why } else { Fault::Flushed };
             reports.push_back(Report::Completed(state.rail, state.token, Err(fault)));
         });
-        for (slot, what) in orphans {
+        // What an endpoint that is not closed was given it may still use, and complete.
+        for (slot, what) in orphans.into_iter().filter(|_| is_closed) {
             if let Use::Send(buffer) = what {
                 self.free_sends.push(buffer);
             }
@@ -303,7 +320,7 @@ impl FabricNic {
     pub(super) fn mend_queue(&mut self) -> Result<(), FabricError> {
         if let Some(error) = self.queue.broken() {
             self.close_all(Fault::Missed(error.unsigned_abs()));
-            self.queue.renew()?;
+            self.queue.renew(!self.stuck.is_empty())?;
             self.have_rested();
         }
         Ok(())

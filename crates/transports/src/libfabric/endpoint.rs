@@ -24,6 +24,8 @@ pub(super) struct Queue {
     broken: Option<i32>,
     /// It was opened anew: whoever waits does so for the descriptor of another.
     is_renewed: bool,
+    /// An endpoint that is not closed uses it.
+    is_kept: bool,
     generation: u32,
 }
 
@@ -76,6 +78,7 @@ impl Queue {
                 may_try: true,
                 broken: None,
                 is_renewed: false,
+                is_kept: false,
                 generation: fork_generation(),
             }),
             Err(error) => {
@@ -85,13 +88,21 @@ impl Queue {
         }
     }
 
-    /// Puts another in the place of one that is broken; no endpoint is open.
-    pub(super) fn renew(&mut self) -> Result<(), FabricError> {
+    /// Puts another in the place of one that is broken; no endpoint is open, but one that is not
+    /// closed may use it (`is_used`).
+    pub(super) fn renew(&mut self, is_used: bool) -> Result<(), FabricError> {
         let (cq, event_fd) = open_cq(&self.domain, self.depth)?;
-        self.event_fd.into_iter().for_each(|fd| close_in_children(fd, false));
-        close(self.cq.cast(), self.generation);
+        if !is_used {
+            self.event_fd.into_iter().for_each(|fd| close_in_children(fd, false));
+            close(self.cq.cast(), self.generation);
+        }
         (self.cq, self.event_fd, self.broken, self.is_renewed) = (cq, event_fd, None, true);
         Ok(())
+    }
+
+    /// Never closes it: an endpoint that is not closed uses it.
+    pub(super) fn keep(&mut self) {
+        self.is_kept = true;
     }
 
     /// Why it is of no more use, if it is not.
@@ -231,6 +242,9 @@ fn open_cq(domain: &FabricDomain, depth: usize) -> Result<(*mut fid_cq, Option<R
 
 impl Drop for Queue {
     fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
         if let Some(fd) = self.event_fd.filter(|_| self.generation == fork_generation()) {
             close_in_children(fd, false);
         }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use anyfabric_plan::Extent;
 
 use super::buffers::{Brought, Buffers, HEADER_BYTES};
+use super::completions::Report;
 use super::domain::{FabricDomain, FabricMemory};
 use super::endpoint::{Endpoint, Queue};
 use super::library::FabricError;
@@ -52,6 +53,8 @@ pub struct FabricNic {
     /// Slots and endpoint numbers that completions in the queue may still name.
     pub(super) orphans: Vec<u32>,
     pub(super) resting: Vec<u16>,
+    /// Numbers of endpoints that the library refused to close.
+    pub(super) stuck: Vec<u16>,
     pub(super) entries: [fi_cq_data_entry; READ_BATCH],
     pub(super) sources: [fi_addr_t; READ_BATCH],
     pub(super) answer_timeout_ns: u64,
@@ -102,24 +105,6 @@ impl Drop for Open {
         if self.endpoint.close() {
             // SAFETY: dropped once, here. An endpoint that is not closed may still write into them: they stay.
             unsafe { ManuallyDrop::drop(&mut self.receives) };
-        }
-    }
-}
-
-/// Something to tell at the next poll.
-pub(super) enum Report {
-    Completed(RailIdx, u32, Result<(), Fault>),
-    Arrived(RailIdx, u32),
-    Message(RailIdx, Box<[u8]>),
-    Broken(RailIdx, Fault),
-}
-
-impl Report {
-    const fn rail(&self) -> RailIdx {
-        match self {
-            Self::Completed(rail, ..) | Self::Arrived(rail, _) | Self::Message(rail, _) | Self::Broken(rail, _) => {
-                *rail
-            }
         }
     }
 }
@@ -184,6 +169,7 @@ impl FabricNic {
             reports: VecDeque::new(),
             orphans: Vec::new(),
             resting: Vec::new(),
+            stuck: Vec::new(),
             // SAFETY: zeroes are an entry without meaning; none is read before the library wrote it.
             entries: unsafe { std::mem::zeroed() },
             sources: [FI_ADDR_UNSPEC; READ_BATCH],
@@ -239,8 +225,9 @@ impl FabricNic {
 
     /// A number for another endpoint, and what it receives into.
     fn prepare_endpoint(&self) -> Result<(u16, Buffers), NicError> {
+        let is_open = |idx: usize| self.endpoints.get(idx).is_some_and(Option::is_some);
         let is_taken =
-            |idx: usize| self.resting.contains(&(idx as u16)) || self.endpoints.get(idx).is_some_and(Option::is_some);
+            |idx: usize| is_open(idx) || self.resting.contains(&(idx as u16)) || self.stuck.contains(&(idx as u16));
         let idx = (0..self.max_endpoints + SPARE)
             .find(|idx| !is_taken(*idx))
             .ok_or_else(|| NicError::Device(format!("{}: endpoints are still being closed", self.about.name)))?;
@@ -457,6 +444,13 @@ impl Drop for FabricNic {
         // An endpoint that memory is bound to cannot be closed.
         if self.domain.binds_memory() {
             self.domain.unbind();
+        }
+        let mut is_stuck = !self.stuck.is_empty();
+        self.endpoints.iter_mut().flatten().for_each(|open| is_stuck |= !open.endpoint.close());
+        if is_stuck {
+            self.slots.keep_contexts();
+            self.sends.keep_bytes();
+            self.queue.keep();
         }
     }
 }

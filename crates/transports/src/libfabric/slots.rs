@@ -149,6 +149,11 @@ impl Slots {
         self.contexts[idx as usize].0.get().cast()
     }
 
+    /// Never frees the contexts: an endpoint that is not closed may still use them.
+    pub(super) fn keep_contexts(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.contexts));
+    }
+
     /// The slot of a context that came back; `None` for one that is not ours.
     #[inline]
     pub(super) fn of(&self, context: *mut c_void) -> Option<u32> {

@@ -46,6 +46,7 @@ struct fake {
     uint64_t has_trywait, not_now;  // fi_trywait: whether the table has it, and that nobody may wait now
     uint64_t nics, shut;  // how many there are, "fake0" and so on; a bit for each that cannot be opened
     uint64_t early;  // objects that were closed, or were to be, before what uses them
+    uint64_t reused;  // contexts and buffers that were posted while an endpoint had them already
     // When a write was posted first after this was set to 0, where nothing is moved.
     uint64_t posted_ns;
     char provider[32], fabric[32];
@@ -336,6 +337,16 @@ static uint8_t *landing(const struct rma_iov *to) {
 
 // ---- endpoints ---------------------------------------------------------------------------------------------------
 
+// What an operation uses until it has completed, or its endpoint is closed.
+static void use(const void *what) {
+    for (size_t idx = 0; idx < kMaxEndpoints; idx++) {
+        const struct endpoint *ep = endpoints[idx];
+        for (size_t at = 0; ep && at < ep->num_held; at++) fake.reused += ep->held[at] == what;
+        for (size_t at = 0; ep && at < ep->num_receives; at++)
+            fake.reused += ep->receives[at].context == what || ep->buffers[at].iov_base == what;
+    }
+}
+
 static int take_receive(struct endpoint *ep, struct msg *receive, struct iovec *buffer) {
     if (!ep->num_receives) return 0;
     *receive = ep->receives[--ep->num_receives]; *buffer = ep->buffers[ep->num_receives];
@@ -345,6 +356,7 @@ static ssize_t ep_recvmsg(struct endpoint *ep, const struct msg *msg, uint64_t f
     (void)flags;
     GUARD;
     if (ep->num_receives == kMaxReceives) return -EAGAIN;
+    use(msg->context); use(msg->iov->iov_base);
     ep->buffers[ep->num_receives] = *msg->iov; ep->receives[ep->num_receives++] = *msg;
     scribble(msg->context);
     return 0;
@@ -360,7 +372,8 @@ static ssize_t ep_sendmsg(struct endpoint *ep, const struct msg *msg, uint64_t f
     struct msg receive; struct iovec buffer;
     if (fake.again_every && ++fake.posts % fake.again_every == 0) return -EAGAIN;
     fake.flags = flags;
-    if (!to || fake.swallow) return hold_back(ep, msg->context);
+    use(msg->context); use(msg->iov->iov_base);
+    if (!to || fake.swallow) return hold_back(ep, msg->context) || hold_back(ep, msg->iov->iov_base);
     if (!take_receive(to, &receive, &buffer)) return -EAGAIN;
     size_t len = msg->iov->iov_len < buffer.iov_len ? msg->iov->iov_len : buffer.iov_len;
     memcpy(buffer.iov_base, msg->iov->iov_base, len);
@@ -392,6 +405,7 @@ static ssize_t ep_writemsg(struct endpoint *ep, const struct msg_rma *msg, uint6
     fake.writes++; fake.flags = flags;
     struct cq_entry done = {msg->context, FLAG(2) | FLAG(9), 0, NULL, 0};
     scribble(msg->context);
+    use(msg->context);
     struct endpoint *to = find(ep->av->ids[msg->addr]);
     if (!to || fake.swallow) return hold_back(ep, msg->context);
     if (fake.writes == fake.fail_nth) { complete(ep->cq, done, 0, (int)fake.fail_with); return 0; }

@@ -59,6 +59,7 @@ pub(crate) struct Fake {
     pub(crate) nics: u64,
     pub(crate) shut: u64,
     pub(crate) early: u64,
+    pub(crate) reused: u64,
     pub(crate) posted_ns: u64,
     provider: [u8; 32],
     fabric: [u8; 32],

@@ -52,6 +52,7 @@ pub(crate) fn with(change: impl FnOnce(&mut Fake), case: impl FnOnce(&mut Copy, 
     if let Some(mut copy) = Copy::new(change) {
         let pair = copy.pair();
         case(&mut copy, pair);
+        assert_eq!(copy.get().early, 0, "something was closed before what uses it");
     }
 }
 
@@ -320,6 +321,36 @@ fn an_endpoint_that_is_not_closed_keeps_its_receives() {
             assert_eq!(copy.get().memories, memories - 1);
             pair.connect();
             check_all_arrives(&mut pair, 5);
+        },
+    );
+}
+
+/// Nor is what it was given for its operations, of which nobody knows whether they are over.
+#[test]
+fn an_endpoint_that_is_not_closed_keeps_its_operations() {
+    with(
+        |fake| (fake.mode, fake.swallow) = (CONTEXT2, 1),
+        |copy, mut pair| {
+            let (from, to) = (Region::new(&pair.here, 1 << 14, 7), Region::new(&pair.there, 1 << 14, 0));
+            let target = FabricDomain::remote(&to.memory);
+            for token in 0..20 {
+                let batch = Batch { source: &from.memory, target, writes: &pages(6), marks: Marks::Each(1), token };
+                assert_eq!(pair.here.post(pair.rail, &batch), Ok(6));
+                assert_eq!(pair.here.send(pair.rail, b"hello", 100 + token), Ok(true));
+            }
+            copy.get().stays_open = 1;
+            pair.here.close(pair.rail);
+            pair.there.close(pair.back);
+            (copy.get().stays_open, copy.get().swallow) = (0, 0);
+            (0..20).for_each(|_| pair.poll());
+            pair.connect();
+            for token in 0..100 {
+                assert_eq!(pair.here.send(pair.rail, b"hello", token), Ok(true));
+                pair.until("its end", |pair| pair.seen.result(token).is_some());
+            }
+            pair.seen.completed.clear();
+            check_all_arrives(&mut pair, 100);
+            assert_eq!(copy.get().reused, 0);
         },
     );
 }
