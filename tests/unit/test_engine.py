@@ -246,6 +246,17 @@ def test_connecting_needs_no_room():
         assert len(engine.peer_group([one.address, other.address])) == 2
 
 
+def test_a_scatter_of_many_targets_is_submitted_before_its_peer_is_met(engine, peer):
+    """Each target takes the same time, also while there is no path yet."""
+    src, dst, counter = engine.allocate(64), peer.allocate(64), peer.counter()
+    targets = [af.Target(dst.descriptor(), 0, 0, 8)] * 200_000
+    began = time.monotonic()
+    transfer = engine.scatter(src, targets, imm=counter.imm)
+    assert time.monotonic() - began < 5
+    transfer.wait(10)
+    counter.wait(200_000, timeout_s=10)
+
+
 def test_foreign_and_closed_things(engine, peer):
     src, dst = engine.allocate(8), peer.allocate(8)
     foreign = peer.allocate(8)

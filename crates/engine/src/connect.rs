@@ -51,7 +51,7 @@ impl Engine {
         const OPERATION: &str = "connect";
         self.inner.check_open()?;
         let mut about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
-        let peer = self.peer(address, None, &about)?;
+        let peer = self.inner.peer_for(address, None, || about.clone())?;
         about.peer = Some(Arc::clone(&peer));
         let ticket = self.inner.begin_one(&peer, Order { timeout, is_probe: true, ..Order::default() })?;
         self.inner.submit(&peer, Content::Probe, None, false, &ticket);

@@ -12,7 +12,7 @@ use anyfabric_wire::{Address, Imm};
 use crate::checks::{check_imm, check_pages};
 use crate::counter::Counter;
 use crate::inner::{lock, nanos, Inner};
-use crate::peer::{Content, Peer};
+use crate::peer::Content;
 use crate::region::Slice;
 use crate::remote::{Remote, RemoteSlice};
 use crate::submit::{Order, Part, What};
@@ -167,7 +167,7 @@ impl Engine {
             return Err(Error::invalid(message).during(OPERATION));
         }
         let mut about = About { operation: OPERATION, peer: None, region: None, nbytes };
-        let peer = self.peer(address, None, &about)?;
+        let peer = self.inner.peer_for(address, None, || about.clone())?;
         about.peer = Some(Arc::clone(&peer));
         let ticket = self.inner.begin_one(&peer, Order { nbytes, timeout, ..Order::default() })?;
         self.inner.submit(&peer, Content::Message(message), None, false, &ticket);
@@ -346,7 +346,7 @@ impl Engine {
                 &route.peer
             }
             None => {
-                found = self.peer(&dst.shared.descriptor.address, imm, &about(None))?;
+                found = inner.peer_for(&dst.shared.descriptor.address, imm, || about(None))?;
                 dst.shared.find_route(inner, &found);
                 &found
             }
@@ -384,24 +384,6 @@ impl Engine {
         let what = What::Write { source: &src.memory, remote: &dst.shared, extents };
         inner.submit_part(Part { peer, what }, (counted, options.verify), &ticket);
         Ok(Transfer::pending(Arc::clone(inner), about(Some(Arc::clone(peer))), ticket))
-    }
-
-    /// The peer of an operation, unless it can be refused at once; `about` names all
-    /// but the peer.
-    pub(crate) fn peer(&self, address: &Address, imm: Option<Imm>, about: &About) -> Result<Arc<Peer>> {
-        if address.engine == self.inner.address.engine {
-            let message = "the destination is this engine itself; copy the bytes instead";
-            return Err(Error::invalid(message).during(about.operation));
-        }
-        let peer = self.inner.peer_at(address);
-        if let Some(why) = peer.lost() {
-            let about = About { peer: Some(peer.clone()), ..about.clone() };
-            return Err(about.error(&self.inner, why));
-        }
-        if imm.is_some() {
-            self.inner.check_counted(&peer, || about.clone())?;
-        }
-        Ok(peer)
     }
 }
 

@@ -70,7 +70,7 @@ impl Engine {
                 let _ = at_hand.try_push(route);
                 entry.recipients.add(route.peer.idx, &route.peer.operations, target.nbytes);
             } else {
-                let peer = self.peer(target.remote.address(), imm, &about_all())?;
+                let peer = inner.peer_for(target.remote.address(), imm, about_all)?;
                 remote.find_route(inner, &peer);
                 entry.recipients.add(peer.idx, &peer.operations, target.nbytes);
             }
@@ -124,7 +124,7 @@ impl Engine {
                     entry.recipients.add(peer.idx, &peer.operations, 0);
                 }
                 None => {
-                    let peer = self.peer(address, imm, &about)?;
+                    let peer = inner.peer_for(address, imm, || about.clone())?;
                     entry.recipients.add(peer.idx, &peer.operations, 0);
                 }
             }

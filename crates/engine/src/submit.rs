@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyfabric_plan::Extents;
 use anyfabric_transports::{Failure, Leg, Link, Loss, Op, Payload, Region, Spread, Terms, Ticket};
-use anyfabric_wire::Imm;
+use anyfabric_wire::{Address, Imm};
 
 use crate::early::{MAX_EARLY, MAX_EARLY_OF_ALL};
 use crate::inner::{nanos, Inner};
@@ -333,6 +333,29 @@ impl Inner {
                 None
             }
         }
+    }
+
+    /// The peer of an operation, unless it can be refused at once; `about` names all
+    /// but the peer, and is asked for only then: a scatter adds up its targets for it.
+    pub(crate) fn peer_for(
+        &self,
+        address: &Address,
+        imm: Option<Imm>,
+        about: impl FnOnce() -> About,
+    ) -> Result<Arc<Peer>> {
+        if address.engine == self.address.engine {
+            let message = "the destination is this engine itself; copy the bytes instead";
+            return Err(Error::invalid(message).during(about().operation));
+        }
+        let peer = self.peer_at(address);
+        if let Some(why) = peer.lost() {
+            let about = About { peer: Some(peer.clone()), ..about() };
+            return Err(about.error(self, why));
+        }
+        if imm.is_some() {
+            self.check_counted(&peer, about)?;
+        }
+        Ok(peer)
     }
 
     /// Whether a counted operation may go to this peer.
