@@ -79,6 +79,14 @@ def test_everything_is_checked_at_once(engine, moved):
     for wrong in (-1, 2**64):
         with pytest.raises(af.InvalidArgument):
             watcher.at(wrong, af.Write(src, remote))
+    own = engine.allocate(64).descriptor()
+    for operation in (
+        af.Write(src[0:64], own),
+        af.WritePages(af.Pages(src, [0], 16), af.Pages(own, [0], 16)),
+    ):
+        with pytest.raises(af.InvalidArgument, match="this engine itself"):
+            watcher.at(1, operation)
+    assert str(engine.address) not in [known["address"] for known in engine.info()["peers"]]
     with pytest.raises(TypeError, match="`Write` or a `WritePages`"):
         watcher.at(1, src)
     with pytest.raises(TypeError, match="expected `Pages` of"):

@@ -167,12 +167,10 @@ impl Watcher {
             }
         };
         let descriptor = &dst.shared.descriptor;
-        let peer = self.inner.peer_at(&descriptor.address);
         let nbytes = extents.nbytes();
-        let about = About { operation: name, peer: Some(Arc::clone(&peer)), region: Some(src.memory.id), nbytes };
-        if let Some(why) = peer.lost() {
-            return Err(about.error(&self.inner, why));
-        }
+        let mut about = About { operation: name, peer: None, region: Some(src.memory.id), nbytes };
+        let peer = self.inner.peer_for(&descriptor.address, imm, || about.clone())?;
+        about.peer = Some(Arc::clone(&peer));
         // The path is made now, so that firing finds it.
         self.inner.prepare(&peer);
         let count = extents.num_extents() as u32;
