@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from anyfabric._core import Notifier
+from anyfabric.errors import Closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,18 +39,29 @@ class Service:
         self._engine = weakref.ref(engine)
         self._callbacks: dict[int, Callable[[], object]] = {}
         self._tokens = itertools.count(2)
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="anyfabric-callbacks", daemon=True)
         self._thread.start()
         engine._notify_events(self._notifier, EVENTS)
 
     def call_when_done(self, transfer: _core.Transfer, callback: Callable[[_core.Transfer], object]) -> None:
-        """Run `callback(transfer)` on the thread once the transfer is done."""
+        """Run `callback(transfer)` on the thread once the transfer is done.
+
+        Raises:
+            Closed: The thread has ended, or does before it would come to this callback.
+        """
         token = next(self._tokens)
         self._callbacks[token] = lambda: callback(transfer)
         transfer._notify(self._notifier, token)
+        # Looked at after the promise: a token that was delivered before `STOP` runs. No lock, which a handler
+        # of signals that closes the engine would have to take once more.
+        if self._stopping and self._callbacks.pop(token, None) is not None:
+            msg = "the engine is closed, and its callbacks have run"
+            raise Closed(msg, operation="on_done")
 
     def stop(self) -> None:
         """End the thread after the callbacks that are due; idempotent, also from a callback."""
+        self._stopping = True
         self._notifier.wake(STOP)
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -59,7 +71,6 @@ class Service:
             for token in self._notifier.wait():
                 if token == STOP:
                     self._notifier.close()
-                    self._callbacks.clear()
                     return
                 self._call(token)
 
@@ -68,7 +79,9 @@ class Service:
             if token == EVENTS:
                 self._log_events()
             else:
-                self._callbacks.pop(token)()
+                callback = self._callbacks.pop(token, None)
+                if callback is not None:
+                    callback()
         except BaseException:  # also what would end the thread, and with it the callbacks of everybody else
             logging.getLogger("anyfabric").exception("a callback of a transfer raised; it ends here")
 

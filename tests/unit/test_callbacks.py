@@ -68,6 +68,43 @@ def test_close_runs_what_is_due_and_joins(peer):
     assert all(transfer.done for transfer in calls)
 
 
+def test_after_the_close_nobody_is_left_to_call(peer):
+    engine = af.Engine()
+    transfer = engine.write(engine.allocate(64), peer.allocate(64).descriptor())
+    late = []
+
+    def register_late(_):
+        engine.close()
+        with pytest.raises(af.Closed):
+            transfer.on_done(late.append)
+        late.append("refused")
+
+    transfer.on_done(register_late)
+    engine._service()._thread.join(10)
+    assert late == ["refused"]
+    with pytest.raises(af.Closed) as error:
+        transfer.on_done(late.append)
+    assert error.value.operation == "on_done"
+    assert late == ["refused"]
+
+
+def test_what_is_registered_while_the_engine_closes_is_called_or_refused(peer):
+    for _ in range(20):
+        engine = af.Engine()
+        transfer = engine.write(engine.allocate(64), peer.allocate(64).descriptor())
+        called, accepted = [], 0
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        try:
+            while True:
+                transfer.on_done(called.append)
+                accepted += 1
+        except af.Closed:
+            closing.join(10)
+        engine._service()._thread.join(10)
+        assert len(called) == accepted
+
+
 def test_an_engine_nobody_uses_is_collected_with_its_thread():
     before = set(threading.enumerate())
     engine = af.Engine()
