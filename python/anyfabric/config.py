@@ -131,11 +131,24 @@ def _resolve_one(setting: Setting, argument: object, environment: Mapping[str, s
     else:
         return Resolved(setting, setting.default, "default")
     try:
-        return Resolved(setting, setting.parse(given), origin)
+        value = setting.parse(given)
+        _check_encodable(value)
+        return Resolved(setting, value, origin)
     except (ValueError, TypeError, OverflowError) as cause:
         what = "a secret that cannot be used" if setting.secret else repr(given)
         msg = f"{source} was given {what}; expected {cause} ({setting.doc[0].lower()}{setting.doc[1:]})"
         raise InvalidArgument(msg, operation="configure") from None
+
+
+def _check_encodable(value: object) -> None:
+    """Native code takes text as UTF-8; variables that are none reach Python as lone surrogates."""
+    try:
+        for text in value if isinstance(value, tuple) else (value,):  # pyright: ignore[reportUnknownVariableType]
+            if isinstance(text, str):
+                text.encode()
+    except UnicodeEncodeError:
+        msg = "text in UTF-8"
+        raise ValueError(msg) from None
 
 
 def _choice(*options: str) -> Callable[[object], str]:

@@ -218,7 +218,7 @@ def test_garbage_is_refused(data):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "af://", "http://1.2.3.4:5/00", "af://1.2.3.4:99999/" + "0" * 32, "\x00"]
+    "text", ["", "af://", "http://1.2.3.4:5/00", "af://1.2.3.4:99999/" + "0" * 32, "\x00", "af://\udcff"]
 )
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(af.InvalidArgument):

@@ -3,7 +3,7 @@
 use anyfabric_engine as native;
 use anyfabric_wire::WireError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyType};
+use pyo3::types::{PyBytes, PyString, PyType};
 
 use crate::error::invalid;
 
@@ -17,15 +17,15 @@ pub(crate) struct Address {
 #[pymethods]
 impl Address {
     #[classmethod]
-    fn parse(cls: &Bound<'_, PyType>, text: &str) -> PyResult<Self> {
-        let native = text.parse();
-        native.map(|native| Self { native }).map_err(|error: WireError| invalid(cls.py(), error.to_string()))
+    fn parse(cls: &Bound<'_, PyType>, text: &Bound<'_, PyString>) -> PyResult<Self> {
+        // Lossily: what cannot be encoded, as a lone surrogate, is in no address.
+        parsed(cls.py(), &text.to_string_lossy())
     }
 
     #[classmethod]
     fn from_bytes(cls: &Bound<'_, PyType>, data: &[u8]) -> PyResult<Self> {
         let text = std::str::from_utf8(data).map_err(|error| invalid(cls.py(), format!("no address: {error}")))?;
-        Self::parse(cls, text)
+        parsed(cls.py(), text)
     }
 
     /// The text: it says all there is, and every version reads it.
@@ -55,4 +55,9 @@ impl Address {
         let from_bytes = slf.get_type().getattr(pyo3::intern!(slf.py(), "from_bytes"))?;
         Ok((from_bytes, (slf.get().to_bytes(slf.py()),)))
     }
+}
+
+fn parsed(py: Python<'_>, text: &str) -> PyResult<Address> {
+    let native = text.parse();
+    native.map(|native| Address { native }).map_err(|error: WireError| invalid(py, error.to_string()))
 }
