@@ -1,5 +1,6 @@
 //! A NIC's queue of completions and its endpoints, without what they are used for.
 
+use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::os::fd::RawFd;
 use std::ptr;
@@ -16,6 +17,9 @@ pub(super) struct Queue {
     domain: Arc<FabricDomain>,
     cq: *mut fid_cq,
     av: *mut fid_av,
+    /// Addresses in the table: the name of each, and the rails that have it. A peer may give a name
+    /// that another gave; what the table does then differs from provider to provider.
+    names: HashMap<fi_addr_t, (Vec<u8>, u32)>,
     event_fd: Option<RawFd>,
     depth: usize,
     with_source: bool,
@@ -72,6 +76,7 @@ impl Queue {
                 domain: Arc::clone(domain),
                 cq,
                 av,
+                names: HashMap::new(),
                 event_fd,
                 depth,
                 with_source,
@@ -197,18 +202,35 @@ impl Queue {
         format!("{} ({}): {text} ({})", self.domain.library().describe(error.err.into()), error.err, error.prov_errno)
     }
 
-    /// Makes a peer's endpoint known by its name; `None` for a name that cannot be
-    /// one.
+    /// Makes a peer's endpoint known to one more rail by its name, of at most
+    /// [`MAX_NAME_BYTES`]; `None` for a name that cannot be one.
     pub(super) fn insert(&mut self, name: &[u8]) -> Option<fi_addr_t> {
+        let known = self.names.iter().find(|(_, (known, _))| known == name).map(|(address, _)| *address);
+        let address = known.or_else(|| self.insert_new(name))?;
+        self.names.entry(address).or_insert_with(|| (name.to_vec(), 0)).1 += 1;
+        Some(address)
+    }
+
+    fn insert_new(&mut self, name: &[u8]) -> Option<fi_addr_t> {
+        // Providers take the length from what the peer wrote: a family, or where a string ends.
+        let mut padded = [0_u8; MAX_NAME_BYTES + 1];
+        padded.get_mut(..name.len())?.copy_from_slice(name);
         let mut address = FI_ADDR_UNSPEC;
-        // SAFETY: the table is open, and the caller has checked the name's length.
+        // SAFETY: the table is open; no name that a provider knows is longer, and a string ends.
         let count = unsafe {
-            ((*(*self.av).ops).insert)(self.av, name.as_ptr().cast(), 1, &raw mut address, 0, ptr::null_mut())
+            ((*(*self.av).ops).insert)(self.av, padded.as_ptr().cast(), 1, &raw mut address, 0, ptr::null_mut())
         };
         (count == 1 && address != FI_ADDR_UNSPEC).then_some(address)
     }
 
+    /// A rail needs the address no longer.
     pub(super) fn remove(&mut self, mut address: fi_addr_t) {
+        let Some((_, num_rails)) = self.names.get_mut(&address) else { return };
+        *num_rails -= 1;
+        if *num_rails > 0 {
+            return;
+        }
+        self.names.remove(&address);
         // SAFETY: the table is open; the address is one of its own.
         unsafe { ((*(*self.av).ops).remove)(self.av, &raw mut address, 1, 0) };
     }

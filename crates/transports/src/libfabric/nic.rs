@@ -315,11 +315,16 @@ impl Nic for FabricNic {
         let address = self.queue.insert(&theirs.name).ok_or_else(|| {
             NicError::Peer(format!("libfabric does not take its address ({} bytes)", theirs.name.len()))
         })?;
+        if self.domain.provider().arrivals == Arrivals::Sourced {
+            // Of two rails to one endpoint nobody could tell which an immediate is of.
+            let first = *self.by_source.entry(address).or_insert(rail);
+            if first != rail {
+                self.queue.remove(address);
+                return Err(NicError::Peer(format!("rail {first} goes to its endpoint already")));
+            }
+        }
         let RailAddress { tag, is_tagged, landing, .. } = theirs;
         state.peer = Some(Peer { address, tag, is_tagged, landing });
-        if self.domain.provider().arrivals == Arrivals::Sourced {
-            self.by_source.insert(address, rail);
-        }
         Ok(())
     }
 

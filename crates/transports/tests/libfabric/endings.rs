@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyfabric_transports::libfabric::{Arrivals, FabricDomain, FabricNic, FabricSettings, Provider, Wanted};
-use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic};
+use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, NicError};
 
 use crate::fake::{Copy, Fake};
 use crate::faked::{check_all_arrives, pages, with};
@@ -179,6 +179,46 @@ fn a_nic_that_cannot_be_opened_whole_is_closed_in_order() {
         (1..=3).for_each(|fails| assert!(open(fails).is_err()));
         assert_eq!(open(4), Ok(()));
     }
+}
+
+/// A peer may say of its endpoint what it pleases, another peer's name too, and go.
+#[test]
+fn a_name_that_two_rails_have_is_known_until_both_are_closed() {
+    with(
+        |_| {},
+        |_, mut pair| {
+            let theirs = pair.there.address(pair.back);
+            let other = pair.here.open().unwrap();
+            pair.here.connect(other, &theirs).unwrap();
+            pair.here.close(other);
+            check_all_arrives(&mut pair, 5);
+            let first = pair.rail;
+            pair.rail = pair.here.open().unwrap();
+            pair.here.connect(pair.rail, &theirs).unwrap();
+            pair.here.close(first);
+            check_all_arrives(&mut pair, 5);
+        },
+    );
+}
+
+/// Where the name of the sender says which rail an immediate is of, no other peer can take its place.
+#[test]
+fn a_sender_is_of_one_rail() {
+    with(
+        |fake| fake.cq_data_size = 4,
+        |_, mut pair| {
+            assert_eq!(pair.there.domain().provider().arrivals, Arrivals::Sourced);
+            let sender = pair.here.address(pair.rail);
+            let other = pair.there.open().unwrap();
+            assert!(matches!(pair.there.connect(other, &sender), Err(NicError::Peer(_))));
+            check_all_arrives(&mut pair, 5);
+            pair.there.close(other);
+            check_all_arrives(&mut pair, 5);
+            pair.there.close(pair.back);
+            pair.back = pair.there.open().unwrap();
+            pair.there.connect(pair.back, &sender).unwrap();
+        },
+    );
 }
 
 #[test]

@@ -249,6 +249,8 @@ static int cq_open(void *domain, struct cq_attr *attr, struct fid **out, void *c
 
 static int av_insert(struct av *av, const void *name, size_t count, uint64_t *out, uint64_t flags, void *context) {
     (void)count; (void)flags; (void)context;
+    // As EFA's does it: what is known already is found again, and removed the first time.
+    for (size_t idx = 1; idx < av->num; idx++) if (!memcmp(&av->ids[idx], name, 8)) return *out = idx, 1;
     memcpy(&av->ids[av->num], name, 8);
     *out = av->num++;
     return 1;
