@@ -311,7 +311,7 @@ impl Nic for FabricNic {
         let no_rail = || NicError::Device(format!("{}: rail {rail} is not open", self.about.name));
         let state = self.rails.get_mut(rail as usize).and_then(Option::as_mut).ok_or_else(no_rail)?;
         let open = self.endpoints[usize::from(state.endpoint)].as_ref().ok_or_else(no_rail)?;
-        let theirs = RailAddress::decode(theirs, self.domain.provider(), open.endpoint.name().len())?;
+        let theirs = RailAddress::decode(theirs, self.domain.provider(), open.endpoint.name())?;
         let address = self.queue.insert(&theirs.name).ok_or_else(|| {
             NicError::Peer(format!("libfabric does not take its address ({} bytes)", theirs.name.len()))
         })?;

@@ -16,7 +16,7 @@
 
 use super::endpoint::MAX_NAME_BYTES;
 use super::provider::{Arrivals, Provider};
-use super::sys::fi_addr_t;
+use super::sys::{fi_addr_t, FI_SOCKADDR, FI_SOCKADDR_IB};
 use crate::rdma::{NicError, RailIdx, RemoteMemory};
 
 /// Our end of a rail.
@@ -76,8 +76,9 @@ impl RailAddress {
     }
 
     /// From a peer that ours, with `provider`, can talk to; its name is as long as
-    /// `name_bytes`, our own.
-    pub(super) fn decode(bytes: &[u8], provider: &Provider, name_bytes: usize) -> Result<Self, NicError> {
+    /// `our_name` and, where names are addresses of sockets, of the same family: providers read
+    /// as much of one as its family has.
+    pub(super) fn decode(bytes: &[u8], provider: &Provider, our_name: &[u8]) -> Result<Self, NicError> {
         let malformed = || NicError::Peer(format!("{} bytes are no address of a libfabric endpoint", bytes.len()));
         let (fixed, name) = bytes.split_at_checked(NAME_AT).ok_or_else(malformed)?;
         let word = |at: usize| fixed[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
@@ -90,7 +91,9 @@ impl RailAddress {
                 provider.name
             )));
         }
-        if name.len() != name_bytes || name.len() > MAX_NAME_BYTES {
+        let is_of_socket = (FI_SOCKADDR..=FI_SOCKADDR_IB).contains(&ours[2]);
+        let is_family_ours = !is_of_socket || name.first_chunk::<2>() == our_name.first_chunk();
+        if name.len() != our_name.len() || name.len() > MAX_NAME_BYTES || !is_family_ours {
             return Err(malformed());
         }
         let landing = RemoteMemory { base: long(24), key: long(32) };

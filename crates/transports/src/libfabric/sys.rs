@@ -430,6 +430,9 @@ pub const FI_MR_PROV_KEY: c_int = 1 << 6;
 pub const FI_MR_ENDPOINT: c_int = 1 << 9;
 pub const FI_MR_HMEM: c_int = 1 << 10;
 
+pub const FI_SOCKADDR: u32 = 1;
+pub const FI_SOCKADDR_IB: u32 = 4;
+
 pub const FI_EP_RDM: u32 = 3;
 pub const FI_THREAD_SAFE: u32 = 1;
 pub const FI_RM_ENABLED: u32 = 2;

@@ -201,6 +201,24 @@ fn a_name_that_two_rails_have_is_known_until_both_are_closed() {
     );
 }
 
+/// Providers over sockets read as much of an address as its family has.
+#[test]
+fn an_address_of_another_family_is_refused() {
+    for (format, is_of_sockets) in [(1, true), (2, true), (4, true), (7, false)] {
+        with(
+            |fake| fake.addr_format = format,
+            |_, mut pair| {
+                let mut theirs = pair.there.address(pair.back);
+                theirs[NAME_AT] = libc::AF_INET6 as u8;
+                let rail = pair.here.open().unwrap();
+                assert_eq!(pair.here.connect(rail, &theirs).is_err(), is_of_sockets, "format {format}");
+                pair.here.close(rail);
+                check_all_arrives(&mut pair, 5);
+            },
+        );
+    }
+}
+
 /// Where the name of the sender says which rail an immediate is of, no other peer can take its place.
 #[test]
 fn a_sender_is_of_one_rail() {
@@ -231,6 +249,8 @@ fn a_queue_is_as_deep_as_what_may_complete() {
     with(|fake| (efa(fake), fake.deepest = 5_000).1, |copy, _| assert_eq!(copy.get().depth, 1 << 12));
 }
 
+/// Where an address of a rail has the name of its endpoint.
+const NAME_AT: usize = 40;
 const MR_PROV_KEY: u64 = 1 << 6;
 const MR_ENDPOINT: u64 = 1 << 9;
 const RX_CQ_DATA: u64 = 1 << 56;

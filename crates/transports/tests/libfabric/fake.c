@@ -47,6 +47,7 @@ struct fake {
     uint64_t nics, shut;  // how many there are, "fake0" and so on; a bit for each that cannot be opened
     uint64_t early;  // objects that were closed, or were to be, before what uses them
     uint64_t reused;  // contexts and buffers that were posted while an endpoint had them already
+    uint64_t addr_format;
     // When a write was posted first after this was set to 0, where nothing is moved.
     uint64_t posted_ns;
     char provider[32], fabric[32];
@@ -250,8 +251,11 @@ static int cq_open(void *domain, struct cq_attr *attr, struct fid **out, void *c
 static int av_insert(struct av *av, const void *name, size_t count, uint64_t *out, uint64_t flags, void *context) {
     (void)count; (void)flags; (void)context;
     // As EFA's does it: what is known already is found again, and removed the first time.
-    for (size_t idx = 1; idx < av->num; idx++) if (!memcmp(&av->ids[idx], name, 8)) return *out = idx, 1;
-    memcpy(&av->ids[av->num], name, 8);
+    uint64_t id;
+    memcpy(&id, name, 8);
+    id >>= 16;
+    for (size_t idx = 1; idx < av->num; idx++) if (av->ids[idx] == id) return *out = idx, 1;
+    av->ids[av->num] = id;
     *out = av->num++;
     return 1;
 }
@@ -432,7 +436,12 @@ static const struct { size_t size; void *recv, *recvv, *recvmsg, *send, *sendv, 
     56, NULL, NULL, ep_recvmsg, NULL, NULL, ep_sendmsg};
 static const struct { size_t size; void *read, *readv, *readmsg, *write, *writev, *writemsg; } rma_ops = {
     56, NULL, NULL, NULL, NULL, NULL, ep_writemsg};
-static int ep_getname(struct endpoint *ep, void *name, size_t *len) { memcpy(name, &ep->id, *len = 8); return 0; }
+// Begins with a family, as addresses of sockets do.
+static int ep_getname(struct endpoint *ep, void *name, size_t *len) {
+    uint64_t word = ep->id << 16 | 2;
+    memcpy(name, &word, *len = 8);
+    return 0;
+}
 static const struct { size_t size; void *setname, *getname; } cm_ops = {24, NULL, ep_getname};
 static int ep_getopt(struct fid *fid, int level, int name, void *value, size_t *len) {
     (void)fid; (void)level; (void)name; (void)value; (void)len;
@@ -571,7 +580,7 @@ int getinfo(uint32_t version, const char *node, const char *service, uint64_t fl
     for (uint64_t nic = fake.nics; nic--;) {
         struct fi_info *info = dupinfo(NULL);
         info->next = *out;
-        info->caps = hints->caps; info->mode = fake.mode;
+        info->caps = hints->caps; info->mode = fake.mode; info->addr_format = (uint32_t)fake.addr_format;
         info->tx->size = 256; info->ep->type = 3; info->ep->protocol = 77; info->ep->max_msg_size = 1 << 30;
         info->domain->name = strdup("fake0"); info->domain->name[4] += (char)nic; info->domain->mr_mode = (int)mr_mode;
         info->domain->mr_key_size = 8; info->domain->cq_data_size = fake.cq_data_size; info->domain->ep_cnt = fake.ep_cnt;

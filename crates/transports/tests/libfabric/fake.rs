@@ -60,6 +60,7 @@ pub(crate) struct Fake {
     pub(crate) shut: u64,
     pub(crate) early: u64,
     pub(crate) reused: u64,
+    pub(crate) addr_format: u64,
     pub(crate) posted_ns: u64,
     provider: [u8; 32],
     fabric: [u8; 32],
