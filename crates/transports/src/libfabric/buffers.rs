@@ -37,12 +37,27 @@ pub(super) struct Buffers {
 unsafe impl Send for Buffers {}
 
 impl Buffers {
-    /// `num` of `buffer_bytes`, a multiple of 8.
+    /// `num` of `buffer_bytes`, a multiple of 8, for messages that are sent or received: no peer
+    /// may write into them by itself.
     pub(super) fn new(domain: &Arc<FabricDomain>, num: usize, buffer_bytes: usize) -> Result<Self, NicError> {
+        Self::registered(domain, num, buffer_bytes, false)
+    }
+
+    /// A landing of that length, which peers may write.
+    pub(super) fn landing(domain: &Arc<FabricDomain>, nbytes: usize) -> Result<Self, NicError> {
+        Self::registered(domain, 1, nbytes, true)
+    }
+
+    fn registered(
+        domain: &Arc<FabricDomain>,
+        num: usize,
+        buffer_bytes: usize,
+        writable: bool,
+    ) -> Result<Self, NicError> {
         let bytes: Box<[UnsafeCell<u64>]> = (0..num * buffer_bytes / 8).map(|_| UnsafeCell::new(0)).collect();
         let address = bytes.as_ptr().cast::<u8>().cast_mut();
         // SAFETY: the registration is dropped before the memory.
-        let memory = unsafe { domain.register(address, (num * buffer_bytes) as u64, true) }?;
+        let memory = unsafe { domain.register(address, (num * buffer_bytes) as u64, writable) }?;
         Ok(Self { memory, bytes, buffer_bytes })
     }
 

@@ -157,7 +157,7 @@ impl FabricNic {
         let mut this = Self {
             endpoints: Vec::new(),
             sends: Buffers::new(&domain, SENDS as usize, HEADER_BYTES + MAX_MESSAGE_BYTES)?,
-            landing: Buffers::new(&domain, 1, 64)?,
+            landing: Buffers::landing(&domain, 64)?,
             queue,
             about,
             rails: Vec::new(),

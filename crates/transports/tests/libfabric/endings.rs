@@ -181,6 +181,20 @@ fn a_nic_that_cannot_be_opened_whole_is_closed_in_order() {
     }
 }
 
+/// Keys are no secret everywhere, and messages are read where they were received.
+#[test]
+fn peers_may_write_into_no_buffer_of_ours_but_the_landing() {
+    for arrivals in [8, 0] {
+        with(
+            |fake| fake.cq_data_size = arrivals,
+            |copy, mut pair| {
+                assert_eq!(copy.get().writable, 2, "one for each NIC");
+                check_all_arrives(&mut pair, 5);
+            },
+        );
+    }
+}
+
 /// A peer may say of its endpoint what it pleases, another peer's name too, and go.
 #[test]
 fn a_name_that_two_rails_have_is_known_until_both_are_closed() {

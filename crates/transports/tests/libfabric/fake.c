@@ -48,6 +48,7 @@ struct fake {
     uint64_t early;  // objects that were closed, or were to be, before what uses them
     uint64_t reused;  // contexts and buffers that were posted while an endpoint had them already
     uint64_t addr_format;
+    uint64_t writable;  // memories that peers may write
     // When a write was posted first after this was set to 0, where nothing is moved.
     uint64_t posted_ns;
     char provider[32], fabric[32];
@@ -286,6 +287,7 @@ static int mr_close(struct fid *fid) {
     GUARD;
     for (size_t idx = 0; idx < kMaxMemory; idx++) if (memories[idx] == (struct memory *)fid) memories[idx] = NULL;
     fake.memories--;
+    fake.writable -= ((struct memory *)fid)->access >> 13 & 1;
     free(fid);
     return 0;
 }
@@ -325,6 +327,7 @@ static int mr_regattr(struct fid *domain, const struct mr_attr *attr, uint64_t f
     for (size_t idx = 0; idx < kMaxMemory; idx++) {
         if (memories[idx]) continue;
         memories[idx] = mr; *out = mr; fake.memories++;
+        fake.writable += mr->access >> 13 & 1;
         return 0;
     }
     free(mr);
