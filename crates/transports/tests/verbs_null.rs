@@ -110,6 +110,7 @@ const FULL: usize = 128;
 fn the_verbs_nic_without_hardware() {
     devices_and_what_is_wrong_with_them();
     one_that_cannot_be_opened_is_left_out();
+    peers_may_write_into_no_buffer_of_ours();
     networks_and_their_names();
     every_failure_at_every_place();
     what_the_device_does_not_take();
@@ -188,6 +189,17 @@ fn one_that_cannot_be_opened_is_left_out() {
         assert!(matches!(without_descriptors(|| opened(&["null0", "null1"], 2)), Err(NicError::Descriptors(_))));
         knob(knob_of, Some(0));
     }
+}
+
+/// Keys can be guessed, and messages are read where they were received.
+fn peers_may_write_into_no_buffer_of_ours() {
+    let before = knob(Knob::NumWritable, None);
+    let nic = one("null0").unwrap();
+    assert_eq!(knob(Knob::NumWritable, None), before);
+    let mut bytes = [0_u8; 64];
+    // SAFETY: the null NIC touches no memory.
+    let _memory = unsafe { nic.domain().register(bytes.as_mut_ptr(), 64, true) }.unwrap();
+    assert_eq!(knob(Knob::NumWritable, None), before + 1);
 }
 
 /// Calls it while no descriptor is left.

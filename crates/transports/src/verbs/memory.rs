@@ -41,26 +41,20 @@ impl Domain for VerbsDomain {
         nbytes: u64,
         writable: bool,
     ) -> Result<VerbsMemory, NicError> {
-        let base = address as u64;
-        if nbytes == 0 {
-            let mr = std::ptr::null_mut();
-            return Ok(VerbsMemory { domain: Arc::clone(self), mr, base, lkey: 0, rkey: 0, is_on_host: true });
-        }
         // SAFETY: as promised by the caller.
-        let mr = unsafe { self.pin(base, nbytes, writable) }.map_err(|error| self.cannot_register(nbytes, &error))?;
-        Ok(VerbsMemory::of(Arc::clone(self), mr, base, true))
+        unsafe { self.register_for(address, nbytes, access(writable)) }
     }
 
     unsafe fn register_gpu(self: &Arc<Self>, memory: &GpuMemory, writable: bool) -> Result<VerbsMemory, NicError> {
-        let (base, nbytes) = (memory.address(), memory.nbytes());
+        let (base, nbytes, access) = (memory.address(), memory.nbytes(), access(writable));
         let by_dmabuf = match memory.dmabuf() {
-            Ok(exported) => self.pin_dmabuf(&exported, memory, writable),
+            Ok(exported) => self.pin_dmabuf(&exported, memory, access),
             Err(error @ CudaError::Lost(_)) => return Err(error.into()),
             Err(error) => Err(error.to_string()),
         };
         let mr = by_dmabuf.or_else(|by_dmabuf| {
             // SAFETY: as promised by the caller.
-            let by_address = unsafe { self.pin(base, nbytes, writable) };
+            let by_address = unsafe { self.pin(base, nbytes, access) };
             by_address.map_err(|error| NicError::no_way_to(memory, &self.name, &by_dmabuf, &error.to_string()))
         })?;
         Ok(VerbsMemory::of(Arc::clone(self), mr, base, false))
@@ -72,11 +66,41 @@ impl Domain for VerbsDomain {
 }
 
 impl VerbsDomain {
+    /// Registers buffers of ours for messages that are sent or received: no peer may write into
+    /// them by itself.
+    ///
+    /// # Safety
+    /// As [`Domain::register`], of memory that may be written.
+    pub(super) unsafe fn register_buffers(
+        self: &Arc<Self>,
+        address: *mut u8,
+        nbytes: u64,
+    ) -> Result<VerbsMemory, NicError> {
+        // SAFETY: as promised by the caller.
+        unsafe { self.register_for(address, nbytes, sys::ACCESS_LOCAL_WRITE) }
+    }
+
+    unsafe fn register_for(
+        self: &Arc<Self>,
+        address: *mut u8,
+        nbytes: u64,
+        access: c_int,
+    ) -> Result<VerbsMemory, NicError> {
+        let base = address as u64;
+        if nbytes == 0 {
+            let mr = std::ptr::null_mut();
+            return Ok(VerbsMemory { domain: Arc::clone(self), mr, base, lkey: 0, rkey: 0, is_on_host: true });
+        }
+        // SAFETY: as promised by the caller.
+        let mr = unsafe { self.pin(base, nbytes, access) }.map_err(|error| self.cannot_register(nbytes, &error))?;
+        Ok(VerbsMemory::of(Arc::clone(self), mr, base, true))
+    }
+
     /// Registers memory by its address, which peers use too.
     ///
     /// # Safety
     /// As [`Domain::register`].
-    unsafe fn pin(&self, base: u64, nbytes: u64, writable: bool) -> io::Result<*mut Mr> {
+    unsafe fn pin(&self, base: u64, nbytes: u64, access: c_int) -> io::Result<*mut Mr> {
         let len = usize::try_from(nbytes).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let address = base as *mut c_void;
         let relaxed = self.library.reg_mr_iova2.filter(|_| self.relaxed_ordering);
@@ -91,11 +115,11 @@ impl VerbsDomain {
                 }
             }
         };
-        self.most_relaxed(writable, relaxed.is_some(), with_flags)
+        self.most_relaxed(access, relaxed.is_some(), with_flags)
     }
 
     /// Registers what was exported of a GPU's memory; peers use its address there.
-    fn pin_dmabuf(&self, exported: &Dmabuf, memory: &GpuMemory, writable: bool) -> Result<*mut Mr, String> {
+    fn pin_dmabuf(&self, exported: &Dmabuf, memory: &GpuMemory, access: c_int) -> Result<*mut Mr, String> {
         let Some(register) = self.library.reg_dmabuf_mr else {
             return Err("libibverbs has no ibv_reg_dmabuf_mr, which came with rdma-core 34".into());
         };
@@ -104,14 +128,13 @@ impl VerbsDomain {
             // SAFETY: the domain is open; the kernel checks the descriptor and takes a reference of its own.
             unsafe { register(self.pd, exported.offset, len, memory.address(), fd, flags) }
         };
-        self.most_relaxed(writable, self.relaxed_ordering, with_flags)
+        self.most_relaxed(access, self.relaxed_ordering, with_flags)
             .map_err(|error| format!("the kernel or the NIC's driver refuses it: {error}"))
     }
 
     /// A device that knows no relaxed ordering ignores the flag, an old kernel
     /// refuses it, and then it is left out.
-    fn most_relaxed(&self, writable: bool, relaxed: bool, register: impl Fn(c_int) -> *mut Mr) -> io::Result<*mut Mr> {
-        let access = if writable { sys::ACCESS_LOCAL_WRITE | sys::ACCESS_REMOTE_WRITE } else { 0 };
+    fn most_relaxed(&self, access: c_int, relaxed: bool, register: impl Fn(c_int) -> *mut Mr) -> io::Result<*mut Mr> {
         let mut mr = std::ptr::null_mut();
         if relaxed {
             mr = register(access | sys::ACCESS_RELAXED_ORDERING);
@@ -156,5 +179,13 @@ impl Drop for VerbsMemory {
 impl std::fmt::Debug for VerbsMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("VerbsMemory").field("base", &self.base).finish_non_exhaustive()
+    }
+}
+
+const fn access(writable: bool) -> c_int {
+    if writable {
+        sys::ACCESS_LOCAL_WRITE | sys::ACCESS_REMOTE_WRITE
+    } else {
+        0
     }
 }

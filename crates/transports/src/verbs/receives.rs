@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::device::VerbsDomain;
 use super::memory::VerbsMemory;
 use super::sys::{RecvWr, Sge, Srq, SrqInitAttr};
-use crate::rdma::{Domain, NicError};
+use crate::rdma::NicError;
 
 /// A shared receive queue; destroyed on drop.
 pub(super) struct ReceiveQueue {
@@ -130,7 +130,7 @@ impl MessageBuffers {
         let queue = ReceiveQueue::new(domain, Self::RECEIVES)?;
         let bytes = Buffers::new((Self::RECEIVES + Self::SENDS) * Self::BYTES)?;
         // SAFETY: the buffers live as long as the registration, which is dropped before them.
-        let memory = unsafe { domain.register(bytes.start, bytes.layout.size() as u64, true) }?;
+        let memory = unsafe { domain.register_buffers(bytes.start, bytes.layout.size() as u64) }?;
         let sge = |idx: usize| Sge {
             addr: bytes.start as u64 + (idx * Self::BYTES) as u64,
             length: Self::BYTES as u32,

@@ -109,6 +109,7 @@ static struct {
   long narrow;          // a bit for each device whose ports have one lane and not four
   long shut;            // a bit for each device that cannot be opened
   long no_queues;       // a bit for each device on which no completion queue can be made
+  long num_writable;    // registrations that peers may write
 } knobs = {.fails_after = -1, .posted_ns = 1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -400,7 +401,7 @@ static struct mr *memory(struct pd *pd, void *addr, size_t length) {
   return mr;
 }
 struct mr *ibv_reg_mr(struct pd *pd, void *addr, size_t length, int access) {
-  (void)access;
+  if (access & 2) __atomic_add_fetch(&knobs.num_writable, 1, __ATOMIC_SEQ_CST);
   if (knobs.no_memory || knobs.no_address) {
     errno = knobs.no_memory ? ENOMEM : (int)knobs.no_address;
     return NULL;

@@ -71,6 +71,8 @@ pub(crate) enum Knob {
     Shut,
     /// A bit for each device on which no completion queue can be made.
     NoQueues,
+    /// Registrations so far that peers may write.
+    NumWritable,
 }
 
 /// Path of the library, built at the first call.
