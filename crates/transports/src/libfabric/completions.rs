@@ -179,7 +179,8 @@ impl FabricNic {
             Use::Free | Use::Orphan => return,
             Use::Receive if entry.flags & ARRIVED_WRITE != 0 => {
                 self.arrived(&entry, source, to);
-                return self.post_receive(idx, state.endpoint);
+                self.post_receive(idx, state.endpoint);
+                return;
             }
             Use::Receive => return self.received(idx, state.endpoint, entry.len, to),
             Use::Write => {}
@@ -331,7 +332,12 @@ impl FabricNic {
     fn catch_up(&mut self, to: &mut impl Completions) -> bool {
         for _ in 0..self.reposts.len() {
             let Some(slot) = self.reposts.pop_front() else { break };
-            self.post_receive(slot, ((slot - OPERATIONS) / self.num_receives) as u16);
+            let endpoint = ((slot - OPERATIONS) / self.num_receives) as u16;
+            let code = self.post_receive(slot, endpoint);
+            // What a provider does not only lack the room for it will not take later either.
+            if code != 0 && code != FI_EAGAIN {
+                self.close_endpoint(endpoint, fault_of(code as i32), None, None);
+            }
         }
         for _ in 0..self.announcements.len() {
             let Some(batch) = self.announcements.pop_front() else { break };

@@ -244,10 +244,10 @@ impl FabricNic {
         }
     }
 
-    /// Posts the receive of a slot, now or at a later poll.
-    pub(super) fn post_receive(&mut self, slot: u32, endpoint: u16) {
+    /// Posts the receive of a slot, now or at a later poll; the library's error, positive, or 0.
+    pub(super) fn post_receive(&mut self, slot: u32, endpoint: u16) -> isize {
         let open = self.endpoints.get(usize::from(endpoint)).and_then(Option::as_ref);
-        let Some(open) = open.filter(|open| open.endpoint.is_open()) else { return };
+        let Some(open) = open.filter(|open| open.endpoint.is_open()) else { return 0 };
         self.slots.set_receive(slot, endpoint);
         let iov = open.receives.iovec((slot - OPERATIONS) % self.num_receives, usize::MAX);
         let mut desc = open.receives.memory().desc();
@@ -260,9 +260,11 @@ impl FabricNic {
             data: 0,
         };
         // SAFETY: the buffer and the context outlive the endpoint; the rest is read during the call.
-        if unsafe { open.endpoint.receive(&message) } != 0 {
+        let code = -unsafe { open.endpoint.receive(&message) };
+        if code != 0 {
             self.reposts.push_back(slot);
         }
+        code
     }
 }
 

@@ -42,6 +42,32 @@ fn what_a_provider_did_not_take_is_tried_again() {
     );
 }
 
+/// Tried again for ever it would keep a core busy, and the peer waiting.
+#[test]
+fn an_endpoint_that_takes_no_receives_is_closed() {
+    with(
+        |_| {},
+        |copy, mut pair| {
+            copy.get().no_receives = libc::EAGAIN as u64;
+            assert_eq!(pair.here.send(pair.rail, b"hello", 1), Ok(true));
+            (0..20).for_each(|_| pair.poll());
+            assert_eq!(pair.seen_there.broken, [], "it may take them later");
+            assert!(!pair.there.arm());
+            copy.get().no_receives = libc::EINVAL as u64;
+            pair.until("the rail breaks", |pair| !pair.seen_there.broken.is_empty());
+            assert_eq!(pair.seen_there.broken, [(pair.back, Fault::Local(libc::EINVAL as u32))]);
+            assert_eq!(pair.seen_there.messages, [(pair.back, b"hello".to_vec())]);
+            assert!(pair.there.arm(), "nothing is left to try");
+            pair.there.close(pair.back);
+            pair.here.close(pair.rail);
+            copy.get().no_receives = 0;
+            pair.connect();
+            pair.seen.completed.clear();
+            check_all_arrives(&mut pair, 5);
+        },
+    );
+}
+
 /// Peers are told that it has arrived until the very moment at which the endpoint is no more.
 #[test]
 fn what_came_while_an_endpoint_was_closed_counts() {

@@ -48,6 +48,7 @@ struct fake {
     uint64_t early;  // objects that were closed, or were to be, before what uses them
     uint64_t reused;  // contexts and buffers that were posted while an endpoint had them already
     uint64_t addr_format;
+    uint64_t no_receives;  // error of receives that are posted
     uint64_t writable;  // memories that peers may write
     // When a write was posted first after this was set to 0, where nothing is moved.
     uint64_t posted_ns;
@@ -364,6 +365,7 @@ static int take_receive(struct endpoint *ep, struct msg *receive, struct iovec *
 static ssize_t ep_recvmsg(struct endpoint *ep, const struct msg *msg, uint64_t flags) {
     (void)flags;
     GUARD;
+    if (fake.no_receives) return -(ssize_t)fake.no_receives;
     if (ep->num_receives == kMaxReceives) return -EAGAIN;
     use(msg->context); use(msg->iov->iov_base);
     ep->buffers[ep->num_receives] = *msg->iov; ep->receives[ep->num_receives++] = *msg;
