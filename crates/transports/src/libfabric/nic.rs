@@ -173,7 +173,7 @@ impl FabricNic {
             // SAFETY: zeroes are an entry without meaning; none is read before the library wrote it.
             entries: unsafe { std::mem::zeroed() },
             sources: [FI_ADDR_UNSPEC; READ_BATCH],
-            answer_timeout_ns: settings.answer_timeout.as_nanos() as u64,
+            answer_timeout_ns: u64::try_from(settings.answer_timeout.as_nanos()).unwrap_or(u64::MAX),
             checked_ns: 0,
             under_way: 0,
             unsettled: 0,

@@ -1,6 +1,7 @@
 //! What is certain when an endpoint is closed or somebody waits, whatever the provider: the fake library.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyfabric_transports::libfabric::{Arrivals, FabricDomain, FabricNic, FabricSettings, Provider, Wanted};
 use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, NicError};
@@ -66,6 +67,22 @@ fn an_endpoint_that_takes_no_receives_is_closed() {
             check_all_arrives(&mut pair, 5);
         },
     );
+}
+
+/// A time so long that it does not fit is never over.
+#[test]
+fn a_peer_that_may_be_silent_for_centuries_is_waited_for() {
+    let Some(mut copy) = Copy::new(|fake| fake.swallow = 1) else { return };
+    // In nanoseconds a quarter of a second more than 64 bits have.
+    let answer_timeout = Duration::from_secs(18_446_744_074);
+    let settings = FabricSettings { answer_timeout, ..FabricSettings::default() };
+    let mut pair = Pair::new(copy.nic(&settings), copy.nic(&settings));
+    assert_eq!(pair.here.signal(pair.rail, 1, 1), Ok(true));
+    let end = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < end {
+        pair.poll();
+    }
+    assert_eq!(pair.seen.broken, []);
 }
 
 /// Peers are told that it has arrived until the very moment at which the endpoint is no more.
