@@ -110,7 +110,9 @@ impl Buffers {
     }
 
     fn at(&self, idx: u32) -> *mut u8 {
-        self.bytes[idx as usize * self.buffer_bytes / 8].get().cast()
+        let num_words = self.buffer_bytes / 8;
+        // A pointer to all of it: one to the first word must not be used beyond that.
+        self.bytes[idx as usize * num_words..][..num_words].as_ptr().cast::<u8>().cast_mut()
     }
 }
 
