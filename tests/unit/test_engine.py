@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -255,6 +256,35 @@ def test_a_scatter_of_many_targets_is_submitted_before_its_peer_is_met(engine, p
     assert time.monotonic() - began < 5
     transfer.wait(10)
     counter.wait(200_000, timeout_s=10)
+
+
+def test_a_deadline_is_met_by_an_engine_that_had_nothing_to_do():
+    """Which looks at its clock four times a second only, whoever waits."""
+    silent = "import anyfabric as af; engine = af.Engine(); print(engine.address, flush=True); input()"
+    engines, late_s = [af.Engine(heartbeat_s=60) for _ in range(6)], []
+    with subprocess.Popen(
+        [sys.executable, "-c", silent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        address = af.Address.parse(process.stdout.readline().strip())
+        for engine in engines:
+            engine.send(address, b"").wait(10)
+        time.sleep(0.6)
+        process.send_signal(signal.SIGSTOP)
+        for idx, engine in enumerate(engines):
+            ended = threading.Event()
+            began = time.monotonic()
+            transfer = engine.send(address, b"", timeout_s=0.02)
+            if idx % 2:
+                transfer.on_done(lambda _, ended=ended: ended.set())
+                assert ended.wait(10)
+            else:
+                with pytest.raises(af.TransferTimeout):
+                    transfer.wait()
+            late_s.append(time.monotonic() - began - 0.02)
+        process.kill()
+    for engine in engines:
+        engine.close()
+    assert max(late_s) < 0.1, late_s
 
 
 def test_foreign_and_closed_things(engine, peer):

@@ -42,6 +42,7 @@ pub(crate) struct Driver {
     peers: Vec<Arc<Peer>>,
     peers_version: u64,
     next_tick_ns: u64,
+    ticked_ns: u64,
 }
 
 /// Where an engine is reached.
@@ -75,6 +76,7 @@ impl Driver {
             peers: Vec::new(),
             peers_version: 0,
             next_tick_ns: 0,
+            ticked_ns: 0,
         }
     }
 
@@ -94,6 +96,14 @@ impl Driver {
     /// A peer is sought: time matters more from now on.
     fn hurry(&mut self, now_ns: u64) {
         self.next_tick_ns = self.next_tick_ns.min(now_ns + nanos(MEETING_TICK));
+    }
+
+    /// Something ends at that time; the clock is not looked at more often for it than while the engine is busy.
+    #[inline]
+    fn expect(&mut self, deadline_ns: u64) {
+        if deadline_ns < self.next_tick_ns {
+            self.next_tick_ns = self.next_tick_ns.min(deadline_ns.max(self.ticked_ns + nanos(BUSY_TICK)));
+        }
     }
 
     /// Something waits for the clock to be looked at.
@@ -127,7 +137,8 @@ impl Inner {
             driver.peers_version = peers_version;
             driver.peers = self.live_peers();
         }
-        driver.under_way.take(&self.rings);
+        let first_deadline_ns = driver.under_way.take(&self.rings);
+        driver.expect(first_deadline_ns);
         let mut moved = false;
         for idx in 0..driver.peers.len() {
             let peer = &driver.peers[idx];
@@ -367,7 +378,9 @@ impl Inner {
             (_, true) => (self.config.heartbeat / 4).clamp(MEETING_TICK, CALM_TICK),
             _ => MEETING_TICK,
         };
+        driver.ticked_ns = now_ns;
         driver.next_tick_ns = now_ns + nanos(interval);
+        self.presence.set_next_tick(driver.next_tick_ns);
     }
 
     fn tick_meets(&self, driver: &mut Driver, now_ns: u64) {

@@ -157,12 +157,17 @@ impl Inner {
     }
 
     fn look_after(&self, mut entry: Entry) {
+        let deadline_ns = entry.deadline_ns();
         while let Err(back) = self.rings.submit(entry) {
             entry = back;
             // Whoever drives is far behind.
             self.wake();
             self.look();
             std::thread::yield_now();
+        }
+        if !self.presence.looks_before(deadline_ns) {
+            // Whoever sleeps until the next tick of a calm engine would be late for it.
+            self.wake();
         }
     }
 

@@ -117,6 +117,10 @@ impl Entry {
         self.ticket = Some(Arc::clone(ticket));
     }
 
+    pub(crate) fn deadline_ns(&self) -> u64 {
+        self.ticket.as_ref().map_or(u64::MAX, |ticket| ticket.deadline_ns())
+    }
+
     /// Whether a part of it is for that peer.
     pub(crate) fn is_for(&self, peer: PeerIdx) -> bool {
         self.ticket.as_ref().is_some_and(|ticket| ticket.recipients().peers().any(|it| it == peer))
@@ -133,14 +137,17 @@ impl Entry {
 }
 
 impl UnderWay {
-    /// Takes what was submitted; every turn.
+    /// Takes what was submitted; every turn. Returns the first deadline among it.
     #[inline]
-    pub(crate) fn take(&mut self, rings: &Rings) {
+    pub(crate) fn take(&mut self, rings: &Rings) -> u64 {
+        let mut first_ns = u64::MAX;
         while !rings.submitted.is_empty() {
             let Some(entry) = rings.submitted.pop() else { break };
             (0..LOOKS).for_each(|_| self.look(rings));
+            first_ns = first_ns.min(entry.deadline_ns());
             self.entries.push(entry);
         }
+        first_ns
     }
 
     /// Gives the next entry back, if it can be used again.

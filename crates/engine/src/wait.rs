@@ -33,6 +33,8 @@ pub(crate) struct Presence {
     has_driven: AtomicBool,
     /// When the driver last began to read what descriptors had to say, and has finished since.
     listened_ns: AtomicU64,
+    /// When the clock is looked at next, unless something calls for it earlier.
+    next_tick_ns: AtomicU64,
     /// Something that was read is being understood.
     is_hearing: AtomicBool,
     /// The worker is in epoll.
@@ -77,6 +79,19 @@ impl Presence {
             self.driven_ns.store(now_ns, Ordering::Relaxed);
         }
         self.driven_ns.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_next_tick(&self, next_tick_ns: u64) {
+        // ORDERING: sequentially consistent: before its thread blocks, and then looks at what was submitted; partner:
+        // `looks_before`.
+        self.next_tick_ns.store(next_tick_ns, Ordering::SeqCst);
+    }
+
+    /// Whether the clock is looked at once more no later than then, whoever sleeps.
+    #[inline]
+    pub(crate) fn looks_before(&self, deadline_ns: u64) -> bool {
+        // ORDERING: after the operation was submitted; see `set_next_tick`.
+        self.next_tick_ns.load(Ordering::SeqCst) <= deadline_ns
     }
 
     /// The driver has read what there was from that time on.
@@ -180,6 +195,7 @@ impl Inner {
             self.poll_links(&mut driver);
             self.listen(&mut driver, now_ns);
             self.tick(&mut driver, now_ns);
+            self.leave_to_worker(&driver);
         }
     }
 
@@ -256,8 +272,19 @@ impl Inner {
         if self.presence.worker_blocked.load(Ordering::SeqCst) {
             self.doorbell.set_blocked(Blocked::Worker);
             self.poll_links(driver);
+            self.leave_to_worker(driver);
         }
         driven
+    }
+
+    /// A worker in epoll does not know of the deadlines that we took out of the ring, and what woke it for them may
+    /// have been read by us before it ran.
+    fn leave_to_worker(&self, driver: &Driver) {
+        let next_tick_ns = driver.next_tick_ns();
+        if !self.presence.looks_before(next_tick_ns) {
+            self.presence.set_next_tick(next_tick_ns);
+            self.wake();
+        }
     }
 
     fn spin(&self, driver: &mut Driver, mut now_ns: u64, mut span: Span, done: &impl Fn() -> bool) -> Driven {
