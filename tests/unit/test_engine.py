@@ -258,6 +258,24 @@ def test_a_scatter_of_many_targets_is_submitted_before_its_peer_is_met(engine, p
     counter.wait(200_000, timeout_s=10)
 
 
+def test_who_copies_while_it_waits_looks_at_deadlines_meanwhile(engine):
+    """In memory that nobody has touched, where a megabyte takes its time; each peer has some of it to come."""
+    nbytes, peers = 8 << 20, [af.Engine() for _ in range(8)]
+    src = engine.allocate(nbytes)
+    for peer in peers:
+        engine.connect(peer.address)
+    for _ in range(5):
+        targets = [peer.allocate(nbytes) for peer in peers]
+        transfers = [engine.write(src, target.descriptor()) for target in targets]
+        behind_them = engine.write(src, targets[-1].descriptor(), timeout_s=0)
+        with pytest.raises(af.TransferTimeout):
+            behind_them.wait()
+        for transfer in transfers:
+            transfer.wait()
+    for peer in peers:
+        peer.close()
+
+
 def test_a_deadline_is_met_by_an_engine_that_had_nothing_to_do():
     """Which looks at its clock four times a second only, whoever waits."""
     silent = "import anyfabric as af; engine = af.Engine(); print(engine.address, flush=True); input()"

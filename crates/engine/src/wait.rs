@@ -308,6 +308,9 @@ impl Inner {
                 has_moved |= moved;
                 if !moved {
                     std::hint::spin_loop();
+                } else if self.clock.now_ns().saturating_sub(now_ns) >= FRESH_NS {
+                    // A turn may have copied for every peer, and from memory that nobody had touched.
+                    break;
                 }
             }
             has_moved |= self.listen(driver, now_ns);
@@ -455,7 +458,7 @@ const SPIN_NS: u64 = 150_000;
 pub(crate) const FRESH_NS: u64 = 1_000_000;
 /// From when on it lets others have the core between looks.
 const YIELD_NS: u64 = 4_000;
-/// Turns between looks at the clock and at descriptors.
+/// Turns between looks at deadlines and at descriptors, unless they take longer than [`FRESH_NS`].
 const TURNS: usize = 32;
 /// Longest sleep on the doorbell: bounds what a lost wake-up can cost.
 const NAP: Duration = Duration::from_millis(50);
