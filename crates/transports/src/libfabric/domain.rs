@@ -8,6 +8,7 @@
 //! that it is bound to. They get one endpoint, and when that is closed to stop a
 //! peer all memory is registered again, with the keys that it had, for the next.
 
+use std::collections::HashSet;
 use std::ffi::{c_int, c_void};
 use std::os::fd::AsRawFd;
 use std::ptr;
@@ -85,7 +86,9 @@ impl FabricDomain {
     pub(super) fn unbind(&self) {
         let mut bound = self.bound();
         bound.endpoint = None;
-        bound.memory.iter().for_each(|registration| registration.withdraw());
+        for registration in &bound.memory {
+            registration.withdraw();
+        }
     }
 
     /// Binds all memory, and what is registered later, to an endpoint.
@@ -96,6 +99,13 @@ impl FabricDomain {
     }
 
     fn add(self: &Arc<Self>, what: What) -> Result<FabricMemory, NicError> {
+        let key = what.key;
+        self.add_with_key(what).inspect_err(|_| {
+            self.bound().keys.remove(&key);
+        })
+    }
+
+    fn add_with_key(self: &Arc<Self>, what: What) -> Result<FabricMemory, NicError> {
         let registration = Arc::new(Registration {
             what,
             mr: AtomicPtr::default(),
@@ -168,7 +178,9 @@ impl Drop for FabricMemory {
     fn drop(&mut self) {
         let mut bound = self.domain.bound();
         bound.memory.retain(|other| !Arc::ptr_eq(other, &self.registration));
-        self.registration.withdraw();
+        if self.registration.withdraw() {
+            bound.keys.remove(&self.registration.what.key);
+        }
     }
 }
 
@@ -183,6 +195,8 @@ impl std::fmt::Debug for FabricMemory {
 struct Bound {
     endpoint: Option<Endpoint>,
     memory: Vec<Arc<Registration>>,
+    /// Keys of all memory, where we choose them.
+    keys: HashSet<u64>,
 }
 
 struct Endpoint(*mut fid_ep);
@@ -222,13 +236,22 @@ impl FabricDomain {
         unsafe { (*(*self.provider.info().as_ptr()).domain_attr).mr_mode }
     }
 
-    /// A random key as long as the provider's.
+    /// A random key as long as the provider's, which no other memory has.
     fn fresh_key(&self) -> Result<u64, NicError> {
+        if self.mr_mode() & FI_MR_PROV_KEY != 0 {
+            return Ok(0);
+        }
         // SAFETY: as in `mr_mode`.
         let key_bytes = unsafe { (*(*self.provider.info().as_ptr()).domain_attr).mr_key_size };
-        let mut key = [0; 8];
-        getrandom::fill(&mut key[..key_bytes.min(8)]).map_err(|error| NicError::Device(error.to_string()))?;
-        Ok(u64::from_le_bytes(key))
+        for _ in 0..MAX_DRAWS {
+            let mut key = [0; 8];
+            getrandom::fill(&mut key[..key_bytes.min(8)]).map_err(|error| NicError::Device(error.to_string()))?;
+            let key = u64::from_le_bytes(key);
+            if self.bound().keys.insert(key) {
+                return Ok(key);
+            }
+        }
+        Err(NicError::Device(format!("{}: no key of {key_bytes} bytes is left for memory", self.provider.nic)))
     }
 
     fn register_now(&self, registration: &Registration, endpoint: Option<*mut fid_ep>) -> Result<(), NicError> {
@@ -331,15 +354,17 @@ impl Registration {
         unsafe { mr.as_ref() }.map_or(self.what.key, |mr| mr.key)
     }
 
-    /// The NIC forgets it: from when this returns no byte lands through its key.
-    fn withdraw(&self) {
+    /// The NIC forgets it: from when this returns no byte lands through its key; false when the
+    /// library refuses.
+    fn withdraw(&self) -> bool {
         // ORDERING: whoever takes the pointer closes the object.
         let mr = self.mr.swap(ptr::null_mut(), Ordering::AcqRel);
-        if !mr.is_null() {
-            // ORDERING: see `FabricMemory::desc`. It was part of the object.
-            self.desc.store(ptr::null_mut(), Ordering::Relaxed);
-            close(mr.cast(), self.generation);
+        if mr.is_null() {
+            return true;
         }
+        // ORDERING: see `FabricMemory::desc`. It was part of the object.
+        self.desc.store(ptr::null_mut(), Ordering::Relaxed);
+        close(mr.cast(), self.generation)
     }
 }
 
@@ -368,3 +393,6 @@ fn locked_memory_limit() -> u64 {
     unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
     limit.rlim_cur
 }
+
+/// Keys that are drawn for memory until one is free.
+const MAX_DRAWS: u32 = 1000;

@@ -1,5 +1,6 @@
 //! What is certain when an endpoint is closed or somebody waits, whatever the provider: the fake library.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -221,6 +222,28 @@ fn a_nic_that_cannot_be_opened_whole_is_closed_in_order() {
         // Those of the messages that are sent, the landing and the receives.
         (1..=3).for_each(|fails| assert!(open(fails).is_err()));
         assert_eq!(open(4), Ok(()));
+    }
+}
+
+/// Keys of some providers are short, so that of random ones two are soon the same.
+#[test]
+fn no_two_memories_have_one_key() {
+    for mr_mode in [0, MR_ENDPOINT] {
+        let Some(mut copy) = Copy::new(|fake| (fake.key_bytes, fake.mr_mode) = (1, mr_mode)) else { return };
+        let nic = copy.nic(&FabricSettings::default());
+        let mut regions: Vec<Region> = (0..200).map(|_| Region::new(&nic, 64, 0)).collect();
+        let keys: HashSet<u64> = regions.iter().map(|region| FabricDomain::remote(&region.memory).key).collect();
+        assert_eq!(keys.len(), 200);
+        // Keys of memory that is gone are free again.
+        for _ in 0..10 {
+            regions.truncate(100);
+            regions.extend((0..100).map(|_| Region::new(&nic, 64, 0)));
+        }
+        let mut bytes = [0_u8; 64];
+        // SAFETY: the bytes outlive the registrations.
+        let mut register = || unsafe { nic.domain().register(bytes.as_mut_ptr(), 64, true) };
+        let taken: Vec<_> = (0..56).map_while(|_| register().ok()).collect();
+        assert!((30..56).contains(&taken.len()), "a key of 256 is left for all that is registered: {}", taken.len());
     }
 }
 

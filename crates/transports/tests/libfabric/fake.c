@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define FLAG(bit) (1ULL << (bit))
-enum { EAVAIL = 259, EBADFLAGS = 260, EOVERRUN = 268 };
+enum { EAVAIL = 259, EBADFLAGS = 260, ENOKEY_ = 266, EOVERRUN = 268 };
 enum { MR_VIRT_ADDR = 1 << 4, MR_PROV_KEY = 1 << 6, MR_ENDPOINT = 1 << 9 };
 enum { kMaxEndpoints = 512, kMaxMemory = 4096, kMaxEntries = 1 << 16, kMaxReceives = 512 };
 #define MODE_CONTEXT2 FLAG(52)
@@ -48,13 +48,14 @@ struct fake {
     uint64_t early;  // objects that were closed, or were to be, before what uses them
     uint64_t reused;  // contexts and buffers that were posted while an endpoint had them already
     uint64_t addr_format;
+    uint64_t key_bytes;  // of memory
     uint64_t no_receives;  // error of receives that are posted
     uint64_t writable;  // memories that peers may write
     // When a write was posted first after this was set to 0, where nothing is moved.
     uint64_t posted_ns;
     char provider[32], fabric[32];
 };
-struct fake fake = {.cq_data_size = 8, .ep_cnt = 64, .nics = 1, .version = 1 << 16 | 22, .has_source = 1,
+struct fake fake = {.cq_data_size = 8, .ep_cnt = 64, .nics = 1, .key_bytes = 8, .version = 1 << 16 | 22, .has_source = 1,
     .has_delivery_complete = 1, .has_write_data = 1, .posted_ns = 1, .provider = "fake", .fabric = "fake"};
 
 // ---- structures of rdma/*.h --------------------------------------------------------------------------------------
@@ -310,6 +311,8 @@ static int mr_regattr(struct fid *domain, const struct mr_attr *attr, uint64_t f
     if (fake.memory_fails) fake.memory_fails--;
     if (attr->iface && (flags & DMABUF ? fake.no_dmabuf : fake.no_address))
         return -(int)(flags & DMABUF ? fake.no_dmabuf : fake.no_address);
+    for (size_t idx = 0; idx < kMaxMemory && !(mr_mode_in_use & MR_PROV_KEY); idx++)
+        if (memories[idx] && memories[idx]->domain == domain && memories[idx]->key == attr->key) return -ENOKEY_;
     struct memory *mr = calloc(1, sizeof *mr);
     mr->fid.ops = &mr_fid_ops; mr->desc = mr; mr->access = attr->access; mr->domain = domain;
     mr->key = mr_mode_in_use & MR_PROV_KEY ? next_random() : attr->key;
@@ -588,7 +591,7 @@ int getinfo(uint32_t version, const char *node, const char *service, uint64_t fl
         info->caps = hints->caps; info->mode = fake.mode; info->addr_format = (uint32_t)fake.addr_format;
         info->tx->size = 256; info->ep->type = 3; info->ep->protocol = 77; info->ep->max_msg_size = 1 << 30;
         info->domain->name = strdup("fake0"); info->domain->name[4] += (char)nic; info->domain->mr_mode = (int)mr_mode;
-        info->domain->mr_key_size = 8; info->domain->cq_data_size = fake.cq_data_size; info->domain->ep_cnt = fake.ep_cnt;
+        info->domain->mr_key_size = fake.key_bytes; info->domain->cq_data_size = fake.cq_data_size; info->domain->ep_cnt = fake.ep_cnt;
         info->fabric->name = strdup(fake.fabric); info->fabric->prov_name = strdup(fake.provider);
         *out = info;
     }

@@ -61,6 +61,7 @@ pub(crate) struct Fake {
     pub(crate) early: u64,
     pub(crate) reused: u64,
     pub(crate) addr_format: u64,
+    pub(crate) key_bytes: u64,
     pub(crate) no_receives: u64,
     pub(crate) writable: u64,
     pub(crate) posted_ns: u64,
