@@ -259,7 +259,7 @@ def test_a_scatter_of_many_targets_is_submitted_before_its_peer_is_met(engine, p
 
 
 def test_who_copies_while_it_waits_looks_at_deadlines_meanwhile(engine):
-    """In memory that nobody has touched, where a megabyte takes its time; each peer has some of it to come."""
+    """In memory that nobody has touched, where a megabyte takes its time; each peer has some to come."""
     nbytes, peers = 8 << 20, [af.Engine() for _ in range(8)]
     src = engine.allocate(nbytes)
     for peer in peers:
