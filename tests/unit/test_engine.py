@@ -283,23 +283,26 @@ def test_a_deadline_is_met_by_an_engine_that_had_nothing_to_do():
     with subprocess.Popen(
         [sys.executable, "-c", silent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        address = af.Address.parse(process.stdout.readline().strip())
-        for engine in engines:
-            engine.send(address, b"").wait(10)
-        time.sleep(0.6)
-        process.send_signal(signal.SIGSTOP)
-        for idx, engine in enumerate(engines):
-            ended = threading.Event()
-            began = time.monotonic()
-            transfer = engine.send(address, b"", timeout_s=0.02)
-            if idx % 2:
-                transfer.on_done(lambda _, ended=ended: ended.set())
-                assert ended.wait(10)
-            else:
-                with pytest.raises(af.TransferTimeout):
-                    transfer.wait()
-            late_s.append(time.monotonic() - began - 0.02)
-        process.kill()
+        try:
+            address = af.Address.parse(process.stdout.readline().strip())
+            for engine in engines:
+                engine.send(address, b"").wait(10)
+            time.sleep(0.6)
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            for idx, engine in enumerate(engines):
+                ended = threading.Event()
+                began = time.monotonic()
+                transfer = engine.send(address, b"", timeout_s=0.02)
+                if idx % 2:
+                    transfer.on_done(lambda _, ended=ended: ended.set())
+                    assert ended.wait(10)
+                else:
+                    with pytest.raises(af.TransferTimeout):
+                        transfer.wait()
+                late_s.append(time.monotonic() - began - 0.02)
+        finally:
+            process.kill()
     for engine in engines:
         engine.close()
     # A busy machine may keep one or another process waiting.
