@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -245,6 +246,25 @@ def test_connecting_needs_no_room():
         af.Engine() as other,
     ):
         assert len(engine.peer_group([one.address, other.address])) == 2
+
+
+def test_a_full_queue_names_what_it_has_no_room_for():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        af.Engine(queue_depth=1, queue_full="raise") as engine,
+    ):
+        nobody = af.Address.parse(f"af://127.0.0.1:{silent.getsockname()[1]}/{'07' * 16}")
+        pending = engine.send(nobody, b"first")
+        for operation, submit in (
+            ("send", lambda: engine.send(nobody, b"12345")),
+            ("barrier", lambda: engine.barrier([nobody], imm=1)),
+        ):
+            with pytest.raises(af.QueueFull) as caught:
+                submit()
+            context = caught.value.context()
+            assert (context["operation"], context["peer"]) == (operation, str(nobody))
+            assert context["nbytes"] == (5 if operation == "send" else 0)
+        pending.cancel()
 
 
 def test_a_scatter_of_many_targets_is_submitted_before_its_peer_is_met(engine, peer):

@@ -169,7 +169,8 @@ impl Engine {
         let mut about = About { operation: OPERATION, peer: None, region: None, nbytes };
         let peer = self.inner.peer_for(address, None, || about.clone())?;
         about.peer = Some(Arc::clone(&peer));
-        let ticket = self.inner.begin_one(&peer, Order { nbytes, timeout, ..Order::default() })?;
+        let order = Order { nbytes, timeout, ..Order::default() };
+        let ticket = self.inner.begin_one(&peer, order).map_err(|error| about.name(&self.inner, error))?;
         self.inner.submit(&peer, Content::Message(message), None, false, &ticket);
         Ok(Transfer::pending(Arc::clone(&self.inner), about, ticket))
     }
@@ -380,10 +381,11 @@ impl Engine {
         entry.recipients.add(peer.idx, &peer.operations, nbytes);
         let source = Some(Arc::clone(&src.memory));
         let order = Order { num_parts: 1, nbytes, source, imm, timeout: options.timeout, is_probe: false };
-        let ticket = inner.begin(entry, order)?;
+        let about = about(Some(Arc::clone(peer)));
+        let ticket = inner.begin(entry, order).map_err(|error| about.name(inner, error))?;
         let what = What::Write { source: &src.memory, remote: &dst.shared, extents };
         inner.submit_part(Part { peer, what }, (counted, options.verify), &ticket);
-        Ok(Transfer::pending(Arc::clone(inner), about(Some(Arc::clone(peer))), ticket))
+        Ok(Transfer::pending(Arc::clone(inner), about, ticket))
     }
 }
 

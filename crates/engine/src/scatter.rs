@@ -82,7 +82,7 @@ impl Engine {
         let source = Some(Arc::clone(&src.memory));
         let num_parts = targets.len() as u32;
         let order = Order { num_parts, nbytes, source, imm, timeout: options.timeout, is_probe: false };
-        let ticket = inner.begin(entry, order)?;
+        let ticket = inner.begin(entry, order).map_err(|error| about.name(inner, error))?;
         let of = LegsOf { ticket: &ticket, source: Some(&src.memory), imm, verify: options.verify, num: targets.len() };
         if at_hand.len() == targets.len() {
             inner.submit_legs(targets.iter().zip(at_hand).map(Towards::over), &of);
@@ -135,7 +135,7 @@ impl Engine {
             return Ok(Transfer::done(0, None));
         }
         let order = Order { num_parts: num_parts as u32, imm, timeout, ..Order::default() };
-        let ticket = inner.begin(entry, order)?;
+        let ticket = inner.begin(entry, order).map_err(|error| about.name(inner, error))?;
         let of = LegsOf { ticket: &ticket, source: None, imm, verify: false, num: num_parts };
         let signal = |peer| Towards { peer, target: None };
         if at_hand.len() == num_parts {

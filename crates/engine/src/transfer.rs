@@ -166,6 +166,13 @@ impl About {
         let Self { operation, peer, region, nbytes } = self;
         Error::from_failure(failure, inner.context(operation, peer.as_deref(), *region, *nbytes))
     }
+
+    /// That error, of this operation.
+    pub(crate) fn name(&self, inner: &Inner, mut error: Error) -> Error {
+        let Self { operation, peer, region, nbytes } = self;
+        *error.context = inner.context(operation, peer.as_deref(), *region, *nbytes);
+        error
+    }
 }
 
 /// Where an operation with several peers was not done yet, as its error says it.
