@@ -137,8 +137,10 @@ class Engine:
             PeerLost: This incarnation of the peer is known to be dead. Until its death has been noticed a
                 write may still succeed, into memory that this process has mapped.
 
-        Fails: `PeerLost`, `Refused` (revoked, unknown or out of bounds at the peer), `TransferFailed`,
-            `TransferTimeout`, `Cancelled`; `dst` is then undefined until the transfer has quiesced.
+        Fails: `PeerLost`, `ConnectionBroken` (what carried it broke, and the peer may live; over `tcp` and
+            NICs a peer's end may be seen so first), `Refused` (revoked, unknown or out of bounds at the
+            peer), `TransferFailed`, `TransferTimeout`, `Cancelled`; `dst` is then undefined until the
+            transfer has quiesced.
         Ordering: none between transfers.
         """
     def _write_pages(
