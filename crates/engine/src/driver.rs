@@ -43,6 +43,8 @@ pub(crate) struct Driver {
     peers_version: u64,
     next_tick_ns: u64,
     ticked_ns: u64,
+    /// A deadline calls for the next tick earlier than was said at the last one.
+    is_expecting: bool,
 }
 
 /// Where an engine is reached.
@@ -77,12 +79,17 @@ impl Driver {
             peers_version: 0,
             next_tick_ns: 0,
             ticked_ns: 0,
+            is_expecting: false,
         }
     }
 
     pub(crate) fn next_id(&mut self) -> u32 {
         self.next_id = self.next_id.wrapping_add(1);
         self.next_id
+    }
+
+    pub(crate) const fn is_expecting(&self) -> bool {
+        self.is_expecting
     }
 
     pub(crate) const fn next_tick_ns(&self) -> u64 {
@@ -103,6 +110,7 @@ impl Driver {
     fn expect(&mut self, deadline_ns: u64) {
         if deadline_ns < self.next_tick_ns {
             self.next_tick_ns = self.next_tick_ns.min(deadline_ns.max(self.ticked_ns + nanos(BUSY_TICK)));
+            self.is_expecting = true;
         }
     }
 
@@ -378,9 +386,8 @@ impl Inner {
             (_, true) => (self.config.heartbeat / 4).clamp(MEETING_TICK, CALM_TICK),
             _ => MEETING_TICK,
         };
-        driver.ticked_ns = now_ns;
+        (driver.ticked_ns, driver.is_expecting) = (now_ns, false);
         driver.next_tick_ns = now_ns + nanos(interval);
-        self.presence.set_next_tick(driver.next_tick_ns);
     }
 
     fn tick_meets(&self, driver: &mut Driver, now_ns: u64) {

@@ -33,7 +33,7 @@ pub(crate) struct Presence {
     has_driven: AtomicBool,
     /// When the driver last began to read what descriptors had to say, and has finished since.
     listened_ns: AtomicU64,
-    /// When the clock is looked at next, unless something calls for it earlier.
+    /// When whoever blocks, or blocked last, looks at the clock next.
     next_tick_ns: AtomicU64,
     /// Something that was read is being understood.
     is_hearing: AtomicBool,
@@ -81,9 +81,9 @@ impl Presence {
         self.driven_ns.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_next_tick(&self, next_tick_ns: u64) {
-        // ORDERING: sequentially consistent: before its thread blocks, and then looks at what was submitted; partner:
-        // `looks_before`.
+    fn set_next_tick(&self, next_tick_ns: u64) {
+        // ORDERING: sequentially consistent: before a thread announces that it blocks, and then looks at what was
+        // submitted; partner: `looks_before`.
         self.next_tick_ns.store(next_tick_ns, Ordering::SeqCst);
     }
 
@@ -280,9 +280,7 @@ impl Inner {
     /// A worker in epoll does not know of the deadlines that we took out of the ring, and what woke it for them may
     /// have been read by us before it ran.
     fn leave_to_worker(&self, driver: &Driver) {
-        let next_tick_ns = driver.next_tick_ns();
-        if !self.presence.looks_before(next_tick_ns) {
-            self.presence.set_next_tick(next_tick_ns);
+        if driver.is_expecting() && !self.presence.looks_before(driver.next_tick_ns()) {
             self.wake();
         }
     }
@@ -359,6 +357,7 @@ impl Inner {
             return now_ns;
         }
         // ORDERING: announce, then look once more; partners: `wake` and `Doorbell::notify_remote`.
+        presence.set_next_tick(driver.next_tick_ns());
         presence.user_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_blocked(Blocked::Driver);
         self.doorbell.reset_patience();

@@ -101,6 +101,7 @@ impl Inner {
     fn block_worker(&self, mut driver: MutexGuard<'_, Driver>, idle_ns: u64) -> bool {
         // ORDERING: announce, then look once more; partners: `wake` and `Doorbell::notify_remote`.
         self.doorbell.set_patience(|| 0);
+        self.presence.set_next_tick(driver.next_tick_ns());
         self.presence.worker_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_blocked(Blocked::Worker);
         let is_armed = self.groups.arm(self);
