@@ -297,14 +297,14 @@ impl Inner {
             self.presence.driven_ns.store(now_ns, Ordering::Relaxed);
             // Streams bring their news through descriptors only.
             let turns = if self.uses_streams() { 1 } else { TURNS };
-            let mut has_moved = false;
+            let (mut has_moved, mut is_moving) = (false, false);
             for _ in 0..turns {
-                let moved = self.poll_links(driver);
+                is_moving = self.poll_links(driver);
                 if done() {
                     return Driven::Done;
                 }
-                has_moved |= moved;
-                if !moved {
+                has_moved |= is_moving;
+                if !is_moving {
                     std::hint::spin_loop();
                 } else if self.clock.now_ns().saturating_sub(now_ns) >= FRESH_NS {
                     // A turn may have copied for every peer, and from memory that nobody had touched.
@@ -317,9 +317,9 @@ impl Inner {
             if done() {
                 return Driven::Done;
             }
-            if has_moved && self.uses_streams() {
-                // Who moves bytes does not spin. Blocked halfway it would leave the rest to the worker, on the core that
-                // the peer needs.
+            if is_moving || has_moved && self.uses_streams() {
+                // Who moves bytes does not spin. Blocked halfway it would leave the rest to the worker, which may have
+                // stepped aside for long, and over streams would run on the core that the peer needs.
                 // MEASURED: benchmarks/records/turns-20261122-053200, pages over tcp; docs/decisions/0020.
                 span.spin_until_ns = span.spin_until_ns.max(now_ns + SPIN_NS);
                 yield_from_ns = now_ns + YIELD_NS;
