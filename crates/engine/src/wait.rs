@@ -297,7 +297,7 @@ impl Inner {
             self.presence.driven_ns.store(now_ns, Ordering::Relaxed);
             // Streams bring their news through descriptors only.
             let turns = if self.uses_streams() { 1 } else { TURNS };
-            let (mut has_moved, mut is_moving) = (false, false);
+            let (mut has_moved, mut is_moving, began_ns) = (false, false, now_ns);
             for _ in 0..turns {
                 is_moving = self.poll_links(driver);
                 if done() {
@@ -306,7 +306,7 @@ impl Inner {
                 has_moved |= is_moving;
                 if !is_moving {
                     std::hint::spin_loop();
-                } else if self.clock.now_ns().saturating_sub(now_ns) >= FRESH_NS {
+                } else if self.clock.now_ns().saturating_sub(began_ns) >= FRESH_NS {
                     // A turn may have copied for every peer, and from memory that nobody had touched.
                     break;
                 }
@@ -317,7 +317,9 @@ impl Inner {
             if done() {
                 return Driven::Done;
             }
-            if is_moving || has_moved && self.uses_streams() {
+            // Arrivals alone take a fraction of that.
+            let is_copying = is_moving && now_ns.saturating_sub(began_ns) >= SPIN_NS;
+            if is_copying || has_moved && self.uses_streams() {
                 // Who moves bytes does not spin. Blocked halfway it would leave the rest to the worker, which may have
                 // stepped aside for long, and over streams would run on the core that the peer needs.
                 // MEASURED: benchmarks/records/turns-20261122-053200, pages over tcp; docs/decisions/0020.
