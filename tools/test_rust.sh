@@ -6,6 +6,17 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 crates=(--workspace --exclude anyfabric-python)
 
+# Debian's libfabric is older than the wheel's, which is tested below, and has limits of its own.
+if [[ $(ldconfig -p 2>/dev/null) != *'libfabric.so.1 '* ]]; then
+  install=(apt-get install --yes --no-install-recommends libfabric1)
+  export DEBIAN_FRONTEND=noninteractive
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo 'not tested: a libfabric of the system; install libfabric1 (Debian, Ubuntu)'
+  elif ! { "${install[@]}" || { apt-get update && "${install[@]}"; }; } >/dev/null 2>&1; then
+    echo 'not tested: a libfabric of the system; libfabric1 could not be installed'
+  fi
+fi
+
 # Shows what failed, and of what went well only why it was skipped.
 list_skipped() {
   awk '

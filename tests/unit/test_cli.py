@@ -214,8 +214,9 @@ def test_perf_covers_the_nics_that_are_named():
         (["--set", "queue_depth"], 2, "expected NAME=VALUE"),
     ],
 )
-def test_perf_says_what_is_missing_or_wrong_once(arguments, code, message):
-    done = run("perf", "--op", "barrier", *arguments, code=code)
+def test_perf_says_what_is_missing_or_wrong_once(libfabric_of_the_wheel, arguments, code, message):
+    env = {"ANYFABRIC_LIBFABRIC_LIBRARY": libfabric_of_the_wheel}
+    done = run("perf", "--op", "barrier", *arguments, env=env, code=code)
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert "other process" not in done.stderr
