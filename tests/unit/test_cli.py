@@ -128,16 +128,14 @@ ROW = {
 }
 
 
-def over_sockets(*nics):
+@pytest.fixture
+def over_sockets(libfabric_of_the_wheel):
     """Options for engines whose NICs are loopback addresses."""
-    wheel = Path(sys.prefix) / "lib/mpich/libfabric.so.1"
-    if not wheel.exists():
-        pytest.skip("no libfabric of the wheel mpich: make .venv with `make test`")
-    settings = ("--set", "libfabric_provider=tcp", "--set", f"libfabric_library={wheel}")
-    return (*settings, "--nics", ",".join(nics))
+    settings = ("--set", "libfabric_provider=tcp", "--set", f"libfabric_library={libfabric_of_the_wheel}")
+    return lambda *nics: (*settings, "--nics", ",".join(nics))
 
 
-def test_perf_over_eight_nics(tmp_path):
+def test_perf_over_eight_nics(over_sockets, tmp_path):
     file, nics = tmp_path / "perf.json", over_sockets(*(f"127.0.0.{host}" for host in range(1, 9)))
     run("perf", "--transport", "libfabric", "--op", "write", "--rounds", "20", "--sizes", "8,8M", *nics,
         "--memory", "allocated", "--json", str(file))  # fmt: skip
@@ -150,9 +148,11 @@ def test_perf_over_eight_nics(tmp_path):
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp", "libfabric"])
-def test_perf_measures_every_operation(transport, tmp_path):
+def test_perf_measures_every_operation(request, transport, tmp_path):
     file = tmp_path / "perf.json"
-    nics = over_sockets("127.0.0.1", "127.0.0.2") if transport == "libfabric" else ()
+    nics = ()
+    if transport == "libfabric":
+        nics = request.getfixturevalue("over_sockets")("127.0.0.1", "127.0.0.2")
     done = run("perf", "--transport", transport, "--rounds", "10", "--pages", "64", "--sizes", "8,64K", *nics,
                "--memory", "allocated", "--memory", "registered", "--json", str(file))  # fmt: skip
     assert transport in done.stdout
@@ -191,7 +191,7 @@ def test_perf_to_stdout_is_json_alone():
     assert row["checked"] is False
 
 
-def test_perf_covers_the_nics_that_are_named():
+def test_perf_covers_the_nics_that_are_named(over_sockets):
     done = run("perf", "--op", "barrier", "--rounds", "10", "--json", *over_sockets("127.0.0.1"))
     found = json.loads(done.stdout)
     assert [row["transport"] for row in found["rows"]] == ["shm", "libfabric", "tcp"]
@@ -295,7 +295,7 @@ def test_perf_serve_prints_the_command_for_the_other_host():
             server.kill()
 
 
-def test_perf_serves_over_nics():
+def test_perf_serves_over_nics(over_sockets):
     nics = over_sockets("127.0.0.1")
     arguments = [*PROGRAM, "perf", "serve", "--listen", "127.0.0.1", "--once", *nics]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
