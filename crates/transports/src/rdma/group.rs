@@ -172,7 +172,7 @@ impl<N: Nic> RailGroup<N> {
         }
     }
 
-    /// Posts a leg, and those that follow.
+    /// Posts a leg at once, and those that follow, each of which is looked up before the one ahead of it is posted.
     fn post_legs<'t>(
         &self,
         state: &mut State<N>,
@@ -180,16 +180,26 @@ impl<N: Nic> RailGroup<N> {
         leg: &mut Leg<'t>,
         next: &mut dyn FnMut(&mut Leg<'t>) -> bool,
     ) {
-        loop {
-            let State { nics, book, .. } = state;
-            if !book.post_leg(nics, legs, leg) {
-                leg.into_op(legs.spread).into_iter().for_each(|op| self.start(state, leg.link, op));
+        self.post_leg(state, legs, leg);
+        let mut has_more = next(leg);
+        while has_more {
+            let mut ahead = *leg;
+            has_more = next(&mut ahead);
+            if has_more {
+                state.book.expect_leg(&state.nics, &ahead);
             }
-            if !next(leg) {
-                break;
-            }
+            self.post_leg(state, legs, leg);
+            *leg = ahead;
         }
         state.book.keep_legs(legs);
+    }
+
+    #[inline]
+    fn post_leg(&self, state: &mut State<N>, legs: &mut Spreading<'_, '_, N::Domain>, leg: &Leg<'_>) {
+        let State { nics, book, .. } = state;
+        if !book.post_leg(nics, legs, leg) {
+            leg.into_op(legs.spread).into_iter().for_each(|op| self.start(state, leg.link, op));
+        }
     }
 
     /// Takes an operation whose source may yet have to be registered.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use anyfabric_plan::MAX_NICS;
 use anyfabric_wire::Imm;
 
-use super::book::{failure_of, Book};
+use super::book::{failure_of, Book, Path, Stage};
 use super::nic::{Domain, Fault, Nic};
 use super::registrations::Registrations;
 use crate::mutant::Mutant;
@@ -108,6 +108,15 @@ impl Book {
         let (peer, path, rail, nbytes) = (leg.peer, leg.link, rail as u32, nbytes as u32);
         self.legs.insert(Posted { fan, peer, path, rail, nbytes, held, has_failed: false, is_lost: false });
         true
+    }
+
+    /// This leg is posted after the one that comes now: its rail is brought near meanwhile.
+    #[inline]
+    pub(super) fn expect_leg<N: Nic>(&self, nics: &[N], leg: &Leg<'_>) {
+        let Some(Path { rails, rota, .. }) = self.paths.get(leg.link) else { return };
+        if let Some(rail_no) = rota.next(|rail_no| rails[rail_no].stage == Stage::Up) {
+            rails[rail_no].idx.into_iter().for_each(|idx| nics[rails[rail_no].nic].expect(idx));
+        }
     }
 
     /// Counts the legs of an operation, once all are posted that can be, and before

@@ -113,6 +113,12 @@ pub trait Nic: Send + 'static {
     /// As [`Nic::post`].
     fn signal(&mut self, rail: RailIdx, imm: u32, token: u32) -> Result<bool, Fault>;
 
+    /// Something is posted on this rail after what comes now: what that takes may be brought near.
+    #[inline]
+    fn expect(&self, rail: RailIdx) {
+        let _ = rail;
+    }
+
     /// Posts a message of at most [`NicAbout::max_message_bytes`]; false when
     /// there is no room. The bytes are copied.
     ///

@@ -20,6 +20,7 @@ use super::rails::{id_of, manner, CompletionQueue, Kind, Rail, Waiting, MAX_RAIL
 use super::receives::{ImmReceives, MessageBuffers};
 use super::sys::{self, SendWr, Sge, Wc};
 use super::VerbsSettings;
+use crate::copy::prefetch_for_write;
 use crate::rdma::{Batch, Completions, Fault, Marks, Nic, NicAbout, NicError, One, PortLook, RailIdx, RemoteMemory};
 
 /// One port of a device, driven through libibverbs.
@@ -348,6 +349,14 @@ impl Nic for VerbsNic {
         // No byte is written, so the key is not looked at (InfiniBand C9-88).
         let request = |(id, _)| Request { id, local: Sge::default(), remote: (0, 0), imm: Some(imm), is_inline: false };
         self.post_alone(rail, token, request)
+    }
+
+    #[inline]
+    fn expect(&self, rail: RailIdx) {
+        if let Some(Rail { pairs: Some((pair, _)), writes, .. }) = self.rails.get(rail as usize) {
+            prefetch_for_write((&raw const *writes).cast());
+            prefetch_for_write(pair.qp.cast());
+        }
     }
 
     fn send(&mut self, rail: RailIdx, message: &[u8], token: u32) -> Result<bool, Fault> {
