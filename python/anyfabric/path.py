@@ -13,7 +13,8 @@ class Path:
 
     Attributes:
         transport: Name of the transport, such as `"shm"`; `"none"` when there is no path yet.
-        nics: The NICs it uses, local names.
+        nics: What carries the bytes and how, for people, as one entry: `"2 streams"`, or `"2 of 2 rails over
+            mlx5_0 (RoCE v2, GID 3), mlx5_1 (RoCE v2, GID 3)"`; empty when there is no path yet.
         state: `"new"`, `"connecting"`, `"ready"`, `"degraded"` (some NICs are down, or nothing serves
             just now) or `"lost"`.
         reason: Why each faster transport is not used; empty for the fastest one.

@@ -20,7 +20,7 @@ use crate::{Config, Engine};
 pub struct PathInfo {
     /// Name of the transport, `"none"` when there is no path.
     pub transport: String,
-    /// How its bytes move, per NIC.
+    /// What carries its bytes and how, for people, as one entry; none without a path.
     pub nics: Vec<String>,
     /// `new`, `connecting`, `ready`, `degraded` or `lost`.
     pub state: String,
@@ -64,7 +64,8 @@ pub struct TransportInfo {
     pub reason: Option<String>,
     /// Its NICs.
     pub nics: Vec<NicInfo>,
-    /// What it can do, as data.
+    /// What it can do, as data: `same_host` is whether it needs both engines on one
+    /// host, `foreign_memory` how memory is written that the engine did not allocate.
     pub abilities: std::collections::BTreeMap<String, String>,
 }
 
@@ -312,8 +313,6 @@ fn transports(config: &Config, groups: &Groups) -> Vec<TransportInfo> {
     };
     vec![
         absent("nvlink", "not in this build"),
-        rails(NicLibrary::Verbs, config, groups, reason("verbs")),
-        rails(NicLibrary::Libfabric, config, groups, reason("libfabric")),
         TransportInfo {
             name: "shm".into(),
             available: reason("shm").is_none(),
@@ -321,6 +320,8 @@ fn transports(config: &Config, groups: &Groups) -> Vec<TransportInfo> {
             nics: vec![up("memory")],
             abilities: abilities(&[("foreign_memory", foreign), ("same_host", "true")]),
         },
+        rails(NicLibrary::Verbs, config, groups, reason("verbs")),
+        rails(NicLibrary::Libfabric, config, groups, reason("libfabric")),
         TransportInfo {
             name: "tcp".into(),
             available: reason("tcp").is_none(),
@@ -345,7 +346,7 @@ fn rails(library: NicLibrary, config: &Config, groups: &Groups, excluded: Option
             })
             .collect()
     });
-    let abilities = [("same_host", "true"), ("encrypted", "false")];
+    let abilities = [("same_host", "false"), ("encrypted", "false")];
     let abilities = abilities.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
     TransportInfo { name: name_of(library).into(), available: reason.is_none(), reason, nics, abilities }
 }
