@@ -51,12 +51,12 @@ MAX_NICS: Final = 8
 class Engine:
     """Moves bytes between processes; `anyfabric.Engine` is the public subclass.
 
-    Owns the listener, the workers, every region, counter and watcher. Dropping it without `close`
+    Owns the listener, the worker, every region, counter and watcher. Dropping it without `close`
     closes it with a timeout of 0.
     """
 
     def __new__(cls, config: dict[str, object]) -> Self:
-        """Start an engine: bind the listener, start the workers.
+        """Start an engine: bind the listener, start the worker.
 
         Args:
             config: Flat and complete, every value already parsed by `anyfabric.config`; the keys are
@@ -336,10 +336,10 @@ class Address:
         """Read what `to_bytes` wrote.
 
         Raises:
-            InvalidArgument: `data` is no address, or one of another wire version.
+            InvalidArgument: `data` is no address.
         """
     def to_bytes(self) -> bytes:
-        """Serialise; readable by wire versions N and N-1."""
+        """Serialise: the text of `str`, which every wire version reads."""
     @property
     def incarnation(self) -> str:
         """32 hexadecimal digits: the life of the engine that this address means."""
@@ -475,7 +475,7 @@ class Descriptor:
         """Size of the region in bytes."""
     @property
     def device(self) -> str:
-        """`"cpu"`, or the device whose memory it is."""
+        """`"cpu"`, or `"cuda:"` and the GPU's UUID in 32 hexadecimal digits, the same in every process."""
     def __len__(self) -> int: ...
     def __getitem__(self, key: slice, /) -> RemoteSlice:
         """Slice like `bytes`, but a bound outside the region is `InvalidArgument`; step 1 only."""

@@ -75,7 +75,7 @@ class Group:
 
     Attributes:
         device: `"cpu:0"` for host memory of NUMA node 0, `"gpu:0000:53:00.0"` for a GPU.
-        nics: Nearest first; at most 4.
+        nics: Nearest first; at most 4, unless `nics_per_device` says otherwise.
         cpus: For its worker, one of each core; empty when there is no reason to prefer any.
     """
 

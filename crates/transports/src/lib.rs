@@ -5,7 +5,8 @@
 //! reports what arrives to a [`Sink`]. It knows nothing of counters, heartbeats
 //! or addresses: that is the engine's.
 //!
-//! `shm` and `tcp` are the built-in transports, `loopback` simulates a fabric
+//! `shm` and `tcp` are built in; `verbs` and `libfabric` open a library at run
+//! time, and share everything above it ([`rdma`]); `loopback` simulates a fabric
 //! inside one process from a seed.
 
 mod binding;

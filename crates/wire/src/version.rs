@@ -8,7 +8,8 @@ use crate::WireError;
 
 /// Version of everything in this crate that this build speaks.
 ///
-/// 1: the first. 2: adds [`Control::Goodbye`](crate::Control::Goodbye).
+/// 1: the first. 2: adds [`Control::Goodbye`](crate::Control::Goodbye) and
+/// [`Control::Rails`](crate::Control::Rails).
 pub const VERSION: u16 = 2;
 
 /// Oldest version that this build still speaks.
