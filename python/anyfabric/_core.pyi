@@ -134,13 +134,16 @@ class Engine:
         Raises:
             InvalidArgument: The lengths differ, `src` is another engine's, or `dst` is this engine's own.
             QueueFull: The submission queue is full and `queue_full` is `"raise"`.
+            ResourceExhausted: The peer keeps no more immediates without a counter, and `imm` is given.
             PeerLost: This incarnation of the peer is known to be dead. Until its death has been noticed a
                 write may still succeed, into memory that this process has mapped.
 
         Fails: `PeerLost`, `ConnectionBroken` (what carried it broke, and the peer may live; over `tcp` and
             NICs a peer's end may be seen so first), `Refused` (revoked, unknown or out of bounds at the
-            peer), `TransferFailed`, `TransferTimeout`, `Cancelled`; `dst` is then undefined until the
-            transfer has quiesced.
+            peer), `ResourceExhausted` (the peer keeps no more immediates without a counter, or no file
+            descriptor is left), `Unsupported` (no transport in common, or none that reaches the GPU),
+            `DeviceLost`, `TransferFailed`, `TransferTimeout`, `Cancelled`, `Closed`; `dst` is then undefined
+            until the transfer has quiesced.
         Ordering: none between transfers.
         """
     def _write_pages(
@@ -552,6 +555,9 @@ class Transfer:
         """Call `callback(transfer)` once, on the engine's callback thread.
 
         At once if already done, still on that thread. What it raises is logged and goes no further.
+
+        Raises:
+            Closed: The engine is closed, and the thread has ended.
         """
     def _notify(self, notifier: Notifier, token: int) -> None:
         """Deliver `token` once when done; at once if it is."""
@@ -583,6 +589,7 @@ class Counter:
             PeerLost: One of `sources` died before `n` was reached.
             TransferFailed: A counted transfer of this immediate failed before `n` was reached, or came
                 while too many others waited for a counter and was dropped.
+            DeviceLost: The GPU's driver could not make the bytes of an arrival visible.
             Closed: The counter or the engine was closed, also while waiting.
         """
     def reached(self, n: int, *, timeout_s: float | None = None) -> Coroutine[Any, Any, None]:

@@ -194,10 +194,8 @@ class Engine(_core.Engine):
             verify: Add an end-to-end checksum; a mismatch fails the transfer.
             timeout_s: Deadline of the transfer in seconds.
 
-        Raises:
-            InvalidArgument: Numbers or sizes of pages differ, or a page leaves its region.
-            QueueFull: The submission queue is full and `queue_full` is `"raise"`.
-            PeerLost: This incarnation of the peer is known to be dead.
+        Raises: As `write`; `InvalidArgument` also when numbers or sizes of pages differ, or a page leaves its
+            region.
 
         Fails: As `write`.
         Ordering: none, neither between transfers nor between the pages of one.

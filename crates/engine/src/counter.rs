@@ -55,8 +55,8 @@ impl Counter {
     /// each are visible then.
     ///
     /// # Errors
-    /// `WaitTimeout`; `PeerLost`, `TransferFailed` when `n` will not be
-    /// reached; `Closed`.
+    /// `WaitTimeout`; `PeerLost`, `TransferFailed`, `DeviceLost` when `n` will not
+    /// be reached; `Closed`.
     pub fn wait(&self, n: u64, timeout: Option<Duration>) -> Result<()> {
         self.inner.check_fork()?;
         let state = &self.state;
