@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from anyfabric.cli.perf_settings import (
     transports_here,
     transports_to,
 )
-from anyfabric.config import SETTINGS, TRANSPORTS
+from anyfabric.config import SETTINGS, TRANSPORTS, resolve
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -118,9 +117,9 @@ def serve(listen: str, json_to: str | None, *, once: bool, **options: Any) -> No
     ANYFABRIC_SECRET one is made up for this run and printed as part of the command; it is in force until this
     command ends.
     """
-    secret = None if os.environ.get(SECRET_VARIABLE) else secrets.token_hex(16)
-    settings = {**settings_of(options), "polling": options["polling"]}
-    with af.Engine(listen=listen, secret=secret, **settings) as engine:
+    settings: Settings = {**settings_of(options), "listen": listen, "polling": options["polling"]}
+    secret = None if resolve(settings)["secret"].value else secrets.token_hex(16)
+    with af.Engine(secret=secret, **settings) as engine:
         given = f"{SECRET_VARIABLE}={secret} " if secret else ""
         command = f"{given}anyfabric perf --connect {engine.address}"
         if json_to is not None:
