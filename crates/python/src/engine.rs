@@ -332,9 +332,10 @@ fn native_addresses(addresses: &[Bound<'_, Address>]) -> Vec<native::Address> {
     addresses.iter().map(|address| address.get().native.clone()).collect()
 }
 
-fn json(py: Python<'_>, value: &impl serde::Serialize) -> PyResult<String> {
+/// What Python reads with `json.loads`.
+pub(crate) fn json(py: Python<'_>, value: &impl serde::Serialize) -> PyResult<String> {
     serde_json::to_string(value).map_err(|error| {
-        let message = format!("what the engine says of itself is no JSON: {error}");
+        let message = format!("no JSON can be made of it: {error}");
         exception(py, &native::Error::new(native::Code::Internal, message))
     })
 }

@@ -16,13 +16,9 @@ pub(crate) fn config(given: &Bound<'_, PyDict>) -> PyResult<Config> {
     let mut num_known = 0;
     for (name, value) in given {
         let name: String = name.extract()?;
-        set(&mut config, &name, &value).and_then(|known| {
-            if known {
-                Ok(())
-            } else {
-                Err(internal(py, format!("unknown setting {name:?}")))
-            }
-        })?;
+        if !set(&mut config, &name, &value)? {
+            return Err(internal(py, format!("unknown setting {name:?}")));
+        }
         num_known += 1;
     }
     if num_known == NUM_SETTINGS {

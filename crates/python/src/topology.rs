@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyfabric_engine as native;
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
+use crate::engine::json;
 use crate::error::OrRaise;
 
 /// `anyfabric.topology.read_topology` as JSON.
@@ -18,7 +18,7 @@ pub(crate) fn topology_json(
     nics_per_device: Option<usize>,
 ) -> PyResult<String> {
     let found = py.detach(|| native::topology(Path::new(root), &nics, nics_per_device));
-    serde_json::to_string(&found).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+    json(py, &found)
 }
 
 /// The GPUs as their driver describes them, as JSON.
@@ -26,5 +26,5 @@ pub(crate) fn topology_json(
 #[pyo3(signature = (library))]
 pub(crate) fn gpus_json(py: Python<'_>, library: Option<String>) -> PyResult<String> {
     let found = py.detach(|| native::gpus(library.as_deref())).or_raise(py)?;
-    serde_json::to_string(&found).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+    json(py, &found)
 }
