@@ -243,23 +243,22 @@ impl Meet {
     fn on_call(&mut self, part: &[u8]) -> Result<(), MeetError> {
         let call = Call::decode(&exactly(part)?)?;
         let nonce = random()?;
-        let verdict = match call.agree() {
+        let agreed = call.agree();
+        let verdict = match agreed {
             Err(_) => Verdict::Version,
             Ok(_) if call.secret == self.secret.is_empty() => Verdict::Secret,
             Ok(_) => Verdict::Ok,
         };
-        let version = call.agree().unwrap_or(VERSION);
+        let version = *agreed.as_ref().unwrap_or(&VERSION);
         let seal = Seal::new(&self.secret, &call, version, &nonce);
         let answer = Answer { verdict, version, oldest: OLDEST_VERSION, nonce, proof: seal.proof() };
         self.send(&answer.encode())?;
-        match verdict {
-            Verdict::Ok => {
-                self.await_next(Stage::AwaitHello(seal, version), SEAL_BYTES);
-                Ok(())
-            }
-            Verdict::Version => Err(call.agree().err().map_or(MeetError::Busy, MeetError::Wire)),
-            _ => Err(MeetError::Secret("the caller has no secret and we have one, or the reverse")),
+        agreed?;
+        if verdict == Verdict::Secret {
+            return Err(MeetError::Secret("the caller has no secret and we have one, or the reverse"));
         }
+        self.await_next(Stage::AwaitHello(seal, version), SEAL_BYTES);
+        Ok(())
     }
 
     fn on_answer(&mut self, call: Call, part: &[u8]) -> Result<(), MeetError> {
