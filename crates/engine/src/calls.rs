@@ -52,7 +52,7 @@ impl Inner {
             return self.call_simulated(driver, peer, hello, endpoint);
         }
         if sockets.is_empty() {
-            self.call_failed(driver, peer, &hello.purpose, &MeetError::Secret("the address names no socket"));
+            self.call_failed(peer, &hello.purpose, &MeetError::Secret("the address names no socket"));
             return;
         }
         let to = sockets.remove(0);
@@ -65,7 +65,7 @@ impl Inner {
             Ok(())
         });
         if let Err(error) = result {
-            self.call_failed(driver, peer, &hello.purpose, &error.after_silence(was_silent));
+            self.call_failed(peer, &hello.purpose, &error.after_silence(was_silent));
         }
     }
 
@@ -131,14 +131,13 @@ impl Inner {
             return self.log(20, format!("dropped a connection: {error}"));
         };
         if others.is_empty() {
-            self.call_failed(driver, &peer, &hello.purpose, &error.after_silence(was_silent));
+            self.call_failed(&peer, &hello.purpose, &error.after_silence(was_silent));
         } else {
             self.start_call(driver, &peer, hello.purpose, others, was_silent || error.is_silence());
         }
     }
 
-    pub(crate) fn call_failed(&self, driver: &mut Driver, peer: &Arc<Peer>, purpose: &Purpose, error: &MeetError) {
-        let _ = driver;
+    pub(crate) fn call_failed(&self, peer: &Arc<Peer>, purpose: &Purpose, error: &MeetError) {
         if peer.lost().is_some() {
             return;
         }
@@ -203,7 +202,7 @@ impl Inner {
                 }
                 self.session_accepted(driver, &peer, way, (*accepted, version), resume.is_some());
             }
-            (Welcome::Rejected(rejection), purpose) => self.rejected(driver, &peer, &purpose, rejection),
+            (Welcome::Rejected(rejection), purpose) => self.rejected(&peer, &purpose, rejection),
         }
     }
 
@@ -226,7 +225,7 @@ impl Inner {
         self.establish(driver, peer, way, session, accepted.received, resumed);
     }
 
-    fn rejected(&self, driver: &mut Driver, peer: &Arc<Peer>, purpose: &Purpose, rejection: Rejection) {
+    fn rejected(&self, peer: &Arc<Peer>, purpose: &Purpose, rejection: Rejection) {
         match rejection {
             Rejection::OtherIncarnation => self.lose(peer, "another engine lives at its address now"),
             Rejection::Fenced => self.lose(peer, "it has given this engine up"),
@@ -238,7 +237,7 @@ impl Inner {
                     state.phase = Phase::Expecting { until_ns: self.clock.now_ns() + nanos(HANDSHAKE) };
                 }
             }
-            Rejection::Busy => self.call_failed(driver, peer, purpose, &MeetError::Busy),
+            Rejection::Busy => self.call_failed(peer, purpose, &MeetError::Busy),
         }
     }
 

@@ -94,7 +94,7 @@ impl Inner {
     fn simulated_call_failed(&self, driver: &mut Driver, call: u64, kind: io::ErrorKind) {
         if let Some((calling, _)) = driver.calls.remove(&call) {
             let error = MeetError::Io(io::Error::from(kind));
-            self.call_failed(driver, &calling.peer, &calling.hello.purpose, &error);
+            self.call_failed(&calling.peer, &calling.hello.purpose, &error);
         }
     }
 }
