@@ -1,15 +1,24 @@
 //! Point-to-point tensor transfers between the processes of an LLM system.
 //!
-//! ```no_run
+//! Two engines, here in one process; a descriptor and an imm travel however you like:
+//!
+//! ```
+//! use std::time::Duration;
+//!
 //! use anyfabric_engine::{Config, Engine, WriteOptions};
 //!
 //! # fn main() -> Result<(), anyfabric_engine::Error> {
-//! # let received: Vec<u8> = Vec::new();
-//! let engine = Engine::new(Config::default())?;
-//! let region = engine.allocate(1 << 20)?;
-//! let remote = engine.import(&received)?;
-//! let transfer = engine.write(&region.slice(0..4096)?, &remote.slice(0..4096)?, WriteOptions::counted(7))?;
-//! transfer.wait(None)?;
+//! let receiver = Engine::new(Config::default())?;
+//! let region = receiver.allocate(1 << 20)?;
+//! let counter = receiver.counter(None, &[])?;
+//! let (descriptor, imm) = (region.descriptor()?.encode(), counter.imm().value());
+//!
+//! let sender = Engine::new(Config::default())?;
+//! let source = sender.allocate(4096)?;
+//! let remote = sender.import(&descriptor)?;
+//! sender.write(&source.slice(0..4096)?, &remote.slice(0..4096)?, WriteOptions::counted(imm))?.wait(None)?;
+//!
+//! counter.wait(1, Some(Duration::from_secs(5)))?;
 //! # Ok(())
 //! # }
 //! ```

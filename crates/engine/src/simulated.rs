@@ -23,6 +23,26 @@ impl Engine {
     /// 1 or more of them. `transports`, `require`, `listen` and `secret` mean
     /// nothing there.
     ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use anyfabric_engine::transports::loopback::{Fabric, Fault, Simulation};
+    /// use anyfabric_engine::{Code, Config, Engine};
+    ///
+    /// # fn main() -> Result<(), anyfabric_engine::Error> {
+    /// let simulation = Simulation::new(7, Fabric::default());
+    /// let decode = Engine::simulated(&simulation, Config::default(), &[400, 400])?;
+    /// let prefill = Engine::simulated(&simulation, Config::default(), &[400])?;
+    ///
+    /// let counter = decode.counter(None, &[prefill.address().clone()])?;
+    /// simulation.schedule(Duration::from_secs(5), Fault::Kill(prefill.address().engine));
+    /// // The clock is the simulation's: the wait is over at once.
+    /// let error = counter.wait(1, Some(Duration::from_secs(60))).expect_err("nothing comes");
+    /// assert_eq!(error.code, Code::PeerLost);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// `InvalidArgument` for a setting.
     pub fn simulated(simulation: &Simulation, config: Config, nics: &[u32]) -> Result<Self> {
