@@ -31,7 +31,9 @@ COLOURS: dict[Level, str] = {"ok": "green", "note": "cyan", "warning": "yellow",
 
 @click.group(invoke_without_command=True)
 @click.option(
-    "--peer", metavar="ADDRESS", help="Try every pair of NICs with `anyfabric doctor serve` elsewhere."
+    "--peer",
+    metavar="ADDRESS",
+    help="Also try every pair of NICs with the machine where `anyfabric doctor serve` printed ADDRESS.",
 )
 @click.option(
     "--pid", type=click.IntRange(1), metavar="PID", help="Examine limits and libraries of a running process."
@@ -74,10 +76,10 @@ def doctor(ctx: click.Context, peer: str | None, pid: int | None, root: Path, js
 @doctor.command()
 @click.option("--listen", default="0.0.0.0", show_default=True, metavar="HOST[:PORT]", help="Where to bind.")  # noqa: S104 - a secret guards it
 def serve(listen: str) -> None:
-    """Be the partner of a doctor elsewhere, and print the command to paste there.
+    """Be the partner of a doctor elsewhere.
 
-    Both sides prove a secret. Without ANYFABRIC_SECRET one is made up for this run and printed as part of the
-    command; it is in force until this command ends.
+    Prints the command to paste there. Both sides prove a secret. Without ANYFABRIC_SECRET one is made up for
+    this run and printed as part of the command; it is in force until this command ends.
     """
     is_set = resolve({})["secret"].value is not None
     secret = None if is_set else secrets.token_hex(16)

@@ -31,9 +31,10 @@ WRITES = {
 @click.command()
 @json_option
 def info(json_to: str | None) -> None:
-    """Show devices, NICs, transports and why one is not available, the machine, and every setting.
+    """Show transports, NICs, the machine, every setting.
 
-    Starts an engine with the settings in force, asks it, and closes it.
+    Starts an engine with the settings in force, asks it, and closes it. Says of a transport that is not
+    available why not, and of a setting where its value comes from.
     """
     with anyfabric.Engine() as engine:
         found = engine.info()

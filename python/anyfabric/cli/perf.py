@@ -61,11 +61,15 @@ def _several(name: str, choices: tuple[str, ...], text: str) -> Any:
 @_several("--op", OPERATIONS, "Only this operation")
 @_several("--memory", MEMORIES, "Memory of the engines, or registered numpy arrays; default: allocated")
 @_several("--polling", POLLINGS, "How both engines wait; default: adaptive")
-@click.option("--sizes", type=Sizes(), help="FIRST:LAST[:FACTOR] or a list, such as 8:32M or 8,4K,32M.")
+@click.option(
+    "--sizes",
+    type=Sizes(),
+    help="A list (8,4K,32M) or a range: each size 4 times the one before (8:32M), or twice (8:1K:2).",
+)
 @click.option("--pages", type=click.IntRange(1, 1 << 24), help="Pages or targets of one operation.")
-@click.option("--rounds", type=click.IntRange(10), help="Operations of each phase of a row.")
+@click.option("--rounds", type=click.IntRange(10), help="Operations of each timed phase; default: by size.")
 @click.option("--check/--no-check", default=True, help="Compare the bytes at the target; default: yes.")
-@click.option("--plot", "plot_to", type=OutputFile(), help="Draw a PNG, or what the file's suffix says.")
+@click.option("--plot", "plot_to", type=OutputFile(), help="Draw the rows: a PNG, or what the suffix says.")
 @click.option("--connect", metavar="ADDRESS", help="Measure against `anyfabric perf serve` elsewhere.")
 @settings_options
 @json_option
@@ -106,16 +110,22 @@ def perf(ctx: click.Context, **options: Any) -> None:
 
 @perf.command()
 @click.option("--listen", default="0.0.0.0", show_default=True, metavar="HOST[:PORT]", help="Where to bind.")  # noqa: S104 - a secret guards it
-@click.option("--polling", type=click.Choice(POLLINGS), default="adaptive", show_default=True)
+@click.option(
+    "--polling",
+    type=click.Choice(POLLINGS),
+    default="adaptive",
+    show_default=True,
+    help="How the engine here waits.",
+)
 @click.option("--once", is_flag=True, help="End after the first client.")
 @settings_options
 @json_option
 def serve(listen: str, json_to: str | None, *, once: bool, **options: Any) -> None:
-    """Be the other process for a client elsewhere, and print the command to paste there.
+    """Be the other process for a client elsewhere.
 
-    Serves every transport that this machine has; the client chooses. Both sides prove a secret. Without
-    ANYFABRIC_SECRET one is made up for this run and printed as part of the command; it is in force until this
-    command ends.
+    Prints the command to paste there. Serves every transport that this machine has; the client chooses. Both
+    sides prove a secret. Without ANYFABRIC_SECRET one is made up for this run and printed as part of the
+    command; it is in force until this command ends.
     """
     settings: Settings = {**settings_of(options), "listen": listen, "polling": options["polling"]}
     secret = None if resolve(settings)["secret"].value else secrets.token_hex(16)

@@ -242,14 +242,14 @@ def _page_number(_context: click.Context, _option: click.Parameter, text: str | 
     "corrupt_page",
     metavar="page|N",
     callback=_page_number,
-    help="Control: flip one byte of a page on its way; must be noticed.",
+    help="Control: flip one byte of page N on its way (`page`: of one in the middle); must be noticed.",
 )
 @click.option(
     "--drop",
     "drop_page",
     metavar="page|N",
     callback=_page_number,
-    help="Control: do not write a page; must be noticed.",
+    help="Control: do not write page N (`page`: one in the middle); must be noticed.",
 )
 def kv_command(**given: Any) -> None:
     """Stream a transformer's KV cache from a prefill into a decode process.
