@@ -1,11 +1,42 @@
 //! What is checked of every operation before anything is posted.
 
-use anyfabric_plan::PageList;
+use std::sync::Arc;
+
+use anyfabric_plan::{Extent, PageList};
 use anyfabric_wire::{Address, Imm};
 
+use crate::inner::Inner;
 use crate::region::Slice;
 use crate::remote::RemoteSlice;
-use crate::{Error, PeerGroup, Region, Result, ScatterTarget};
+use crate::{Code, Error, PeerGroup, Region, Result, ScatterTarget};
+
+impl Inner {
+    /// Whether this engine may read the source of an operation.
+    #[inline]
+    pub(crate) fn check_source(self: &Arc<Self>, src: &Slice, operation: &'static str) -> Result<()> {
+        self.check_open()?;
+        if !Arc::ptr_eq(&src.inner, self) {
+            let message = format!("region {} belongs to another engine; register the memory here", src.memory.id);
+            return Err(Error::invalid(message).during(operation));
+        }
+        if src.memory.is_closed() {
+            let mut error = Error::new(Code::Closed, format!("region {} is closed", src.memory.id)).during(operation);
+            error.context.region = Some(src.memory.id);
+            return Err(error);
+        }
+        Ok(())
+    }
+}
+
+/// The range of a write, if both sides are as long.
+#[inline]
+pub(crate) fn check_alike(src: &Slice, dst: &RemoteSlice) -> Result<Extent> {
+    if src.nbytes != dst.nbytes {
+        let message = format!("the source has {} bytes, the destination {}", src.nbytes, dst.nbytes);
+        return Err(Error::invalid(message).during("write"));
+    }
+    Ok(Extent { src: src.offset, dst: dst.offset, nbytes: src.nbytes })
+}
 
 pub(crate) fn check_pages(src: &Slice, src_pages: &PageList, dst: &RemoteSlice, dst_pages: &PageList) -> Result<()> {
     let invalid =

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyfabric_plan::{Extent, Extents, PageList};
+use anyfabric_plan::{Extents, PageList};
 use anyfabric_transports::Inline;
 use anyfabric_wire::{Address, Imm};
 
-use crate::checks::{check_imm, check_pages};
+use crate::checks::{check_alike, check_imm, check_pages};
 use crate::counter::Counter;
 use crate::inner::{lock, nanos, Inner};
 use crate::peer::Content;
@@ -120,16 +120,13 @@ impl Engine {
     /// Writes `src` into `dst`; returns before the bytes move.
     ///
     /// # Errors
-    /// `InvalidArgument`, `QueueFull`, `Closed`; everything else fails the
-    /// transfer.
+    /// `InvalidArgument`, `QueueFull`, `Closed`; `PeerLost` once that is known;
+    /// `ResourceExhausted` when the peer keeps no more immediates without a counter.
+    /// Everything else fails the transfer.
     #[inline]
     pub fn write(&self, src: &Slice, dst: &RemoteSlice, options: WriteOptions) -> Result<Transfer> {
-        self.check_source(src, "write")?;
-        if src.nbytes != dst.nbytes {
-            return Err(Error::invalid(format!("the source has {} bytes, the destination {}", src.nbytes, dst.nbytes))
-                .during("write"));
-        }
-        let extents = Extents::One(Extent { src: src.offset, dst: dst.offset, nbytes: src.nbytes });
+        self.inner.check_source(src, "write")?;
+        let extents = Extents::One(check_alike(src, dst)?);
         self.write_extents((src, dst, extents), 1, options, None)
     }
 
@@ -144,7 +141,7 @@ impl Engine {
         options: WriteOptions,
     ) -> Result<Transfer> {
         let (source, remote) = (Slice::from(src.0), RemoteSlice::from(dst.0));
-        self.check_source(&source, "write_pages")?;
+        self.inner.check_source(&source, "write_pages")?;
         check_pages(&source, &src.1, &remote, &dst.1)?;
         let num_pages = u32::try_from(src.1.num_pages())
             .map_err(|_| Error::invalid("more than 2^32 pages in one call").during("write_pages"))?;
@@ -305,21 +302,6 @@ impl Engine {
     }
 
     // ---- inside --------------------------------------------------------------------------------
-
-    #[inline]
-    pub(crate) fn check_source(&self, src: &Slice, operation: &'static str) -> Result<()> {
-        self.inner.check_open()?;
-        if !Arc::ptr_eq(&src.inner, &self.inner) {
-            let message = format!("region {} belongs to another engine; register the memory here", src.memory.id);
-            return Err(Error::invalid(message).during(operation));
-        }
-        if src.memory.is_closed() {
-            let mut error = Error::new(Code::Closed, format!("region {} is closed", src.memory.id)).during(operation);
-            error.context.region = Some(src.memory.id);
-            return Err(error);
-        }
-        Ok(())
-    }
 
     /// `entry`: one that has the pages, of pages.
     fn write_extents(

@@ -52,7 +52,7 @@ impl Engine {
     ) -> Result<Transfer> {
         const OPERATION: &str = "scatter";
         let source = Slice::from(src);
-        self.check_source(&source, OPERATION)?;
+        self.inner.check_source(&source, OPERATION)?;
         let imm = check_imm(options.imm, OPERATION)?;
         let about = |nbytes| About { operation: OPERATION, peer: None, region: Some(src.id()), nbytes };
         let about_all = || about(targets.iter().fold(0, |sum: u64, target| sum.saturating_add(target.nbytes)));

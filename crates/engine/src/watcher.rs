@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use anyfabric_plan::{Extent, Extents, PageList};
+use anyfabric_plan::{Extents, PageList};
 use anyfabric_transports::sys::Mapping;
 use anyfabric_transports::{Failure, Recipients, Terms, Ticket};
 use anyfabric_wire::Imm;
 
-use crate::checks::{check_imm, check_pages};
+use crate::checks::{check_alike, check_imm, check_pages};
 use crate::inner::{lock, nanos, Inner};
 use crate::peer::{Content, Peer};
 use crate::region::Slice;
@@ -146,21 +146,10 @@ impl Watcher {
             Operation::Write { src, dst } => ("write", src.clone(), dst.clone()),
             Operation::WritePages { src, dst, .. } => ("write_pages", src.clone(), dst.clone()),
         };
-        if !Arc::ptr_eq(&src.inner, &self.inner) {
-            return Err(Error::invalid(format!("region {} belongs to another engine", src.memory.id)).during(name));
-        }
-        if src.memory.is_closed() {
-            return Err(Error::new(Code::Closed, format!("region {} is closed", src.memory.id)).during(name));
-        }
+        self.inner.check_source(&src, name)?;
         let imm = check_imm(imm, name)?;
         let extents = match operation {
-            Operation::Write { src, dst } if src.nbytes != dst.nbytes => {
-                let message = format!("the source has {} bytes, the destination {}", src.nbytes, dst.nbytes);
-                return Err(Error::invalid(message).during(name));
-            }
-            Operation::Write { src, dst } => {
-                Extents::One(Extent { src: src.offset, dst: dst.offset, nbytes: src.nbytes })
-            }
+            Operation::Write { src, dst } => Extents::One(check_alike(&src, &dst)?),
             Operation::WritePages { src, src_pages, dst, dst_pages } => {
                 check_pages(&src, &src_pages, &dst, &dst_pages)?;
                 Extents::pages(src_pages, dst_pages)
