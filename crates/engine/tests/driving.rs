@@ -51,6 +51,33 @@ fn a_wait_ends_while_bytes_move() {
     assert!(ended_early, "each of {NUM_TRIES} waits of a millisecond lasted until {LARGE} bytes had been written");
 }
 
+/// A thread that waits copies, and does not sleep in the midst of that: the worker, which steps aside for it, would
+/// notice long after. A sleep is told by the system, whatever time the host leaves this machine.
+#[test]
+fn who_copies_does_not_sleep() {
+    let nbytes = 32 * MIB;
+    let pair = Pair::new("shm", nbytes);
+    let (src, dst) = (pair.region.slice(0..nbytes).unwrap(), pair.remote.slice(0..nbytes).unwrap());
+    let write = || pair.here.write(&src, &dst, WriteOptions::default()).unwrap().wait(Some(LONG)).unwrap();
+    // Nobody has touched the memory before.
+    write();
+    let before = num_sleeps();
+    (0..NUM_WRITES).for_each(|_| write());
+    let num_sleeps = num_sleeps() - before;
+    // A few, for the worker may have begun to copy.
+    assert!(num_sleeps < i64::from(NUM_WRITES) / 2, "slept {num_sleeps} times in {NUM_WRITES} writes");
+}
+
+/// How often this thread has slept so far.
+fn num_sleeps() -> i64 {
+    // SAFETY: numbers, for which zero is a value, and which the call fills in.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage), 0);
+        usage.ru_nvcsw
+    }
+}
+
 /// Two engines of this process, the first with a region of its own and one of the second's.
 struct Pair {
     here: Engine,
@@ -87,3 +114,4 @@ const MIB: u64 = 1 << 20;
 const PAGE: u64 = 64 << 10;
 const LARGE: u64 = 256 * MIB;
 const NUM_TRIES: usize = 10;
+const NUM_WRITES: u32 = 50;
