@@ -146,6 +146,11 @@ fn devices_and_what_is_wrong_with_them() {
     let wrong_gid = VerbsSettings { gid_index: Some(3), ..settings() };
     let why_gid = open(NicChoice::Named(&["null0".into()]), &wrong_gid).err().unwrap().to_string();
     assert_eq!(why_gid, "null0: port 1 has no GID at index 3; there are: 0");
+    knob(Knob::PortWithoutGid, Some(1));
+    assert_eq!(opened(NicChoice::Near(&[], 4)), ["null8:2"], "the only port that has one");
+    assert_eq!(opened(NicChoice::Named(&list(&["null8"]))), ["null8:2"]);
+    assert_eq!(why("null8:1"), "null8: port 1 has no GID; there are: none");
+    knob(Knob::PortWithoutGid, Some(0));
     let missing = VerbsSettings { library: Some("/nowhere/libibverbs.so.1".into()), ..settings() };
     assert!(
         matches!(open(NicChoice::Near(&[], 1), &missing), Err(NicError::Library(why)) if why.contains("install libibverbs1"))

@@ -31,7 +31,7 @@ impl Port {
 }
 
 impl VerbsDomain {
-    /// The port asked for, or all with 0, of those that are active.
+    /// The port asked for, or all with 0, of those that are active and have a GID.
     pub(super) fn ports(
         self: Arc<Self>,
         asked: u8,
@@ -39,16 +39,25 @@ impl VerbsDomain {
     ) -> Result<Vec<(Arc<Self>, Port)>, NicError> {
         let mut active = Vec::new();
         let mut states = Vec::new();
+        let mut failed = None;
         for number in 1..=self.attributes.phys_port_cnt {
             if asked != 0 && asked != number {
                 continue;
             }
             let port = self.query_port(number)?;
-            if port.state == sys::PORT_ACTIVE {
-                active.push((Arc::clone(&self), self.describe(number, &port, settings)?));
-            } else {
+            if port.state != sys::PORT_ACTIVE {
                 states.push(format!("port {number} is {}", state_name(port.state)));
+                continue;
             }
+            match self.describe(number, &port, settings) {
+                Ok(port) => active.push((Arc::clone(&self), port)),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        match failed {
+            Some(error) if active.is_empty() => return Err(error),
+            Some(error) => log::warn!("a port is not used: {error}"),
+            None => {}
         }
         if active.is_empty() {
             let states = if states.is_empty() { "it has no such port".into() } else { states.join(", ") };

@@ -110,6 +110,7 @@ static struct {
   long shut;            // a bit for each device that cannot be opened
   long no_queues;       // a bit for each device on which no completion queue can be made
   long num_writable;    // registrations that peers may write
+  long port_without_gid; // of every device
 } knobs = {.fails_after = -1, .posted_ns = 1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -380,10 +381,10 @@ int ibv_query_port(struct context *context, uint8_t port, char *attr) {
   return port >= 1 && port <= num_ports(context) ? 0 : EINVAL;
 }
 int ibv_query_gid(struct context *context, uint8_t port, int index, uint8_t *gid) {
-  (void)context, (void)port;
+  (void)context;
   static const uint8_t raw[16] = {[10] = 0xff, [11] = 0xff, [12] = 10, [15] = 1};
   memcpy(gid, raw, 16);
-  return index == knobs.gid_index ? 0 : EINVAL;
+  return index == knobs.gid_index && port != knobs.port_without_gid ? 0 : EINVAL;
 }
 struct pd *ibv_alloc_pd(struct context *context) {
   struct pd *pd = calloc(1, sizeof *pd);

@@ -73,6 +73,8 @@ pub(crate) enum Knob {
     NoQueues,
     /// Registrations so far that peers may write.
     NumWritable,
+    /// The number of the port that has none, of every device.
+    PortWithoutGid,
 }
 
 /// Path of the library, built at the first call.
