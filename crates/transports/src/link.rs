@@ -167,9 +167,6 @@ pub trait Link: Send + Sync {
     /// Name of the transport in the API.
     fn transport(&self) -> &'static str;
 
-    /// NICs, or what counts as such.
-    fn num_nics(&self) -> usize;
-
     /// How the bytes move, for people: "mapped memory", "2 streams".
     fn manner(&self) -> String;
 

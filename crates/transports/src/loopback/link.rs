@@ -273,10 +273,6 @@ impl Link for SimLink {
         "loopback"
     }
 
-    fn num_nics(&self) -> usize {
-        self.stats.nics().len()
-    }
-
     fn manner(&self) -> String {
         let speeds = self.simulation.state().speeds(self.ends.0);
         let up = speeds.iter().filter(|speed| **speed > 0).count();

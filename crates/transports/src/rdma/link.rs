@@ -263,10 +263,6 @@ impl<N: Nic> Link for RailLink<N> {
         }
     }
 
-    fn num_nics(&self) -> usize {
-        self.stats().nics().len()
-    }
-
     fn manner(&self) -> String {
         let (up, all) = self.up();
         let names: Vec<_> =

@@ -246,10 +246,6 @@ impl Link for ShmLink {
         true
     }
 
-    fn num_nics(&self) -> usize {
-        1
-    }
-
     fn manner(&self) -> String {
         let foreign = match self.writes_foreign {
             _ if self.isolate => "bounce ring (isolated)",

@@ -357,10 +357,6 @@ impl Link for TcpLink {
         true
     }
 
-    fn num_nics(&self) -> usize {
-        self.num_streams
-    }
-
     fn manner(&self) -> String {
         let standing = self.num_streams - self.missing_lanes().len();
         match standing {
