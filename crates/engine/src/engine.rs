@@ -225,7 +225,8 @@ impl Engine {
     /// something else.
     ///
     /// # Errors
-    /// `InvalidArgument` when a counter for it is open already.
+    /// `InvalidArgument` when a counter for it is open already, or `imm` is not
+    /// the user's; `ResourceExhausted` when no fresh one is left; `Closed`.
     pub fn counter(&self, imm: Option<u32>, sources: &[Address]) -> Result<Counter> {
         self.inner.check_open()?;
         let imm = match imm {

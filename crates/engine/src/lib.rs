@@ -71,14 +71,14 @@ mod watcher;
 
 pub use anyfabric_plan::PageList;
 pub use anyfabric_transports as transports;
-pub use anyfabric_wire::{Address, Descriptor, EngineId, Imm, WireImm, VERSION as WIRE_VERSION};
+pub use anyfabric_wire::{Address, Descriptor, Device, EngineId, Imm, WireImm, VERSION as WIRE_VERSION};
 pub use config::{Config, Polling, QueueFull};
 pub use connect::PeerGroup;
 pub use counter::Counter;
 pub use engine::{Engine, WriteOptions};
 pub use error::{Code, Context, Error, Result};
 pub use gpu::{gpus, GpuAbout};
-pub use info::{EngineInfo, PathInfo, Quarantined, RegionInfo, TransportInfo};
+pub use info::{EngineInfo, NicInfo, PathInfo, PeerInfo, Quarantined, RegionInfo, TransportInfo};
 pub use messages::Message;
 pub use placement::WorkerInfo;
 pub use region::{Region, Slice};
