@@ -1,7 +1,8 @@
 //! Calling a peer, and being called: who gets a session.
 //!
 //! Crossed calls: the call of the engine with the smaller id wins; the other
-//! side's listener rejects, its caller waits for the call that won.
+//! side's listener rejects, its caller waits for the call that won. Who says
+//! nothing is called again for as long as something waits for him.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

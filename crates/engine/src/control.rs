@@ -7,9 +7,7 @@
 //!   └─failed── Expecting ◄─────────── a peer's call ◄────────── Broken ─too long─► Lost
 //! ```
 //!
-//! Crossed calls: the call of the engine with the smaller id wins; the other
-//! side's listener rejects, its caller waits for the call that won. Who says
-//! nothing is called again for as long as something waits for him.
+//! Who calls whom, and whose call wins, is in `calls`.
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
