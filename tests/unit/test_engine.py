@@ -336,8 +336,9 @@ def test_foreign_and_closed_things(engine, peer):
         engine.counter(imm=5)
     part = src[0:4]
     src.close()
-    with pytest.raises((af.Closed, af.InvalidArgument)):
+    with pytest.raises(af.Closed) as caught:
         engine.write(part, dst.descriptor()[0:4])
+    assert (caught.value.operation, caught.value.region) == ("write", src.id)
 
 
 def test_an_error_names_what_it_was_about(engine, peer):
@@ -381,18 +382,30 @@ def test_closed_engines_say_so(peer):
     engine.close()
     assert engine.closed
     assert len(failures) == 1
-    for operation in (
-        lambda: engine.write(src, remote),
-        lambda: engine.allocate(8),
-        lambda: engine.register(np.zeros(1)),
-        lambda: engine.receive(timeout_s=0),
-        engine.counter,
-        engine.watch,
-        engine.stats,
-        engine.info,
-    ):
-        with pytest.raises(af.Closed):
+    part = af.Pages(src, [0], 8), af.Pages(remote, [0], 8)
+    for name, operation in {
+        "write": lambda: engine.write(src, remote),
+        "write_pages": lambda: engine.write_pages(*part),
+        "scatter": lambda: engine.scatter(src, [af.Target(remote, 0, 0, 8)]),
+        "barrier": lambda: engine.barrier([peer.address], imm=1),
+        "send": lambda: engine.send(peer.address, b""),
+        "receive": lambda: engine.receive(timeout_s=0),
+        "connect": lambda: engine.connect(peer.address),
+        "peer_group": lambda: engine.peer_group([peer.address]),
+        "allocate": lambda: engine.allocate(8),
+        "register": lambda: engine.register(np.zeros(1)),
+        "descriptor": src.descriptor,
+        "revoke": src.revoke,
+        "view": src.numpy,
+        "counter": engine.counter,
+        "watch": engine.watch,
+    }.items():
+        with pytest.raises(af.Closed) as caught:
             operation()
+        assert caught.value.operation == name
+    for question in (engine.stats, engine.info):
+        with pytest.raises(af.Closed):
+            question()
     assert repr(engine)
 
 

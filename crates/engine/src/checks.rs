@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyfabric_plan::{Extent, PageList};
+use anyfabric_transports::Region as Memory;
 use anyfabric_wire::{Address, Imm};
 
 use crate::inner::Inner;
@@ -14,18 +15,24 @@ impl Inner {
     /// Whether this engine may read the source of an operation.
     #[inline]
     pub(crate) fn check_source(self: &Arc<Self>, src: &Slice, operation: &'static str) -> Result<()> {
-        self.check_open()?;
+        self.check_open_to(operation)?;
         if !Arc::ptr_eq(&src.inner, self) {
             let message = format!("region {} belongs to another engine; register the memory here", src.memory.id);
             return Err(Error::invalid(message).during(operation));
         }
-        if src.memory.is_closed() {
-            let mut error = Error::new(Code::Closed, format!("region {} is closed", src.memory.id)).during(operation);
-            error.context.region = Some(src.memory.id);
-            return Err(error);
-        }
-        Ok(())
+        check_memory(&src.memory, operation)
     }
+}
+
+/// Whether a region of this engine may be used.
+#[inline]
+pub(crate) fn check_memory(memory: &Memory, operation: &'static str) -> Result<()> {
+    if memory.is_closed() {
+        let mut error = Error::new(Code::Closed, format!("region {} is closed", memory.id)).during(operation);
+        error.context.region = Some(memory.id);
+        return Err(error);
+    }
+    Ok(())
 }
 
 /// The range of a write, if both sides are as long.

@@ -49,7 +49,7 @@ impl Engine {
     /// As [`Engine::connect`].
     pub fn start_connect(&self, address: &Address, timeout: Option<Duration>) -> Result<Transfer> {
         const OPERATION: &str = "connect";
-        self.inner.check_open()?;
+        self.inner.check_open_to(OPERATION)?;
         let mut about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
         let peer = self.inner.peer_for(address, None, || about.clone())?;
         about.peer = Some(Arc::clone(&peer));
@@ -64,7 +64,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::peer_group`].
     pub fn start_peer_group(&self, addresses: &[Address]) -> Result<(PeerGroup, Vec<Transfer>)> {
-        self.inner.check_open()?;
+        self.inner.check_open_to("peer_group")?;
         for (idx, address) in addresses.iter().enumerate() {
             if addresses[..idx].contains(address) {
                 return Err(Error::invalid(format!("{address} is listed twice")).during("peer_group"));

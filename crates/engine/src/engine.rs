@@ -84,7 +84,7 @@ impl Engine {
     /// # Errors
     /// `ResourceExhausted`, `Closed`.
     pub fn allocate(&self, nbytes: u64) -> Result<Region> {
-        self.inner.check_open()?;
+        self.inner.check_open_to("allocate")?;
         Region::allocate(&self.inner, nbytes)
     }
 
@@ -104,7 +104,7 @@ impl Engine {
         writable: bool,
         owner: Box<dyn Any + Send + Sync>,
     ) -> Result<Region> {
-        self.inner.check_open()?;
+        self.inner.check_open_to("register")?;
         // SAFETY: as promised by the caller.
         unsafe { Region::register(&self.inner, address, nbytes, writable, owner) }
     }
@@ -156,7 +156,7 @@ impl Engine {
     /// `InvalidArgument` when it is too large; otherwise as [`Engine::write`].
     pub fn send(&self, address: &Address, message: Vec<u8>, timeout: Option<Duration>) -> Result<Transfer> {
         const OPERATION: &str = "send";
-        self.inner.check_open()?;
+        self.inner.check_open_to(OPERATION)?;
         let nbytes = message.len() as u64;
         let limit = u64::from(self.inner.config.max_message_bytes);
         if nbytes > limit {
@@ -177,14 +177,14 @@ impl Engine {
     /// # Errors
     /// `WaitTimeout`, `Closed`.
     pub fn receive(&self, timeout: Option<Duration>) -> Result<Message> {
-        self.inner.check_open()?;
+        self.inner.check_open_to("receive")?;
         let clock = &self.inner.clock;
         let until_ns = timeout.map(|timeout| clock.now_ns().saturating_add(nanos(timeout)));
         loop {
             if let Some(message) = self.inner.messages.take() {
                 return Ok(message);
             }
-            self.inner.check_open().map_err(|error| error.during("receive"))?;
+            self.inner.check_open_to("receive")?;
             let left = until_ns.map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(clock.now_ns())));
             if !self.inner.wait(left, || self.inner.messages.is_ready()) {
                 let message = format!("no message within {timeout:?}");
@@ -198,7 +198,7 @@ impl Engine {
     /// # Errors
     /// `Closed`.
     pub fn try_receive(&self) -> Result<Option<Message>> {
-        self.inner.check_open()?;
+        self.inner.check_open_to("receive")?;
         self.inner.glance();
         Ok(self.inner.messages.take())
     }
@@ -228,7 +228,7 @@ impl Engine {
     /// `InvalidArgument` when a counter for it is open already, or `imm` is not
     /// the user's; `ResourceExhausted` when no fresh one is left; `Closed`.
     pub fn counter(&self, imm: Option<u32>, sources: &[Address]) -> Result<Counter> {
-        self.inner.check_open()?;
+        self.inner.check_open_to("counter")?;
         let imm = match imm {
             None => None,
             Some(imm) => {
@@ -258,7 +258,7 @@ impl Engine {
     /// # Errors
     /// `ResourceExhausted`, `Closed`.
     pub fn watch(&self) -> Result<Watcher> {
-        self.inner.check_open()?;
+        self.inner.check_open_to("watch")?;
         Watcher::new(Arc::clone(&self.inner))
     }
 

@@ -48,7 +48,7 @@ impl Engine {
         writable: bool,
         owner: Box<dyn Any + Send + Sync>,
     ) -> Result<Region> {
-        self.inner.check_open()?;
+        self.inner.check_open_to("register")?;
         let found = Driver::get(self.inner.config.cuda_library.as_deref())
             .and_then(|driver| GpuMemory::find(driver, address, nbytes));
         let memory = found.map_err(|error| error_of(&error).during("register"))?;

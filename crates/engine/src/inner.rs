@@ -148,6 +148,12 @@ impl Inner {
         Ok(())
     }
 
+    /// As [`Inner::check_open`]; the error says of which operation.
+    #[inline]
+    pub(crate) fn check_open_to(&self, operation: &'static str) -> Result<()> {
+        self.check_open().map_err(|error| error.during(operation))
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         // ORDERING: a first look; operations look again once they are looked after (`submit`).
         self.closed.load(Ordering::Acquire)

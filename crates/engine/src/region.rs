@@ -10,6 +10,7 @@ use anyfabric_transports::sys::{self, Mapping};
 use anyfabric_transports::{Backing, Region as Memory};
 use anyfabric_wire::{Address, Descriptor, Device};
 
+use crate::checks::check_memory;
 use crate::inner::Inner;
 use crate::{Code, Error, Result};
 
@@ -108,8 +109,7 @@ impl Region {
     /// # Errors
     /// `Unsupported` when the region is not writable; `Closed`.
     pub fn descriptor(&self) -> Result<Descriptor> {
-        self.inner.check_open()?;
-        self.check_open()?;
+        self.check_open("descriptor")?;
         if !self.memory.writable {
             let message = format!("region {} was registered read-only; peers cannot write into it", self.id());
             return Err(Error::new(Code::Unsupported, message).during("descriptor"));
@@ -136,8 +136,7 @@ impl Region {
     /// `WaitTimeout`: a writer could not be fenced in time; its bytes are
     /// quarantined until it answers or exits.
     pub fn revoke(&self, peer: Option<&Address>, timeout: Duration) -> Result<()> {
-        self.inner.check_open()?;
-        self.check_open()?;
+        self.check_open("revoke")?;
         // A peer never met may hold a descriptor: it finds itself refused when it comes.
         let peer = peer.map(|address| self.inner.peer_at(address));
         if self.inner.fence(&self.memory, peer.as_ref(), timeout) {
@@ -171,13 +170,9 @@ impl Region {
         self.inner.check_fork().is_ok() && self.inner.wait(Some(timeout), is_out)
     }
 
-    pub(crate) fn check_open(&self) -> Result<()> {
-        if self.memory.is_closed() {
-            let mut error = Error::new(Code::Closed, format!("region {} is closed", self.id()));
-            error.context.region = Some(self.id());
-            return Err(error);
-        }
-        Ok(())
+    fn check_open(&self, operation: &'static str) -> Result<()> {
+        self.inner.check_open_to(operation)?;
+        check_memory(&self.memory, operation)
     }
 }
 

@@ -108,7 +108,7 @@ impl Engine {
     /// As [`Engine::write`].
     pub fn barrier(&self, peers: &[Address], imm: u32, timeout: Option<Duration>) -> Result<Transfer> {
         const OPERATION: &str = "barrier";
-        self.inner.check_open()?;
+        self.inner.check_open_to(OPERATION)?;
         let imm = check_imm(Some(imm), OPERATION)?;
         let inner = &self.inner;
         let others = || peers.iter().filter(|address| address.engine != inner.address.engine);

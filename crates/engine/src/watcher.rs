@@ -214,7 +214,7 @@ impl Watcher {
     }
 
     fn check_open(&self) -> Result<()> {
-        self.inner.check_open()?;
+        self.inner.check_open_to("watch")?;
         if self.is_closed() {
             return Err(Error::new(Code::Closed, "the watcher is closed").during("watch"));
         }

@@ -181,7 +181,7 @@ impl Engine {
         verify: bool,
         timeout_s: Option<Seconds>,
     ) -> PyResult<Transfer> {
-        let region = src.get().open(slf.py())?;
+        let region = src.get().open(slf.py(), "write_pages")?;
         let remote = &dst.get().native;
         let imm = imm.map(|Imm(imm)| imm);
         let cost = nbytes_of(&src_pages).saturating_add((src_pages.0.num as u64).saturating_mul(8));
@@ -201,7 +201,7 @@ impl Engine {
         group: Option<&Bound<'_, PeerGroup>>,
         timeout_s: Option<Seconds>,
     ) -> PyResult<Transfer> {
-        let region = src.get().open(slf.py())?;
+        let region = src.get().open(slf.py(), "scatter")?;
         let mut nbytes = 0_u64;
         let targets: Vec<_> = targets
             .into_iter()

@@ -51,27 +51,28 @@ impl Region {
     }
 
     /// The region, unless it is closed.
-    pub(crate) fn open(&self, py: Python<'_>) -> PyResult<Arc<native::Region>> {
-        self.engine.get().native.check_open().or_raise(py)?;
+    pub(crate) fn open(&self, py: Python<'_>, operation: &'static str) -> PyResult<Arc<native::Region>> {
+        self.engine.get().native.check_open().map_err(|error| error.during(operation)).or_raise(py)?;
         let region = self.state().native.clone().filter(|region| !region.is_closed());
-        region.ok_or_else(|| self.closed_error(py))
+        region.ok_or_else(|| self.closed_error(py, operation))
     }
 
-    /// Bytes of it, for an operation.
+    /// Bytes of it, for a write.
     fn source(&self, py: Python<'_>, offset: u64, nbytes: u64) -> PyResult<native::Slice> {
         let state = self.state();
         match &state.native {
             Some(region) => region.slice(offset..offset + nbytes).or_raise(py),
             None => {
                 drop(state);
-                Err(self.closed_error(py))
+                Err(self.closed_error(py, "write"))
             }
         }
     }
 
     #[cold]
-    fn closed_error(&self, py: Python<'_>) -> PyErr {
-        let mut error = native::Error::new(native::Code::Closed, format!("region {} is closed", self.id));
+    fn closed_error(&self, py: Python<'_>, operation: &'static str) -> PyErr {
+        let error = native::Error::new(native::Code::Closed, format!("region {} is closed", self.id));
+        let mut error = error.during(operation);
         error.context.region = Some(self.id);
         exception(py, &error)
     }
@@ -126,7 +127,7 @@ impl Region {
     }
 
     fn descriptor(&self, py: Python<'_>) -> PyResult<Descriptor> {
-        let descriptor = self.open(py)?.descriptor().or_raise(py)?;
+        let descriptor = self.open(py, "descriptor")?.descriptor().or_raise(py)?;
         Ok(Descriptor::new(descriptor.into()))
     }
 
@@ -137,7 +138,7 @@ impl Region {
         shape: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        slf.get().open(py)?;
+        slf.get().open(py, "view")?;
         let dtype = dtype.unwrap_or_else(|| pyo3::intern!(py, "uint8").clone().into_any());
         hooks::call(py, pyo3::intern!(py, "region_numpy"), (slf, dtype, shape))
     }
@@ -149,7 +150,7 @@ impl Region {
         shape: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        slf.get().open(py)?;
+        slf.get().open(py, "view")?;
         hooks::call(py, pyo3::intern!(py, "region_torch"), (slf, dtype, shape))
     }
 
@@ -157,7 +158,7 @@ impl Region {
     fn revoke(&self, py: Python<'_>, peer: Option<&Bound<'_, Address>>, timeout_s: Seconds) -> PyResult<()> {
         let Seconds(timeout) = timeout_s;
         let began = Instant::now();
-        let region = self.open(py)?;
+        let region = self.open(py, "revoke")?;
         let peer = peer.map(|peer| &peer.get().native);
         let Err(mut error) = py.detach(|| region.revoke(peer, timeout.min(SLICE))) else { return Ok(()) };
         if error.code == native::Code::WaitTimeout {
@@ -267,7 +268,7 @@ impl Slice {
     }
 }
 
-/// The source of an operation: a region or a slice of one.
+/// The source of a write: a region or a slice of one.
 #[inline]
 pub(crate) fn source(given: &Bound<'_, PyAny>) -> PyResult<native::Slice> {
     let py = given.py();
