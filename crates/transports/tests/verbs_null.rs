@@ -325,6 +325,22 @@ fn what_the_device_does_not_take() {
     nic.flush(rails[1]).unwrap();
     while nic.poll(&mut seen) {}
     assert_eq!(seen.ended[&4], [Ok(())]);
+
+    // A batch of several chains ends wherever the device stops to take it.
+    let many = [WRITES[0]; 100];
+    for refused in 1..=100 {
+        let rail = rail(&mut nic);
+        let (mut seen, batch) = (Seen::default(), Batch { writes: &many, ..batch(5, 0) });
+        knob(Knob::Refuses, Some(refused));
+        assert_eq!(nic.post(rail, &batch), Ok(100));
+        let _ = nic.flush(rail);
+        knob(Knob::Refuses, Some(0));
+        while nic.poll(&mut seen) {}
+        nic.poll(&mut seen);
+        assert_eq!(seen.broken, [(rail, Fault::Local(12))]);
+        assert_eq!(seen.ended, HashMap::from([(5, vec![Err(Fault::Local(12))])]), "request {refused} is refused");
+        nic.close(rail);
+    }
 }
 
 /// A rail is closed over what is under way: nothing of it is reported, to whoever has the number next either.

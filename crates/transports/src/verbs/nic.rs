@@ -123,7 +123,7 @@ impl VerbsNic {
         // SAFETY: the queue pair lives, the function is its device's, and registrations outlive what is posted.
         match unsafe { self.chain.post(pair.qp) } {
             Ok(()) => {
-                writes.taken = writes.next;
+                writes.taken = writes.taken.wrapping_add(held);
                 Ok(())
             }
             Err((taken, code)) => {

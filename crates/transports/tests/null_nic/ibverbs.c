@@ -83,7 +83,7 @@ static struct {
   long holds;           // completions are held back until the test lets them go
   long fails_after;     // this many requests succeed, then one has `status`; -1: never
   long status;          // of the request that fails
-  long refuses;         // posts that the device refuses with ENOMEM from now on
+  long refuses;         // the device takes one request less than this, and refuses all that follow with ENOMEM
   long port_is_down;
   long no_queue_pairs;
   long no_memory;       // registrations that fail with ENOMEM
@@ -222,6 +222,13 @@ static int req_notify_cq(struct null_cq *cq, int solicited_only) {
   return 0;
 }
 
+// Out of the way, as above.
+static __attribute__((noinline, cold)) int refused(void) {
+  if (knobs.refuses == 1) return 1;
+  knobs.refuses--;
+  return 0;
+}
+
 static inline __attribute__((always_inline))
 int post(struct null_qp *qp, struct send_wr *wr, struct send_wr **bad, int moves) {
   knobs.num_posts++;
@@ -236,7 +243,7 @@ int post(struct null_qp *qp, struct send_wr *wr, struct send_wr **bad, int moves
     qp->cq->busy = qp;
   }
   for (; wr; wr = wr->next) {
-    if (knobs.refuses || qp->posted - qp->done > qp->mask) {
+    if ((knobs.refuses && refused()) || qp->posted - qp->done > qp->mask) {
       *bad = wr;
       return ENOMEM;
     }

@@ -16,7 +16,7 @@ pub(crate) enum Knob {
     FailsAfter,
     /// With this status.
     Status,
-    /// Posts are refused.
+    /// Posts are refused: 1 is the next request, 2 the one after it.
     Refuses,
     /// Every port is down.
     PortIsDown,
