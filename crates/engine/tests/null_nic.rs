@@ -7,7 +7,7 @@
 #[path = "../../transports/tests/null_nic/mod.rs"]
 mod null_nic;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{
@@ -74,6 +74,7 @@ fn engines_over_the_null_nic() {
     any_number_of_nics_on_either_side();
     a_fault_ends_what_it_must_and_the_rail_comes_back();
     a_port_goes_down_and_up();
+    a_port_is_down_at_one_end();
     no_rail_stands_at_first();
     a_device_that_flushes_nothing();
     memory_that_cannot_be_registered();
@@ -177,6 +178,22 @@ fn a_port_goes_down_and_up() {
     knob(Knob::PortIsDown, Some(0));
     eventually("the path is ready", || pair.state() == "ready");
     pair.write(64).unwrap();
+}
+
+/// Of either side: no rail to it is made until it is up, and nothing fails meanwhile.
+fn a_port_is_down_at_one_end() {
+    let pair = Pair::new((&["null0", "null1"], &["null2", "null3"]), 4096);
+    for down in [0, 2] {
+        knob(Knob::PortsDown, Some(1 << down));
+        eventually("the path is degraded", || pair.state() == "degraded");
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            assert_eq!(pair.state(), "degraded", "a rail stands, and the port of null{down} is down");
+            pair.write(64).unwrap();
+        }
+        knob(Knob::PortsDown, Some(0));
+        eventually("the path is ready", || pair.state() == "ready");
+    }
 }
 
 /// Engines meet while no rail can be made: that is told, and found out when one can.

@@ -36,13 +36,7 @@ impl<N: Nic> State<N> {
         let Some(rail) = self.book.rail(path_idx, rail_no) else { return };
         rail.attempt = rail.attempt.wrapping_add(1);
         let (nic_no, attempt) = (rail.nic, rail.attempt);
-        let nic = &mut self.nics[nic_no];
-        let opened = if self.are_up[nic_no] {
-            nic.open().map_err(|error| error.to_string())
-        } else {
-            Err(format!("{}: its port is down", nic.about().name))
-        };
-        match opened {
+        match self.open(nic_no) {
             Ok(idx) => {
                 let address = self.nics[nic_no].address(idx);
                 self.own(path_idx, rail_no, nic_no, idx, now_ns);
@@ -53,6 +47,15 @@ impl<N: Nic> State<N> {
                 self.not_made(path_idx, rail_no, why, now_ns);
             }
         }
+    }
+
+    /// Makes an end at a NIC whose port is up: what goes over another rail would fail on this one.
+    fn open(&mut self, nic_no: usize) -> Result<u32, String> {
+        let nic = &mut self.nics[nic_no];
+        if !self.are_up[nic_no] {
+            return Err(format!("{}: its port is down", nic.about().name));
+        }
+        nic.open().map_err(|error| error.to_string())
     }
 
     fn own(&mut self, path_idx: u32, rail_no: usize, nic_no: usize, idx: u32, now_ns: u64) {
@@ -76,12 +79,14 @@ impl<N: Nic> State<N> {
         if let Some(rail) = self.book.rail(path_idx, rail_no) {
             rail.attempt = attempt;
         }
-        let nic = &mut self.nics[nic_no];
-        let made = nic.open().and_then(|idx| match nic.connect(idx, theirs) {
-            Ok(()) => Ok((idx, nic.address(idx))),
-            Err(error) => {
-                nic.close(idx);
-                Err(error)
+        let made = self.open(nic_no).and_then(|idx| {
+            let nic = &mut self.nics[nic_no];
+            match nic.connect(idx, theirs) {
+                Ok(()) => Ok((idx, nic.address(idx))),
+                Err(error) => {
+                    nic.close(idx);
+                    Err(error.to_string())
+                }
             }
         });
         let result = match made {
@@ -89,8 +94,7 @@ impl<N: Nic> State<N> {
                 self.own(path_idx, rail_no, nic_no, idx, now_ns);
                 Ok(address)
             }
-            Err(error) => {
-                let why = error.to_string();
+            Err(why) => {
                 let reason = Rails::reason(&why);
                 self.not_made(path_idx, rail_no, why, now_ns);
                 Err(reason)
