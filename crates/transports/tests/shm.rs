@@ -117,6 +117,18 @@ fn a_pid_that_is_anothers_now_is_not_written_to() {
     assert_eq!(byte, 0, "written to after it was known");
 }
 
+/// Where a peer's memory would end is beyond all addresses.
+#[test]
+fn no_memory_lies_across_the_last_address() {
+    let _alone = lock(&ALONE);
+    let (link, theirs, _) = link(pid_fd(std::process::id()).unwrap());
+    let binding = link.bind(1, 2, 4096);
+    let result = Ok(Access::Foreign { address: u64::MAX - 100, nbytes: 4096 });
+    theirs.send(&Local::Imported { request: 0, result }, None).unwrap();
+    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    assert_eq!(binding.refusal(), Some(Refusal::OutOfBounds));
+}
+
 /// A peer that is gone is remembered, and the user may hold descriptors of its regions: nothing of it stays mapped.
 #[test]
 fn of_a_peer_that_is_gone_nothing_stays_mapped() {

@@ -150,7 +150,9 @@ impl ShmLink {
                     Ok(Access::Bounce) => binding.accept(Target::Owner),
                     Ok(Access::Foreign { .. }) if self.isolate => binding.accept(Target::Owner),
                     // Nobody but us checks where process_vm_writev ends.
-                    Ok(Access::Foreign { nbytes, .. }) if nbytes != binding.nbytes => {
+                    Ok(Access::Foreign { address, nbytes })
+                        if nbytes != binding.nbytes || address.checked_add(nbytes).is_none() =>
+                    {
                         binding.refuse(Refusal::OutOfBounds);
                     }
                     Ok(Access::Foreign { address, .. }) => binding.accept(Target::Foreign(address)),
