@@ -3,7 +3,7 @@
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyfabric_plan::{Extent, Extents};
 use anyfabric_transports::shm::ring::{Entry, Producer, ENTRIES};
 use anyfabric_transports::shm::{ring_memory, LocalChannel, ShmLink, ShmOptions};
-use anyfabric_transports::sys::{memfd, pid_fd, Fd, Mapping, Ready};
+use anyfabric_transports::sys::{check_memfd, memfd, pid_fd, Fd, Mapping, Ready};
 use anyfabric_transports::{lock, Backing, Doorbell, Failure, Inline, Link, PeerIdx, Region, Sink};
 use anyfabric_wire::{Access, Imm, Local, Refusal, WireImm};
 
@@ -127,6 +127,27 @@ fn no_memory_lies_across_the_last_address() {
     theirs.send(&Local::Imported { request: 0, result }, None).unwrap();
     link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false }, &Nobody);
     assert_eq!(binding.refusal(), Some(Refusal::OutOfBounds));
+}
+
+/// Their pages can be taken out again although the file does not shrink, and when none is left an access faults.
+#[test]
+fn huge_pages_of_a_peer_are_refused() {
+    let _alone = lock(&ALONE);
+    // SAFETY: returns a new descriptor, which is ours.
+    let fd = unsafe {
+        let fd = libc::memfd_create(c"huge".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_HUGETLB);
+        if fd < 0 {
+            return println!("skipped: no huge pages: {}", std::io::Error::last_os_error());
+        }
+        Fd::new(OwnedFd::from_raw_fd(fd))
+    };
+    // SAFETY: our own descriptor.
+    let failed = unsafe {
+        libc::ftruncate(fd.as_raw_fd(), 2 << 20) | libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK)
+    };
+    assert_eq!(failed, 0);
+    let error = check_memfd(&fd, 4096).unwrap_err();
+    assert!(error.to_string().contains("huge pages"), "{error}");
 }
 
 /// A peer that is gone is remembered, and the user may hold descriptors of its regions: nothing of it stays mapped.

@@ -149,7 +149,7 @@ pub fn memfd(name: &CStr, len: usize) -> io::Result<Fd> {
     Ok(fd)
 }
 
-/// Whether a received memfd is at least `len` bytes long and cannot shrink.
+/// Whether a received memfd is at least `len` bytes long and cannot shrink, and an access never faults for want of a page.
 ///
 /// # Errors
 /// Says what is wrong with it.
@@ -158,6 +158,14 @@ pub fn check_memfd(fd: &Fd, len: usize) -> io::Result<()> {
     let seals = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })?;
     if seals & libc::F_SEAL_SHRINK == 0 {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the memory is not sealed against shrinking"));
+    }
+    // SAFETY: an all-zero statfs is valid, and fstatfs fills it.
+    let mut system: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: queries our own descriptor.
+    check(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut system) })?;
+    if system.f_type == libc::HUGETLBFS_MAGIC {
+        // Whoever has the file can take them out of it, sealed or not, and what is touched then may find none left.
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the memory is of huge pages, which can be taken away"));
     }
     // SAFETY: an all-zero stat is valid, and fstat fills it.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
