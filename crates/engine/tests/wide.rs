@@ -29,6 +29,7 @@ fn engines_of_eight_nics() {
     unequal_nics_carry_what_they_can();
     one_of_eight_goes_down_and_comes_back();
     links_of_eight_go_down_under_load();
+    half_of_an_operation_fails_and_the_other_rail_goes_on();
 }
 
 struct Pair {
@@ -269,4 +270,27 @@ fn links_of_eight_go_down_under_load() {
         pair.wrote(0, 0, NBYTES);
     }
     assert!(num_failed > 0, "nothing was on those that went down");
+}
+
+/// The part on the good rail waits for room when the other one fails, and all that was posted of it ends in the same poll.
+fn half_of_an_operation_fails_and_the_other_rail_goes_on() {
+    const ROOM: i64 = 128;
+    const UNANSWERED: i64 = 12;
+    let pair = Pair::new(2, 2);
+    pair.write(NBYTES);
+    let posted = knob(Knob::NumRequests, None);
+    knob(Knob::Holds, Some(1));
+    let list = || PageList::new((0..4000).collect(), 512, 512, 0);
+    let options = WriteOptions { timeout: Some(LONG), ..WriteOptions::default() };
+    let pages = pair.here.write_pages((&pair.source, list()), (&pair.remote, list()), options).unwrap();
+    eventually("both rails are full", || knob(Knob::NumRequests, None) - posted == 2 * ROOM);
+    // The first NIC is polled first.
+    knob(Knob::Status, Some(UNANSWERED));
+    knob(Knob::FailsAfter, Some(0));
+    knob(Knob::Holds, Some(0));
+    assert_eq!(pages.wait(None).unwrap_err().code, Code::ConnectionBroken);
+    pages.wait_quiesced(Some(LONG)).unwrap();
+    (0..8).for_each(|_| pair.write(NBYTES));
+    eventually("the path is ready", || pair.state() == "ready");
+    (0..8).for_each(|_| pair.write(NBYTES));
 }

@@ -271,8 +271,10 @@ impl Book {
         }
         let flight_idx = part.flight;
         let Some(flight) = self.flights.get_mut(flight_idx) else { return };
-        if flight.failure.is_some() {
+        if flight.failure.is_some() && !part.cursor.is_over() {
+            // It failed elsewhere, and has more to post: its number is another's soon, and must wait nowhere.
             part.cursor.stop();
+            unqueue(&mut self.paths, part, part_idx);
         }
         if !part.cursor.is_over() || part.awaits_answer && flight.failure.is_none() {
             return;
@@ -398,16 +400,9 @@ impl Book {
         for (part_idx, why) in gone {
             let Some(part) = self.parts.get_mut(part_idx) else { continue };
             part.cursor.stop();
-            let (flight, rail) = (part.flight, part.rail);
+            unqueue(&mut self.paths, part, part_idx);
+            let flight = part.flight;
             self.fail_flight(flight, |_| why);
-            if let Some(path) = self.paths.get_mut(path_idx) {
-                path.stranded.retain(|stranded| *stranded != part_idx);
-            }
-            if let Some(rail) = self.rail(path_idx, rail) {
-                rail.small.retain(|queued| *queued != part_idx);
-                rail.bulk.retain(|queued| *queued != part_idx);
-                rail.messages.retain(|queued| *queued != part_idx);
-            }
             self.settle_part(part_idx, now_ns);
         }
     }
@@ -446,6 +441,18 @@ impl Book {
             let flight = part.flight;
             self.fail_flight(flight, |_| Failure::ConnectionBroken(why.to_owned()));
             self.settle_part(part_idx, now_ns);
+        }
+    }
+}
+
+/// Takes a part out of whatever it waits in.
+#[cold]
+fn unqueue(paths: &mut Roll<Path>, part: &Part, part_idx: u32) {
+    let Some(path) = paths.get_mut(part.path) else { return };
+    path.stranded.retain(|stranded| *stranded != part_idx);
+    if let Some(rail) = path.rails.get_mut(part.rail) {
+        for queue in [&mut rail.small, &mut rail.bulk, &mut rail.messages] {
+            queue.retain(|queued| *queued != part_idx);
         }
     }
 }
