@@ -198,6 +198,8 @@ def test_bad_operations_are_refused_and_the_engine_goes_on(engine, peer):
             operation()
     with pytest.raises(TypeError, match="expected `Pages` of a region and of a descriptor; given Region and"):
         engine.write_pages(src, remote)
+    with pytest.raises(TypeError, match="`targets` must be values of `Target`; given a tuple"):
+        engine.scatter(src, [(remote, 0, 8)])
     with pytest.raises(TypeError, match="calls a function with the transfer; given a NoneType"):
         engine.write(src, remote).on_done(None)
     engine.write(src, remote).wait(10)

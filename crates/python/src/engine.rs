@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyfabric_engine as native;
 use native::{Code, QueueFull, WriteOptions};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -16,7 +17,7 @@ use crate::message::Message;
 use crate::notifier::Notifier;
 use crate::pages::{nbytes_of, page_list, NativePages};
 use crate::peer_group::PeerGroup;
-use crate::region::{source, Region};
+use crate::region::{source, wrong_type, Region};
 use crate::settings;
 use crate::transfer::Transfer;
 use crate::waiting::{wait, wait_outcome, wait_until};
@@ -33,7 +34,23 @@ pub(crate) struct Engine {
     waits_for_room: bool,
 }
 
-type Target<'py> = (Bound<'py, Descriptor>, Number, Number, Number);
+/// `anyfabric.Target`.
+struct Target<'py>(Bound<'py, Descriptor>, Number, Number, Number);
+
+impl<'py> FromPyObject<'_, 'py> for Target<'py> {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match given.extract() {
+            Ok((remote, src_offset, dst_offset, nbytes)) => Ok(Self(remote, src_offset, dst_offset, nbytes)),
+            // Of another length; `InvalidArgument` is a ValueError too.
+            Err(error) if error.get_type(given.py()).is(given.py().get_type::<PyValueError>()) => {
+                Err(wrong_type("targets", "values of `Target`", &given))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
 
 impl Engine {
     /// Submits an operation of `nbytes` bytes. The call gets what is left of
@@ -205,7 +222,7 @@ impl Engine {
         let mut nbytes = 0_u64;
         let targets: Vec<_> = targets
             .into_iter()
-            .map(|(remote, Number(src_offset), Number(dst_offset), Number(length))| {
+            .map(|Target(remote, Number(src_offset), Number(dst_offset), Number(length))| {
                 nbytes = nbytes.saturating_add(length);
                 native::ScatterTarget { remote: remote.get().native.clone(), src_offset, dst_offset, nbytes: length }
             })
