@@ -312,7 +312,10 @@ class Engine:
     def _notify_events(self, notifier: Notifier, token: int) -> None:
         """Deliver `token` whenever `_take_events` has something new; stays until the close."""
     def _take_events(self) -> list[tuple[int, str]]:
-        """Take `(level, line)` pairs for the log, levels as in `logging`; at most 1024 are kept."""
+        """Take `(level, line)` pairs for the log, levels as in `logging`; at most 1024 are kept.
+
+        Lines of the transports are of no engine: the first that asks takes them.
+        """
     def _close(self, timeout_s: float) -> None:
         """Stop taking work, drain until the timeout, fail the rest with `Closed`, free everything.
 

@@ -326,13 +326,14 @@ impl Engine {
     fn _notify_events(&self, py: Python<'_>, notifier: &Notifier, token: Number) -> PyResult<()> {
         self.native.check_fork().or_raise(py)?;
         let queue = notifier.queue();
+        crate::log::tell(&queue, token.0);
         self.native.on_log(Box::new(move || queue.deliver_once(token.0)));
         Ok(())
     }
 
     fn _take_events(&self, py: Python<'_>) -> PyResult<Vec<(u8, String)>> {
         self.native.check_fork().or_raise(py)?;
-        Ok(self.native.take_log())
+        Ok(self.native.take_log().into_iter().chain(crate::log::take()).collect())
     }
 
     fn _close(&self, py: Python<'_>, timeout_s: Seconds) {

@@ -22,6 +22,7 @@ mod descriptor;
 mod engine;
 mod error;
 mod hooks;
+mod log;
 mod message;
 mod notifier;
 mod pages;
@@ -73,6 +74,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::log::install();
         module.add("MAX_NICS", anyfabric_engine::Config::MAX_NICS)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
