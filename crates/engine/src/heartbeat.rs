@@ -7,6 +7,11 @@
 //! ahead of those who have one: it sends all its heartbeats at once and hears
 //! the answers together.
 //!
+//! The intervals of two engines may differ, and neither knows the other's. Who
+//! is not answered asks again soon, and a second heartbeat in a row is always
+//! answered. So the one with the shorter interval hears as often as it needs,
+//! and an answer is not answered.
+//!
 //! Processes of one host also beat in the rings that both map, which wakes
 //! nobody. Messages are then rare: they only show that the control connection
 //! still carries some.
@@ -27,13 +32,15 @@ pub(crate) struct Heartbeat {
     pub(crate) heard_ns: u64,
     /// The peer looks at our ring, and we at its.
     is_mapped: bool,
+    /// One has come since ours last went.
+    owes_answer: bool,
     /// Its control messages that ours last confirmed.
     confirmed: u64,
 }
 
 impl Heartbeat {
     pub(crate) const fn new(now_ns: u64) -> Self {
-        Self { told_ns: now_ns, heard_ns: now_ns, is_mapped: false, confirmed: 0 }
+        Self { told_ns: now_ns, heard_ns: now_ns, is_mapped: false, owes_answer: false, confirmed: 0 }
     }
 
     /// Between messages.
@@ -49,7 +56,29 @@ impl Heartbeat {
     const fn is_due(&self, now_ns: u64, heartbeat_ns: u64, num_peers: usize) -> bool {
         let interval_ns = self.interval_ns(heartbeat_ns);
         let early_ns = if num_peers > 1 { interval_ns / 8 } else { 0 };
-        now_ns.saturating_sub(self.told_ns) >= interval_ns - early_ns
+        now_ns.saturating_sub(self.told_ns) >= interval_ns - early_ns || self.asks_again(now_ns, heartbeat_ns)
+    }
+
+    /// Whether ours was not answered: the peer's interval is longer, or it is gone.
+    const fn asks_again(&self, now_ns: u64, heartbeat_ns: u64) -> bool {
+        self.heard_ns < self.told_ns && now_ns.saturating_sub(self.told_ns) >= self.interval_ns(heartbeat_ns) / 4
+    }
+
+    /// Whether one goes when others do.
+    const fn goes_along(&self, now_ns: u64, heartbeat_ns: u64) -> bool {
+        self.is_near(now_ns, heartbeat_ns) || self.asks_again(now_ns, heartbeat_ns)
+    }
+
+    /// Notes that one came; returns whether it is answered.
+    const fn hear(&mut self, now_ns: u64, heartbeat_ns: u64) -> bool {
+        self.heard_ns = now_ns;
+        let is_second = std::mem::replace(&mut self.owes_answer, true);
+        is_second || self.is_near(now_ns, heartbeat_ns)
+    }
+
+    /// Notes that ours goes.
+    const fn tell(&mut self, now_ns: u64) {
+        (self.told_ns, self.owes_answer) = (now_ns, false);
     }
 
     /// Whether one may go along with another, or as an answer: half of the
@@ -78,7 +107,9 @@ impl Inner {
             if pulse == Pulse::Beats {
                 peer.heard(now_ns);
             }
-            peer.state().heartbeat.is_mapped = pulse != Pulse::None;
+            // One that beats less often than we need is asked by messages.
+            let is_rare = now_ns.saturating_sub(peer.heard_ns()) > nanos(self.config.heartbeat);
+            peer.state().heartbeat.is_mapped = pulse != Pulse::None && !is_rare;
         }
         let heartbeat = peer.state().heartbeat;
         let (heartbeat_ns, lost) = (nanos(self.config.heartbeat), u64::from(self.config.heartbeats_lost));
@@ -95,7 +126,7 @@ impl Inner {
 
     /// Sends a heartbeat to a peer that will need one soon.
     pub(crate) fn send_heartbeat(&self, peer: &Peer, now_ns: u64) {
-        if peer.state().heartbeat.is_near(now_ns, nanos(self.config.heartbeat)) {
+        if peer.state().heartbeat.goes_along(now_ns, nanos(self.config.heartbeat)) {
             self.tell(peer, now_ns);
         }
     }
@@ -103,8 +134,8 @@ impl Inner {
     pub(crate) fn on_heartbeat(&self, peer: &Peer, received: u64) {
         peer.base.confirm(received);
         let now_ns = self.clock.now_ns();
-        peer.state().heartbeat.heard_ns = now_ns;
-        if peer.state().heartbeat.is_near(now_ns, nanos(self.config.heartbeat)) {
+        let is_answered = peer.state().heartbeat.hear(now_ns, nanos(self.config.heartbeat));
+        if is_answered {
             self.tell(peer, now_ns);
         }
     }
@@ -121,7 +152,8 @@ impl Inner {
         let received = peer.base.received();
         {
             let heartbeat = &mut peer.state().heartbeat;
-            (heartbeat.told_ns, heartbeat.confirmed) = (now_ns, received);
+            heartbeat.tell(now_ns);
+            heartbeat.confirmed = received;
         }
         peer.base.send_control(Control::Heartbeat { received }.encode());
     }
@@ -154,7 +186,7 @@ mod tests {
                 let silence = now - ours.told_ns.min(theirs.told_ns);
                 assert!(silence <= INTERVAL + TICK, "{silence} of silence");
                 let they_tick = (now + idx * 31) % TICK == 0;
-                let (says, answers) = if is_beat && ours.is_near(now, INTERVAL) {
+                let (says, answers) = if is_beat && ours.goes_along(now, INTERVAL) {
                     (ours, theirs)
                 } else if they_tick && theirs.is_due(now, INTERVAL, 1) {
                     early += u32::from(now > 4 * INTERVAL);
@@ -162,13 +194,41 @@ mod tests {
                 } else {
                     continue;
                 };
-                says.told_ns = now;
-                if answers.is_near(now, INTERVAL) {
-                    answers.told_ns = now;
+                says.tell(now);
+                if answers.hear(now, INTERVAL) {
+                    answers.tell(now);
+                    assert!(!says.hear(now, INTERVAL), "an answer is answered");
                 }
             }
         }
         assert_eq!(early, 0, "others still speak first");
         assert!(hub.iter().all(|ours| ours.told_ns == hub[0].told_ns), "the hub speaks more than once an interval");
+    }
+
+    /// However often each needs to hear: nobody's silence is twice as long, and messages stay few.
+    #[test]
+    fn who_beats_more_often_is_answered() {
+        for theirs_ns in [INTERVAL, 2 * INTERVAL, 5 * INTERVAL, 100 * INTERVAL] {
+            let (mut ours, mut theirs) = (Heartbeat::new(0), Heartbeat::new(0));
+            let mut messages = 0;
+            for now in 0..200 * INTERVAL {
+                assert!(now - ours.heard_ns < 2 * INTERVAL, "{} of silence", now - ours.heard_ns);
+                let (says, answers, interval, other) = if now % TICK == 7 && ours.is_due(now, INTERVAL, 1) {
+                    (&mut ours, &mut theirs, INTERVAL, theirs_ns)
+                } else if now % TICK == 77 && theirs.is_due(now, theirs_ns, 1) {
+                    (&mut theirs, &mut ours, theirs_ns, INTERVAL)
+                } else {
+                    continue;
+                };
+                says.tell(now);
+                messages += 1;
+                if answers.hear(now, other) {
+                    answers.tell(now);
+                    messages += 1;
+                    assert!(!says.hear(now, interval), "an answer is answered");
+                }
+            }
+            assert!(messages <= 200 * 3, "{messages} messages in 200 intervals");
+        }
     }
 }

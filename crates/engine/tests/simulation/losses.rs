@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyfabric_engine::transports::loopback::{Fabric, Fault};
-use anyfabric_engine::{Code, Engine, Region, WriteOptions};
+use anyfabric_engine::{Code, Config, Engine, Region, WriteOptions};
 
-use crate::world::{code, for_seeds, id, ms, outcome, remote, World, NOTICED};
+use crate::world::{code, config, for_seeds, id, ms, outcome, remote, World, NOTICED};
 
 #[test]
 fn a_dead_peer_is_noticed_in_time_and_nobody_else_is_lost() {
@@ -63,6 +63,26 @@ fn loss_is_final_a_stopped_peer_that_goes_on_is_fenced() {
         assert!(under_way.iter().all(|transfer| outcome(transfer).is_some() && transfer.is_quiesced()));
         assert!(crate::world::peek(&target, 0, NBYTES) == before, "a fenced peer wrote");
         assert_eq!(code(engine.connect(sleeper.address(), None)), Code::PeerLost);
+    });
+}
+
+/// Neither knows how often the other beats: who needs to hear more often asks for it.
+#[test]
+fn nobody_is_lost_whose_heartbeats_are_rarer() {
+    for_seeds(40, |world| {
+        let mut engine = |_| {
+            let heartbeat = ms(*world.random.pick(&[100, 200, 300, 1_000, 10_000]));
+            let heartbeats_lost = *world.random.pick(&[2, 3, 5]);
+            Engine::simulated(&world.simulation, Config { heartbeat, heartbeats_lost, ..config() }, &[100]).unwrap()
+        };
+        let engines: Vec<_> = (0..3).map(&mut engine).collect();
+        for (idx, engine) in engines.iter().enumerate() {
+            engines[idx + 1..].iter().for_each(|other| engine.connect(other.address(), None).unwrap());
+        }
+        world.run(Duration::from_secs(60));
+        for (engine, other) in engines.iter().zip(engines.iter().cycle().skip(1)) {
+            assert_eq!(engine.path(other.address()).state, "ready");
+        }
     });
 }
 
