@@ -51,6 +51,13 @@ def the_plan(**changes):
     return plan(**{**arguments, **changes})
 
 
+def test_sizes_beyond_a_message_are_left_out_and_refused_alone():
+    cases = the_plan(ops=("send", "write"), memories=("allocated",), sizes=(8, 1 << 20))
+    assert {(c.op, c.size_bytes) for c in cases} == {("send", 8), ("write", 8), ("write", 1 << 20)}
+    with pytest.raises(af.InvalidArgument, match="1048576: a message has at most 65536 bytes"):
+        the_plan(ops=("send",), sizes=(1 << 20,))
+
+
 def test_the_default_plan_has_every_operation_on_every_transport():
     cases = the_plan()
     assert {(c.transport, c.op) for c in cases} == {(t, o) for t in ("shm", "tcp") for o in OPERATIONS}

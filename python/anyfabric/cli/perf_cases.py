@@ -137,6 +137,9 @@ def plan(
         sizes: Sizes in bytes, or `None` for each operation's own.
         pages: Pages or targets per operation, or `None` for the operation's own.
         rounds: Operations per phase, or `None` for about a gibibyte of them.
+
+    Raises:
+        InvalidArgument: Nothing is left to measure: only messages are, and all sizes are too large for one.
     """
     kinds = [(memory, op) for memory in memories for op in ops if op in USE_MEMORY]
     kinds += [(memories[0], op) for op in ops if op not in USE_MEMORY]
@@ -147,6 +150,9 @@ def plan(
                 num = _pages_of(op, size, pages)
                 number = rounds or _rounds_of(size * num)
                 cases.append(Case(transport, op, polling, memory, size, num, number))  # pyright: ignore[reportArgumentType]
+    if not cases:
+        msg = f"sizes {', '.join(map(str, sizes or ()))}: a message has at most {MAX_SEND_BYTES} bytes"
+        raise InvalidArgument(msg, operation="perf")
     return cases
 
 
