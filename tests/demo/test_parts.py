@@ -199,3 +199,45 @@ def test_continuations_read_as_words(llm):
 def test_a_directory_without_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json"):
         Llm(tmp_path)
+
+
+# Each calls its sizes by names of its own, too.
+ARCHITECTURES = {
+    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 2},
+    "opt": {"hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 32, "num_hidden_layers": 3},
+    # As many experts as layers.
+    "mixtral": {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 3, "num_local_experts": 3},
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_layers_are_found_whatever_an_architecture_calls_them(tmp_path, kind):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(kind, vocab_size=258, bos_token_id=256, **ARCHITECTURES[kind])
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    llm = Llm(tmp_path)
+    seen: list[int] = []
+    spans: list[Span] = []
+    stop = llm.record_spans(spans)
+    llm.prefill(llm.encode("Tom had a boat"), LayerCache(lambda layer_idx, *_: seen.append(layer_idx)), 16)
+    stop()
+    assert seen == [span.layer_idx for span in spans] == [0, 1, 2]
+
+
+def test_a_model_without_keys_and_values_is_refused(tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=258, hidden_size=32, num_hidden_layers=2)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="of type mamba does not"):
+        Llm(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_broken_checkpoint_is_named(tmp_path, file):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((MODEL / name).read_bytes())
+    (tmp_path / file).write_bytes(b"{}")
+    with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded"):
+        Llm(tmp_path)

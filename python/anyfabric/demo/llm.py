@@ -77,7 +77,8 @@ class Llm:
             directory: Holds `config.json` and the weights; with no tokenizer in it, tokens are bytes.
 
         Raises:
-            ValueError: There is no checkpoint, or its cache or vocabulary does not fit the demo.
+            ValueError: There is no checkpoint, none that can be loaded, or its cache or vocabulary does not
+                fit the demo.
         """
         if not (directory / "config.json").is_file():
             msg = f"{directory} is no checkpoint: it has no config.json"
@@ -85,13 +86,11 @@ class Llm:
         torch.set_num_threads(1)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        self._model: Any = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportUnknownMemberType] - transformers is typed in part
-            directory, dtype=torch.float32, local_files_only=True
-        )
+        self._model = _loaded(AutoModelForCausalLM, directory, dtype=torch.float32)
         self._model.eval()
         self._tokenizer: Any = None
         if any((directory / name).is_file() for name in TOKENIZER_FILES):
-            self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)  # pyright: ignore[reportUnknownMemberType] - transformers is typed in part
+            self._tokenizer = _loaded(AutoTokenizer, directory)
         elif self._model.config.vocab_size < 256:
             msg = (
                 f"{directory} has no tokenizer, and its vocabulary of "
@@ -154,7 +153,7 @@ class Llm:
         """
         begins: dict[int, int] = {}
         handles: list[Any] = []
-        for layer_idx, layer in enumerate(self._model.base_model.layers):
+        for layer_idx, layer in enumerate(self._layers()):
 
             def before(_module: Any, _args: Any, layer_idx: int = layer_idx) -> None:
                 begins[layer_idx] = time.monotonic_ns()
@@ -171,11 +170,23 @@ class Llm:
 
         return stop
 
+    def _layers(self) -> Any:
+        """The modules of which each fills one layer of the cache; architectures name them differently."""
+        for module in self._model.base_model.modules():
+            if isinstance(module, torch.nn.ModuleList) and len(module) == self.shape.num_layers:
+                return module
+        msg = f"the demo needs a model with a list of its {self.shape.num_layers} layers; this one has none"
+        raise ValueError(msg)
+
     def _probe_shape(self) -> KvShape:
         """Run one token and look at the cache: works for every model with a plain KV cache."""
         cache = DynamicCache()
         self.prefill([0], cache, 1)
         layers: list[Any] = cache.layers
+        if not layers:
+            kind = self._model.config.model_type
+            msg = f"the demo needs a model that keeps keys and values; one of type {kind} does not"
+            raise ValueError(msg)
         shapes = {(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in layers}
         keys = layers[0].keys
         if shapes != {(tuple(keys.shape), tuple(keys.shape))} or keys.ndim != 4:
@@ -185,6 +196,15 @@ class Llm:
             )
             raise ValueError(msg)
         return KvShape(len(layers), keys.shape[1], keys.shape[3], keys.dtype)
+
+
+def _loaded(kind: Any, directory: Path, **options: Any) -> Any:
+    """A model or tokenizer of a checkpoint; whatever a broken one raises becomes a `ValueError`."""
+    try:
+        return kind.from_pretrained(directory, local_files_only=True, **options)
+    except Exception as error:
+        msg = f"{directory} cannot be loaded: {type(error).__name__}: {error}"
+        raise ValueError(msg) from error
 
 
 def cache_bytes(cache: DynamicCache) -> torch.Tensor:
