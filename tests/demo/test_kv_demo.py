@@ -218,6 +218,18 @@ def _await_end(pids, timeout_s):
         time.sleep(0.1)
 
 
+def test_what_the_prefill_process_cannot_run_is_told_once(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=258, n_embd=32, n_layer=2, n_head=2, n_positions=32, bos_token_id=256)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    done, record = _demo(tmp_path, "--model", tmp_path / "model", "--no-baselines", prompts="boat " * 20)
+    assert done.returncode == 1
+    assert "the prefill process" in record["error"]
+    # That its writes did not come is no other failure.
+    assert "the decode process" not in record["error"], record["error"]
+
+
 @pytest.mark.parametrize("victim", ["prefill", "decode"])
 def test_when_one_process_is_killed_the_other_says_so_and_ends(tmp_path, victim):
     running = Running(tmp_path)

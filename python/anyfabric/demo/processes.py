@@ -84,7 +84,8 @@ def run_child(main: Callable[[Console, Event], None]) -> NoReturn:
         main(console, console.read(timeout_s=30.0))
     except Exception as error:  # noqa: BLE001 - whatever it is, the command must hear of it
         traceback.print_exc()
-        lost_the_other = isinstance(error, (af.ConnectionBroken, ConnectionError))
+        # A count fails when the other one gave up what it was to write.
+        lost_the_other = isinstance(error, (af.ConnectionBroken, af.TransferFailed, ConnectionError))
         console.write("failed", message=f"{type(error).__name__}: {error}", lost_the_other=lost_the_other)
         code = 1
     else:
