@@ -29,6 +29,9 @@ pub fn allowed_cpus(root: &Path) -> Vec<u32> {
 pub fn parse_cpu_list(text: &str) -> Vec<u32> {
     let mut cpus = Vec::new();
     for part in text.trim().split(',') {
+        if cpus.len() > MAX_CPUS as usize {
+            break;
+        }
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         if let (Ok(first), Ok(last)) = (first.trim().parse(), last.trim().parse::<u32>()) {
             cpus.extend(first..=last.min(MAX_CPUS));
@@ -150,7 +153,7 @@ fn netdevs(device: &Path, port: &Path, number: u32) -> Vec<String> {
         }
     }
     for (name, folder) in entries(&device.join("device/net")) {
-        if text(&folder.join("dev_port")).parse().unwrap_or(0) + 1 == number {
+        if text(&folder.join("dev_port")).parse().unwrap_or(0_u32).checked_add(1) == Some(number) {
             found.push(name);
         }
     }

@@ -158,10 +158,11 @@ fn a_virtual_machine_that_says_nothing_still_divides_its_nics() {
     assert!(groups.iter().all(|group| group.cpus.is_empty()) || groups[0].cpus.len() > 1);
 }
 
-/// Every file of a machine in turn: a folder, a loop of links, nothing, garbage, more than memory has.
+/// Every file of a machine in turn: a folder, a loop of links, nothing, garbage, the largest number, more than memory has.
 #[test]
 fn files_that_are_not_what_they_should_be_are_unknown() {
-    for spoilt in 0..5 {
+    let most = u32::MAX.to_string();
+    for spoilt in 0..6 {
         let machine = Machine::named("workstation");
         let mut files = Vec::new();
         find(&machine.root.join("sys"), &mut files);
@@ -176,6 +177,7 @@ fn files_that_are_not_what_they_should_be_are_unknown() {
                 1 => symlink(file.file_name().unwrap(), &file).unwrap(),
                 2 => (),
                 3 => std::fs::write(&file, b"\xff\xfe 99999999999999999999,-,:\n\x00 0x").unwrap(),
+                4 => std::fs::write(&file, &most).unwrap(),
                 _ => std::fs::File::create(&file).unwrap().set_len(1 << 40).unwrap(),
             }
             let read = read_topology(&machine.root);
