@@ -118,7 +118,7 @@ fn nics(sys: &Path) -> Vec<NicPort> {
                 netdevs: netdevs(folder, port, number),
                 fabric: fabric(&text(&port.join("link_layer")), driver.as_deref()),
                 is_up: text(&port.join("state")).ends_with("ACTIVE"),
-                gbps: leading_number(&text(&port.join("rate"))).round() as u32,
+                gbps: port_gbps(port),
                 slot_gbps: slot_gbps(&hardware),
                 place: place.clone(),
             });
@@ -127,6 +127,11 @@ fn nics(sys: &Path) -> Vec<NicPort> {
     // mlx5_2 before mlx5_10.
     nics.sort_by_cached_key(|nic| (nic.device.len(), nic.device.clone(), nic.port));
     nics
+}
+
+/// Link rate of a port, by its folder in sysfs; 0 where that does not say.
+pub(crate) fn port_gbps(port: &Path) -> u32 {
+    leading_number(&text(&port.join("rate"))).round() as u32
 }
 
 fn fabric(link_layer: &str, driver: Option<&str>) -> Fabric {

@@ -8,6 +8,7 @@ use super::device::{listed, VerbsDomain};
 use super::sys::{self, Gid, GidEntry, PortAttr};
 use super::VerbsSettings;
 use crate::rdma::NicError;
+use crate::sys::port_gbps;
 
 /// A port as it was found, and the GID to use.
 #[derive(Debug, Clone, Copy)]
@@ -97,13 +98,14 @@ impl VerbsDomain {
             let message = format!("{}: port {number} has {given}; there are: {}", self.name, listed(&known));
             return Err(NicError::Device(message));
         };
+        let rate = port_gbps(Path::new(&format!("/sys/class/infiniband/{}/ports/{number}", self.name)));
         Ok(Port {
             number,
             lid: port.lid,
             mtu: port.active_mtu.clamp(1, 5) as u8,
             max_message: port.max_msg_sz,
             is_ethernet,
-            gbps: gbps(port.active_width, port.active_speed),
+            gbps: gbps(port.active_width, port.active_speed, rate),
             gid: gid.gid,
             gid_index: gid.gid_index as u8,
             gid_type: gid.gid_type,
@@ -162,8 +164,9 @@ fn best_gid(gids: &[GidEntry], is_ethernet: bool) -> Option<&GidEntry> {
     gids.iter().min_by_key(|entry| (rank(entry), entry.gid_index))
 }
 
-/// Link speed from the codes of the InfiniBand specification; at least 1.
-const fn gbps(width: u8, speed: u8) -> u32 {
+/// Link speed from the codes of the InfiniBand specification; at least 1. The kernel tells programs no faster lane than
+/// those of NDR, and sysfs the rate of any.
+const fn gbps(width: u8, speed: u8, rate: u32) -> u32 {
     let lanes = match width {
         2 => 4,
         4 => 8,
@@ -181,11 +184,10 @@ const fn gbps(width: u8, speed: u8) -> u32 {
         128 => 1000,
         _ => 25,
     };
-    let gbps = lanes * lane / 10;
-    if gbps == 0 {
-        1
-    } else {
-        gbps
+    match lanes * lane / 10 {
+        gbps if gbps < rate => rate,
+        0 => 1,
+        gbps => gbps,
     }
 }
 
@@ -201,3 +203,18 @@ const fn state_name(state: u32) -> &'static str {
 
 /// GIDs of one device that are looked at.
 const MAX_GIDS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ConnectX-8 at 800 Gbit/s has the code of one at 400.
+    #[test]
+    fn a_speed_beyond_the_codes_is_the_system_s() {
+        let (four_lanes, ndr, edr) = (2, 128, 32);
+        assert_eq!(gbps(four_lanes, ndr, 800), 800);
+        assert_eq!(gbps(four_lanes, ndr, 400), 400);
+        assert_eq!(gbps(four_lanes, edr, 0), 100, "a container that hides it");
+        assert_eq!(gbps(0, 0, 0), 2);
+    }
+}
