@@ -149,13 +149,13 @@ impl Inner {
             peer_writes_foreign,
         }));
         self.use_link(&peer, link, caller.is_some().then_some(foreign))
-            .map_err(|error| failed("watching its Unix socket", error))
+            .map_err(|error| failed("its Unix socket", error))
     }
 
     fn use_link(&self, peer: &Arc<Peer>, link: Arc<ShmLink>, tell: Option<bool>) -> std::io::Result<()> {
         link.watch(&self.poller, |channel| link_token(peer.idx, channel))?;
         if let Some(foreign) = tell {
-            link.tell_probed(foreign).map_err(|error| std::io::Error::other(error.to_string()))?;
+            link.tell_probed(foreign)?;
         }
         if self.config.require.as_deref().is_none_or(|required| required == "shm") {
             peer.use_shm(link);

@@ -37,7 +37,7 @@ pub use clock::Clock;
 pub use copy::{copy, copy_large, NON_TEMPORAL_BYTES};
 pub use doorbell::{Blocked, Doorbell};
 pub use leg::{Leg, Spread, Stub};
-pub use link::{ControlPath, Inline, Link, LinkError, Loss, Losses, Op, Payload, Place, Sink};
+pub use link::{ControlPath, Inline, Link, Loss, Losses, Op, Payload, Place, Sink};
 #[cfg(debug_assertions)]
 pub use lock::num_locks;
 pub use lock::{lock, read, try_lock, write};

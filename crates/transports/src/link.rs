@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 
 use anyfabric_plan::Extents;
 use anyfabric_wire::{Imm, Refusal};
-use thiserror::Error;
 
 use crate::sys::Ready;
 use crate::{lock, Binding, Failure, Leg, PeerIdx, PeerStats, Region, Spread, Stub, Ticket};
@@ -337,22 +336,6 @@ pub trait Sink {
 
     /// The peer's process has exited.
     fn exited(&self, _peer: PeerIdx) {}
-}
-
-/// Why a link could not be made.
-#[derive(Debug, Error)]
-pub enum LinkError {
-    /// The system refused.
-    #[error("{what}: {error}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// The system's error.
-        error: std::io::Error,
-    },
-    /// The peer is not what it claims to be.
-    #[error("{0}")]
-    Peer(String),
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ use crate::copy::prefetch_for_write;
 use crate::mutant::Mutant;
 use crate::sys::{is_readable_within, Fd, Interest, Mapping, Poller, Ready};
 use crate::{
-    lock, read, write, Binding, BindingState, BindingTable, Doorbell, Failure, Inline, Link, LinkError, Op, Payload,
-    PeerIdx, PeerStats, Region, RegionTable, Sink, Target,
+    lock, read, write, Binding, BindingState, BindingTable, Doorbell, Failure, Inline, Link, Op, Payload, PeerIdx,
+    PeerStats, Region, RegionTable, Sink, Target,
 };
 
 /// What a [`ShmLink`] is made of; the engine's handshake gathers it.
@@ -190,9 +190,8 @@ impl ShmLink {
     ///
     /// # Errors
     /// When the peer is gone.
-    pub fn tell_probed(&self, foreign: bool) -> Result<(), LinkError> {
-        let sent = self.send(&Local::Probed { foreign }, None);
-        sent.map_err(|error| LinkError::System { what: "sending the result of the probe", error })
+    pub fn tell_probed(&self, foreign: bool) -> std::io::Result<()> {
+        self.send(&Local::Probed { foreign }, None)
     }
 
     pub(super) fn is_closed(&self) -> bool {
