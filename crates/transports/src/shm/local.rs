@@ -15,9 +15,6 @@ use super::ring;
 use crate::lock;
 use crate::sys::{self, Fd, Mapping};
 
-/// Bytes of the memfd that holds a ring.
-pub const RING_MEMFD_BYTES: usize = ring::BYTES;
-
 /// The Unix socket of one link.
 #[derive(Debug)]
 pub struct LocalChannel {
@@ -104,8 +101,8 @@ impl LocalChannel {
 /// # Errors
 /// The system's.
 pub fn ring_memory() -> io::Result<(Fd, Arc<Mapping>)> {
-    let fd = sys::memfd(c"anyfabric-ring", RING_MEMFD_BYTES)?;
-    let mapping = Mapping::shared(&fd, RING_MEMFD_BYTES, false)?;
+    let fd = sys::memfd(c"anyfabric-ring", ring::BYTES)?;
+    let mapping = Mapping::shared(&fd, ring::BYTES, false)?;
     Ok((fd, Arc::new(mapping)))
 }
 

@@ -16,5 +16,5 @@ mod walk;
 mod witness;
 
 pub use link::{ShmLink, ShmOptions};
-pub use local::{ring_memory, LocalChannel, RING_MEMFD_BYTES};
+pub use local::{ring_memory, LocalChannel};
 pub use pulse::Pulse;
