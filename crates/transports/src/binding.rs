@@ -184,7 +184,7 @@ impl Binding {
 /// key that it was given. Another descriptor of a region asks its owner again,
 /// and does not hide what is under way with the old one.
 #[derive(Debug, Default)]
-pub struct BindingTable {
+pub(crate) struct BindingTable {
     by_region: HashMap<u64, Vec<Arc<Binding>>>,
     /// Those whose owner has not answered, by the number of the request.
     asked: HashMap<u64, Arc<Binding>>,
@@ -193,7 +193,7 @@ pub struct BindingTable {
 
 impl BindingTable {
     /// The one for that descriptor, ready at once: the owner checks every write.
-    pub fn find_or_ready(&mut self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
+    pub(crate) fn find_or_ready(&mut self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
         if let Some(binding) = self.find(region, key, nbytes) {
             return Arc::clone(binding);
         }
@@ -204,7 +204,7 @@ impl BindingTable {
 
     /// The one for that descriptor; a pending one when there is none, and with it
     /// the number of the request to ask its owner.
-    pub fn find_or_ask(&mut self, region: u64, key: u64, nbytes: u64) -> (Arc<Binding>, Option<u64>) {
+    pub(crate) fn find_or_ask(&mut self, region: u64, key: u64, nbytes: u64) -> (Arc<Binding>, Option<u64>) {
         if let Some(binding) = self.find(region, key, nbytes) {
             return (Arc::clone(binding), None);
         }
@@ -217,19 +217,19 @@ impl BindingTable {
     }
 
     /// The one that its owner has answered for.
-    pub fn answered(&mut self, request: u64) -> Option<Arc<Binding>> {
+    pub(crate) fn answered(&mut self, request: u64) -> Option<Arc<Binding>> {
         self.asked.remove(&request)
     }
 
     /// The owner takes a key back: nothing new is posted with it. What it gave
     /// out later has another key, and stays.
-    pub fn refuse(&self, region: u64, key: u64, refusal: Refusal) {
+    pub(crate) fn refuse(&self, region: u64, key: u64, refusal: Refusal) {
         self.of_key(region, key).for_each(|binding| binding.refuse(refusal));
     }
 
     /// Whether nothing with a refused key is under way any more; then nothing of
     /// it stays mapped, and it is forgotten.
-    pub fn settle(&mut self, region: u64, key: u64) -> bool {
+    pub(crate) fn settle(&mut self, region: u64, key: u64) -> bool {
         if !self.of_key(region, key).all(|binding| binding.is_idle()) && !Mutant::SkipFence.is_on() {
             return false;
         }
@@ -244,7 +244,7 @@ impl BindingTable {
     }
 
     /// The link closes. Returns what it leaves behind: operations may be under way.
-    pub fn close(&mut self) -> Vec<Arc<Binding>> {
+    pub(crate) fn close(&mut self) -> Vec<Arc<Binding>> {
         self.asked.clear();
         let left: Vec<_> = self.by_region.drain().flat_map(|(_, bindings)| bindings).collect();
         left.iter().for_each(|binding| binding.refuse(Refusal::Closing));

@@ -39,7 +39,7 @@ pub struct Leg<'t> {
 
 /// What is kept of an operation that is one work request while a NIC carries it: all that its end takes.
 #[derive(Debug)]
-pub struct Stub {
+pub(crate) struct Stub {
     id: u64,
     peer: PeerIdx,
     imm: Option<Imm>,
@@ -99,27 +99,27 @@ impl From<Op> for Stub {
 impl Stub {
     /// When it was submitted.
     #[inline]
-    pub fn submitted_ns(&self) -> u64 {
+    pub(crate) fn submitted_ns(&self) -> u64 {
         self.ticket.submitted_ns()
     }
 
     /// Why its owner refuses what is written, if that is so.
-    pub fn refusal(&self) -> Option<Refusal> {
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
         self.binding.as_ref()?.refusal()
     }
 
     /// Why it was given up, if it was.
-    pub fn given_up(&self) -> Option<Failure> {
+    pub(crate) fn given_up(&self) -> Option<Failure> {
         self.ticket.given_up()
     }
 
     /// As [`Op::note_loss`].
-    pub fn note_loss(&self) {
+    pub(crate) fn note_loss(&self) {
         self.imm.into_iter().for_each(|imm| self.loss.note(&self.ticket, self.peer, imm));
     }
 
     /// Fails the operation now; this part is under way until [`Stub::end`].
-    pub fn fail(&mut self, failure: Failure) {
+    pub(crate) fn fail(&mut self, failure: Failure) {
         if self.failure.is_none() {
             self.ticket.fail_by(self.peer, failure.clone());
             self.failure = Some(Box::new(failure));
@@ -128,13 +128,13 @@ impl Stub {
 
     /// Whether it was failed.
     #[inline]
-    pub fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.failure.is_some()
     }
 
     /// Ends it. When it failed and was counted the receiver is told.
     #[inline]
-    pub fn end(mut self, result: Result<(), Failure>) {
+    pub(crate) fn end(mut self, result: Result<(), Failure>) {
         let result = self.failure.take().map_or(result, |failure| Err(*failure));
         if let Err(failure) = &result {
             self.ticket.fail_by(self.peer, failure.clone());

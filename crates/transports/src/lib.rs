@@ -32,17 +32,19 @@ pub mod tcp;
 mod ticket;
 pub mod verbs;
 
-pub use binding::{Binding, BindingState, BindingTable, Target};
+pub(crate) use binding::BindingTable;
+pub use binding::{Binding, BindingState, Target};
 pub use clock::Clock;
 pub use copy::{copy, copy_large, NON_TEMPORAL_BYTES};
 pub use doorbell::{Blocked, Doorbell};
-pub use leg::{Leg, Spread, Stub};
+pub(crate) use leg::Stub;
+pub use leg::{Leg, Spread};
 pub use link::{ControlPath, Inline, Link, Loss, Losses, Op, Payload, Place, Sink};
 #[cfg(debug_assertions)]
 pub use lock::num_locks;
 pub use lock::{lock, read, try_lock, write};
 pub use recipients::Recipients;
 pub use region::{Backing, PeerIdx, Region, RegionTable};
-pub use splits::Splits;
+pub(crate) use splits::Splits;
 pub use stats::{Histogram, NicStats, OperationStats, PeerStats};
 pub use ticket::{Failure, Terms, Ticket, TicketOffice, TicketState};

@@ -12,7 +12,7 @@ use anyfabric_wire::Imm;
 
 /// The imms of split writes of one link.
 #[derive(Debug, Default)]
-pub struct Splits {
+pub(crate) struct Splits {
     /// Operation that is split, by imm.
     under_way: HashMap<Imm, u64>,
     /// A part of such a write is lost; the receiver may keep the rest.
@@ -21,12 +21,12 @@ pub struct Splits {
 
 impl Splits {
     /// Whether an operation may be split now.
-    pub fn allow(&self, imm: Imm) -> bool {
+    pub(crate) fn allow(&self, imm: Imm) -> bool {
         !(self.under_way.contains_key(&imm) || self.spoiled.contains(&imm) || self.spoiled.len() >= MAX_SPOILED)
     }
 
     /// Whether operation `op` may be split; then [`Splits::end`] must follow.
-    pub fn begin(&mut self, imm: Imm, op: u64) -> bool {
+    pub(crate) fn begin(&mut self, imm: Imm, op: u64) -> bool {
         let may = self.allow(imm);
         if may {
             self.under_way.insert(imm, op);
@@ -35,7 +35,7 @@ impl Splits {
     }
 
     /// Operation `op` has ended, in whole or not.
-    pub fn end(&mut self, imm: Imm, op: u64, whole: bool) {
+    pub(crate) fn end(&mut self, imm: Imm, op: u64, whole: bool) {
         if self.under_way.get(&imm) == Some(&op) {
             self.under_way.remove(&imm);
             if !whole {
