@@ -345,7 +345,7 @@ impl Sink for Inner {
         Ok(())
     }
 
-    fn control(&self, peer: PeerIdx, _sequence: u64, bytes: &[u8]) {
+    fn control(&self, peer: PeerIdx, bytes: &[u8]) {
         self.push_event(Event::Control(peer, bytes.to_vec()));
     }
 

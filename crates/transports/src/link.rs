@@ -322,8 +322,8 @@ pub trait Sink {
         Ok(())
     }
 
-    /// A control message, with its sequence number.
-    fn control(&self, _peer: PeerIdx, _sequence: u64, _bytes: &[u8]) {}
+    /// A control message.
+    fn control(&self, _peer: PeerIdx, _bytes: &[u8]) {}
 
     /// Something came from the peer: it lives.
     fn heard(&self, _peer: PeerIdx) {}

@@ -217,7 +217,7 @@ impl SimLink {
                     }
                 }
                 sink.heard(self.peer);
-                sink.control(self.peer, sequence, &bytes.0);
+                sink.control(self.peer, &bytes.0);
             }
             News::Overrun => sink.overrun(self.peer, OVERRUN),
             News::Broken { connection } => {

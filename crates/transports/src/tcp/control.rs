@@ -10,7 +10,7 @@ use crate::{lock, write, ControlPath, Failure, Sink};
 impl TcpLink {
     pub(super) fn on_control(&self, sequence: u64, bytes: &[u8], sink: &dyn Sink) -> io::Result<()> {
         if lock(&self.controls).receive(sequence).map_err(invalid)? {
-            sink.control(self.peer, sequence, bytes);
+            sink.control(self.peer, bytes);
         }
         Ok(())
     }
