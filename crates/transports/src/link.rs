@@ -207,8 +207,11 @@ pub trait Link: Send + Sync {
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding>;
 
     /// Carries a small write out at once, in the caller's thread; `None` when
-    /// that is not possible now and the write must be posted.
-    fn try_inline(&self, write: &Inline<'_>) -> Option<Result<(), Failure>>;
+    /// that is not possible now and the write must be posted. So it is wherever
+    /// done means acknowledged, for that takes a round trip.
+    fn try_inline(&self, _write: &Inline<'_>) -> Option<Result<(), Failure>> {
+        None
+    }
 
     /// Takes an operation; it ends through its ticket, maybe before this
     /// returns. True when progress must be driven for that.

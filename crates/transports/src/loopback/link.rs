@@ -12,8 +12,8 @@ use crate::controls::{Controls, OVERRUN};
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
-    lock, Binding, BindingTable, ControlPath, Failure, Inline, Link, Op, PeerIdx, PeerStats, Region, RegionTable, Sink,
-    Splits, Target,
+    lock, Binding, BindingTable, ControlPath, Failure, Link, Op, PeerIdx, PeerStats, Region, RegionTable, Sink, Splits,
+    Target,
 };
 
 /// One engine's way to another in a simulation: what a queue pair on every NIC,
@@ -291,11 +291,6 @@ impl Link for SimLink {
         let Some(request) = request else { return binding };
         self.push_news(News::Import { request, region, key });
         binding
-    }
-
-    fn try_inline(&self, _write: &Inline<'_>) -> Option<Result<(), Failure>> {
-        // Done means acknowledged, and that takes a round trip.
-        None
     }
 
     fn post(&self, mut op: Op) -> bool {

@@ -16,8 +16,8 @@ use super::slab::Slab;
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
-    lock, Binding, BindingTable, ControlPath, Failure, Inline, Leg, Link, Op, PeerIdx, PeerStats, Place, Region,
-    RegionTable, Sink, Splits, Spread, Target,
+    lock, Binding, BindingTable, ControlPath, Failure, Leg, Link, Op, PeerIdx, PeerStats, Place, Region, RegionTable,
+    Sink, Splits, Spread, Target,
 };
 
 /// What a path over NICs is made of.
@@ -298,11 +298,6 @@ impl<N: Nic> Link for RailLink<N> {
             self.tell(Rails::Bind { request, region, key, nbytes });
         }
         binding
-    }
-
-    fn try_inline(&self, _write: &Inline<'_>) -> Option<Result<(), Failure>> {
-        // Done means acknowledged by the peer's NIC, and that takes a round trip.
-        None
     }
 
     fn post(&self, op: Op) -> bool {

@@ -16,8 +16,8 @@ use crate::controls::Controls;
 use crate::mutant::Mutant;
 use crate::sys::Ready;
 use crate::{
-    lock, read, write, Binding, BindingTable, Clock, ControlPath, Failure, Inline, Link, Op, Payload, PeerIdx,
-    PeerStats, Region, RegionTable, Sink,
+    lock, read, write, Binding, BindingTable, Clock, ControlPath, Failure, Link, Op, Payload, PeerIdx, PeerStats,
+    Region, RegionTable, Sink,
 };
 
 /// One engine's way to another over TCP. Every peer has one, for its lane 0 is
@@ -374,11 +374,6 @@ impl Link for TcpLink {
 
     fn bind(&self, region: u64, key: u64, nbytes: u64) -> Arc<Binding> {
         lock(&self.bindings).find_or_ready(region, key, nbytes)
-    }
-
-    fn try_inline(&self, _write: &Inline<'_>) -> Option<Result<(), Failure>> {
-        // Done means acknowledged, and that takes a round trip.
-        None
     }
 
     fn post(&self, op: Op) -> bool {
