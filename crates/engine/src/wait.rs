@@ -192,10 +192,9 @@ impl Inner {
             let now_ns = self.clock.now_ns();
             // ORDERING: a hint for the worker.
             self.presence.driven_ns.store(now_ns, Ordering::Relaxed);
-            self.poll_links(&mut driver);
             self.listen(&mut driver, now_ns);
             self.tick(&mut driver, now_ns);
-            self.leave_to_worker(&driver);
+            self.leave_to_worker(&mut driver);
         }
     }
 
@@ -271,16 +270,17 @@ impl Inner {
         // ORDERING: the worker in epoll must be kicked again from now on; then look once more for what came between.
         if self.presence.worker_blocked.load(Ordering::SeqCst) {
             self.doorbell.set_blocked(Blocked::Worker);
-            self.poll_links(driver);
             self.leave_to_worker(driver);
         }
         driven
     }
 
-    /// A worker in epoll does not know of the deadlines that we took out of the ring, and what woke it for them may
-    /// have been read by us before it ran.
-    fn leave_to_worker(&self, driver: &Driver) {
-        if driver.is_expecting() && !self.presence.looks_before(driver.next_tick_ns()) {
+    /// Looks a last time. A worker in epoll does not know of what we took and leave behind, half of a copy or a deadline,
+    /// and what woke it for that may have been read by us before it ran.
+    fn leave_to_worker(&self, driver: &mut Driver) {
+        // What moves twice goes on: once may be no more than the answers to what we read.
+        let goes_on = self.poll_links(driver) && self.poll_links(driver);
+        if goes_on || driver.is_expecting() && !self.presence.looks_before(driver.next_tick_ns()) {
             self.wake();
         }
     }

@@ -68,6 +68,63 @@ fn who_copies_does_not_sleep() {
     assert!(num_sleeps < i64::from(NUM_WRITES) / 2, "slept {num_sleeps} times in {NUM_WRITES} writes");
 }
 
+/// Who looks once, or waits too short, leaves the rest to the worker, whose wake-up he may have taken.
+#[test]
+fn who_looks_once_leaves_the_rest_to_the_worker() {
+    let nbytes = 8 * MIB;
+    let looks: [fn(&Transfer); 2] = [|write| _ = write.is_done(), |write| _ = write.wait(Some(MOMENT))];
+    for transport in ["tcp", "shm"] {
+        let pair = Pair::new(transport, nbytes);
+        let (src, dst) = (pair.region.slice(0..nbytes).unwrap(), pair.remote.slice(0..nbytes).unwrap());
+        for look in looks {
+            let took = median(|| {
+                // Until the workers sleep.
+                std::thread::sleep(PAUSE);
+                let began = Instant::now();
+                let write = pair.here.write(&src, &dst, WriteOptions::default()).unwrap();
+                look(&write);
+                until_it_ends(&write);
+                began.elapsed()
+            });
+            assert!(took < TICK / 2, "{transport}: after a look {nbytes} bytes took {took:?}");
+        }
+    }
+}
+
+/// Who finds the count that it looked for does not look again: what it read is acknowledged all the same.
+#[test]
+fn what_a_look_reads_is_acknowledged() {
+    let pair = Pair::new("tcp", MIB);
+    let counter = pair.there.counter(Some(7), &[]).unwrap();
+    let (src, dst) = (pair.region.slice(0..8).unwrap(), pair.remote.slice(0..8).unwrap());
+    let took = median(|| {
+        std::thread::sleep(PAUSE);
+        let (began, before) = (Instant::now(), counter.value());
+        let options = WriteOptions { imm: Some(7), ..WriteOptions::default() };
+        let write = pair.here.write(&src, &dst, options).unwrap();
+        while counter.value() == before {
+            assert!(began.elapsed() < LONG, "nothing came");
+        }
+        until_it_ends(&write);
+        began.elapsed()
+    });
+    assert!(took < TICK / 2, "it took {took:?} to acknowledge 8 bytes that had come");
+}
+
+/// The median of some tries.
+fn median(mut took: impl FnMut() -> Duration) -> Duration {
+    let mut all: Vec<_> = (0..NUM_TRIES).map(|_| took()).collect();
+    all.sort_unstable();
+    all[NUM_TRIES / 2]
+}
+
+/// Waits for an end without looking for it.
+fn until_it_ends(transfer: &Transfer) {
+    let (tell, told) = std::sync::mpsc::channel();
+    transfer.on_end(Box::new(move || _ = tell.send(())));
+    told.recv_timeout(LONG).unwrap();
+}
+
 /// How often this thread has slept so far.
 fn num_sleeps() -> i64 {
     // SAFETY: numbers, for which zero is a value, and which the call fills in.
@@ -83,7 +140,8 @@ struct Pair {
     here: Engine,
     region: Region,
     remote: Remote,
-    _there: (Engine, Region),
+    there: Engine,
+    _theirs: Region,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -97,7 +155,7 @@ impl Pair {
         let (region, theirs) = (here.allocate(nbytes).unwrap(), there.allocate(nbytes).unwrap());
         let remote = here.import(&theirs.descriptor().unwrap().encode()).unwrap();
         here.connect(remote.address(), Some(LONG)).unwrap();
-        Self { here, region, remote, _there: (there, theirs), _alone: alone }
+        Self { here, region, remote, there, _theirs: theirs, _alone: alone }
     }
 
     /// Writes so many pages of 64 KiB.
@@ -114,4 +172,8 @@ const MIB: u64 = 1 << 20;
 const PAGE: u64 = 64 << 10;
 const LARGE: u64 = 256 * MIB;
 const NUM_TRIES: usize = 10;
+/// Between two looks of a calm engine at the clock.
+const TICK: Duration = Duration::from_millis(250);
+const PAUSE: Duration = Duration::from_millis(5);
+const MOMENT: Duration = Duration::from_micros(20);
 const NUM_WRITES: u32 = 50;
