@@ -101,9 +101,10 @@ impl TcpLink {
     /// have failed, and quiesce. With `confirmed`, lane 0 resumes after that control message.
     pub fn set_lane(&self, lane: Arc<Lane>, confirmed: u64) {
         let idx = usize::from(lane.idx).min(Self::MAX_STREAMS);
+        let mut controls = None;
         if idx == 0 {
             self.confirm(confirmed);
-            let controls = lock(&self.controls);
+            let controls = controls.insert(lock(&self.controls));
             let mut submitted = lock(&lane.submitted);
             for (sequence, bytes) in controls.unconfirmed() {
                 // There is room: no more are kept.
@@ -119,6 +120,8 @@ impl TcpLink {
             self.stands.store(lanes[0].is_some(), Ordering::Relaxed);
             before
         };
+        // Until now: a message that comes after those is queued where they are.
+        drop(controls);
         if let Some(before) = before {
             let why = Failure::ConnectionBroken("replaced by a new connection".into());
             self.limbo.keep(idx as u8, before.stop(&why), &why);

@@ -1,0 +1,89 @@
+//! The link over streams, without another engine at their ends.
+
+// A test may unwrap: its panic is the report.
+#![allow(clippy::unwrap_used)]
+
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyfabric_transports::sys::{Fd, Poller};
+use anyfabric_transports::tcp::{Lane, TcpLink};
+use anyfabric_transports::{Clock, ControlPath, Link, Sink};
+use anyfabric_wire::{Frame, FrameKind};
+
+/// Nobody cares for what is reported.
+struct Nobody;
+
+impl Sink for Nobody {}
+
+/// A link without streams, and where they come from.
+struct Bench {
+    link: TcpLink,
+    poller: Arc<Poller>,
+    listener: TcpListener,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let link = TcpLink::new(1, Arc::default(), 1 << 16, 2, Clock::Real);
+        let poller = Arc::new(Poller::new().unwrap());
+        Self { link, poller, listener: TcpListener::bind("127.0.0.1:0").unwrap() }
+    }
+
+    /// A stream, and its other end.
+    fn lane(&self, idx: u8) -> (Arc<Lane>, TcpStream) {
+        let ours = TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = self.listener.accept().unwrap();
+        theirs.set_read_timeout(Some(MOMENT)).unwrap();
+        let lane = Lane::new(Fd::new(OwnedFd::from(ours)), idx, u64::from(idx), Arc::clone(&self.poller)).unwrap();
+        (Arc::new(lane), theirs)
+    }
+
+    /// Sends what there is to send.
+    fn flush(&self) {
+        while self.link.poll(&Nobody) {}
+    }
+}
+
+/// The header of the next frame, if one comes.
+fn next_frame(stream: &mut TcpStream) -> Option<Frame> {
+    let mut header = [0; Frame::HEADER];
+    stream.read_exact(&mut header).ok()?;
+    let frame = Frame::decode(&header).unwrap();
+    let mut rest = vec![0; usize::from(frame.num_pages) * 8 + frame.nbytes as usize];
+    stream.read_exact(&mut rest).ok()?;
+    Some(frame)
+}
+
+/// What any thread sends while the control connection is replaced goes over the old one or the new one, and what the peer
+/// has not confirmed comes over the new one without a gap.
+#[test]
+fn no_control_message_is_lost_between_two_connections() {
+    let bench = Bench::new();
+    let (first, mut theirs) = bench.lane(0);
+    bench.link.set_lane(first, 0);
+    let mut received = 0;
+    for round in 1..=NUM_ROUNDS {
+        let (next, their_next) = bench.lane(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..NUM_MESSAGES).for_each(|_| bench.link.send_control(vec![7])));
+            // One of them has come, the others are on their way.
+            received = next_frame(&mut theirs).unwrap().op;
+            bench.link.set_lane(next, received);
+        });
+        theirs = their_next;
+        bench.flush();
+        while received < round * NUM_MESSAGES {
+            let frame = next_frame(&mut theirs).unwrap_or_else(|| panic!("nothing after message {received}"));
+            assert_eq!((frame.kind, frame.op), (FrameKind::Control, received + 1), "in round {round}");
+            received = frame.op;
+        }
+    }
+}
+
+const NUM_ROUNDS: u64 = 1000;
+const NUM_MESSAGES: u64 = 20;
+const MOMENT: Duration = Duration::from_secs(5);
