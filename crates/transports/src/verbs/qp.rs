@@ -49,6 +49,9 @@ impl QueuePair {
         port: &Port,
         settings: &VerbsSettings,
     ) -> Result<Self, NicError> {
+        let mut random = [0; 4];
+        getrandom::fill(&mut random).map_err(|error| NicError::Device(format!("random numbers: {error}")))?;
+        let psn = u32::from_le_bytes(random) & PSN_MASK;
         let cap = QpCap {
             max_send_wr: depth,
             max_recv_wr: 0,
@@ -79,9 +82,6 @@ impl QueuePair {
             let most = domain.attributes.max_qp;
             return Err(NicError::Device(format!("{}: no queue pair is left (it has {most}): {error}", domain.name)));
         }
-        let mut random = [0; 4];
-        getrandom::fill(&mut random).map_err(|error| NicError::Device(format!("random numbers: {error}")))?;
-        let psn = u32::from_le_bytes(random) & PSN_MASK;
         let this = Self { domain: Arc::clone(domain), qp, psn, max_inline: init.cap.max_inline_data };
         let attr = QpAttr {
             qp_state: sys::QPS_INIT,
