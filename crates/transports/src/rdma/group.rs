@@ -12,7 +12,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use anyfabric_plan::{Extent, MAX_NICS};
+use anyfabric_plan::{Extent, Extents, MAX_NICS};
 use anyfabric_wire::NicLibrary;
 use crossbeam_queue::ArrayQueue;
 
@@ -221,6 +221,10 @@ impl<N: Nic> RailGroup<N> {
     #[inline]
     fn post(&self, state: &mut State<N>, path: u32, op: Op) {
         let State { nics, book, .. } = state;
+        // Never one work request: not moved once more to be given back.
+        if matches!(&op.payload, Payload::Write { extents: Extents::Pages { .. }, .. } | Payload::Message(_)) {
+            return self.start(state, path, op);
+        }
         if let Some(op) = book.post_alone(nics, &self.registrations, path, op) {
             self.start(state, path, op);
         }
