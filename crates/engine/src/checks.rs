@@ -14,13 +14,17 @@ use crate::{Code, Error, PeerGroup, Region, Result, ScatterTarget};
 impl Inner {
     /// Whether this engine may read the source of an operation.
     #[inline]
-    pub(crate) fn check_source(self: &Arc<Self>, src: &Slice, operation: &'static str) -> Result<()> {
+    pub(crate) fn check_source(
+        self: &Arc<Self>,
+        (inner, memory): (&Arc<Self>, &Memory),
+        operation: &'static str,
+    ) -> Result<()> {
         self.check_open_to(operation)?;
-        if !Arc::ptr_eq(&src.inner, self) {
-            let message = format!("region {} belongs to another engine; register the memory here", src.memory.id);
+        if !Arc::ptr_eq(inner, self) {
+            let message = format!("region {} belongs to another engine; register the memory here", memory.id);
             return Err(Error::invalid(message).during(operation));
         }
-        check_memory(&src.memory, operation)
+        check_memory(memory, operation)
     }
 }
 
@@ -45,12 +49,16 @@ pub(crate) fn check_alike(src: &Slice, dst: &RemoteSlice) -> Result<Extent> {
     Ok(Extent { src: src.offset, dst: dst.offset, nbytes: src.nbytes })
 }
 
-pub(crate) fn check_pages(src: &Slice, src_pages: &PageList, dst: &RemoteSlice, dst_pages: &PageList) -> Result<()> {
+/// Whether two lists of pages fit each other, and each the bytes that there are.
+pub(crate) fn check_pages(
+    (src_nbytes, src_pages): (u64, &PageList),
+    (dst_nbytes, dst_pages): (u64, &PageList),
+) -> Result<()> {
     let invalid =
         |what: &str, error: anyfabric_plan::PageError| Error::invalid(format!("{what}: {error}")).during("write_pages");
     src_pages.check_alike(dst_pages).map_err(|error| invalid("page lists", error))?;
-    src_pages.check(src.nbytes).map_err(|error| invalid("source pages", error))?;
-    dst_pages.check(dst.nbytes).map_err(|error| invalid("destination pages", error))?;
+    src_pages.check(src_nbytes).map_err(|error| invalid("source pages", error))?;
+    dst_pages.check(dst_nbytes).map_err(|error| invalid("destination pages", error))?;
     Ok(())
 }
 

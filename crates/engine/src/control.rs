@@ -392,8 +392,8 @@ impl Inner {
                 }
             }
             // ORDERING: notices.
-            Control::EarlyArrivalsFull { .. } => peer.refuses_early.store(true, Ordering::Relaxed),
-            Control::EarlyArrivalsRoom => peer.refuses_early.store(false, Ordering::Relaxed),
+            Control::EarlyArrivalsFull { .. } => peer.set_refuses_early(true),
+            Control::EarlyArrivalsRoom => peer.set_refuses_early(false),
             Control::Rails { library, message } => self.on_rails(peer, library, message),
             Control::Goodbye => {
                 if let Some(shm) = peer.shm() {

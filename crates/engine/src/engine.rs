@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyfabric_plan::{Extents, PageList};
-use anyfabric_transports::Inline;
+use anyfabric_transports::{Inline, Region as Memory};
 use anyfabric_wire::{Address, Imm};
 
 use crate::checks::{check_alike, check_imm, check_pages};
@@ -14,7 +14,7 @@ use crate::counter::Counter;
 use crate::inner::{lock, nanos, Inner};
 use crate::peer::Content;
 use crate::region::Slice;
-use crate::remote::{Remote, RemoteSlice};
+use crate::remote::{Remote, RemoteShared, RemoteSlice};
 use crate::submit::{Order, Part, What};
 use crate::transfer::{About, Transfer, TIMED_BYTES};
 use crate::under_way::Entry;
@@ -125,9 +125,9 @@ impl Engine {
     /// Everything else fails the transfer.
     #[inline]
     pub fn write(&self, src: &Slice, dst: &RemoteSlice, options: WriteOptions) -> Result<Transfer> {
-        self.inner.check_source(src, "write")?;
+        self.inner.check_source((&src.inner, &src.memory), "write")?;
         let extents = Extents::One(check_alike(src, dst)?);
-        self.write_extents((src, dst, extents), 1, options, None)
+        self.write_extents((&src.memory, &dst.shared, extents), 1, options, None)
     }
 
     /// Writes page `i` of `src` into page `i` of `dst`; counts once a page.
@@ -140,14 +140,14 @@ impl Engine {
         dst: (&Remote, PageList),
         options: WriteOptions,
     ) -> Result<Transfer> {
-        let (source, remote) = (Slice::from(src.0), RemoteSlice::from(dst.0));
-        self.inner.check_source(&source, "write_pages")?;
-        check_pages(&source, &src.1, &remote, &dst.1)?;
-        let num_pages = u32::try_from(src.1.num_pages())
+        let ((src, src_pages), (dst, dst_pages)) = (src, dst);
+        self.inner.check_source((&src.inner, &src.memory), "write_pages")?;
+        check_pages((src.nbytes(), &src_pages), (dst.nbytes(), &dst_pages))?;
+        let num_pages = u32::try_from(src_pages.num_pages())
             .map_err(|_| Error::invalid("more than 2^32 pages in one call").during("write_pages"))?;
         let mut entry = self.inner.rings.draft();
-        let extents = entry.extents(src.1, dst.1);
-        self.write_extents((&source, &remote, extents), num_pages, options, Some(entry))
+        let extents = entry.extents(src_pages, dst_pages);
+        self.write_extents((&src.memory, &dst.shared, extents), num_pages, options, Some(entry))
     }
 
     /// Sends a message; done when the peer's engine has queued it.
@@ -307,7 +307,7 @@ impl Engine {
     /// `entry`: one that has the pages, of pages.
     fn write_extents(
         &self,
-        (src, dst, extents): (&Slice, &RemoteSlice, Extents),
+        (source, remote, extents): (&Arc<Memory>, &RemoteShared, Extents),
         count: u32,
         options: WriteOptions,
         entry: Option<Entry>,
@@ -316,30 +316,25 @@ impl Engine {
         let inner = &self.inner;
         let imm = check_imm(options.imm, operation)?;
         let nbytes = extents.nbytes();
-        let about = |peer| About { operation, peer, region: Some(src.memory.id), nbytes };
+        let about = |peer| About { operation, peer, region: Some(source.id), nbytes };
         if count == 0 {
             return Ok(Transfer::done(0, None));
         }
-        let route = dst.shared.route(inner);
+        let route = remote.route(inner, imm.is_some());
         let found;
         let peer = match route {
-            Some(route) => {
-                if imm.is_some() {
-                    inner.check_counted(&route.peer, || about(None))?;
-                }
-                &route.peer
-            }
+            Some(route) => &route.peer,
             None => {
-                found = inner.peer_for(&dst.shared.descriptor.address, imm, || about(None))?;
-                dst.shared.find_route(inner, &found);
+                found = inner.peer_for(&remote.descriptor.address, imm, || about(None))?;
+                remote.find_route(inner, &found);
                 &found
             }
         };
         let counted = imm.map(|imm| (imm, count));
-        let is_inline = !options.verify && src.memory.gpu_memory().is_none();
+        let is_inline = !options.verify && source.gpu_memory().is_none();
         if let (Some(route), true) = (route, is_inline) {
             let began_ns = (nbytes >= TIMED_BYTES || is_sampled()).then(|| inner.clock.now_ns());
-            let write = Inline { source: &src.memory, binding: &route.binding, extents: &extents, imm: counted };
+            let write = Inline { source, binding: &route.binding, extents: &extents, imm: counted };
             if let Some(result) = route.link.try_inline(&write) {
                 drop(extents);
                 entry.into_iter().for_each(|entry| inner.rings.give_back(entry));
@@ -362,11 +357,11 @@ impl Engine {
         }
         let mut entry = entry.unwrap_or_else(|| inner.rings.draft());
         entry.recipients.add(peer.idx, &peer.operations, nbytes);
-        let source = Some(Arc::clone(&src.memory));
-        let order = Order { num_parts: 1, nbytes, source, imm, timeout: options.timeout, is_probe: false };
+        let kept = Some(Arc::clone(source));
+        let order = Order { num_parts: 1, nbytes, source: kept, imm, timeout: options.timeout, is_probe: false };
         let about = about(Some(Arc::clone(peer)));
         let ticket = inner.begin(entry, order).map_err(|error| about.name(inner, error))?;
-        let what = What::Write { source: &src.memory, remote: &dst.shared, extents };
+        let what = What::Write { source, remote, extents };
         inner.submit_part(Part { peer, what }, (counted, options.verify), &ticket);
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
     }

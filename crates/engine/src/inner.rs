@@ -54,6 +54,8 @@ pub(crate) struct Inner {
     pub(crate) office: Arc<TicketOffice>,
     pub(crate) rings: Rings,
     generation: u32,
+    /// No two engines of a process have the same.
+    pub(crate) serial: u64,
     pub(crate) peers: PeerTable,
     pub(crate) events: Mutex<VecDeque<Event>>,
     pub(crate) has_events: AtomicBool,
@@ -112,6 +114,8 @@ impl Inner {
             rings: Rings::default(),
             doorbell,
             generation: fork_generation(),
+            // ORDERING: only a number.
+            serial: NUM_ENGINES.fetch_add(1, Ordering::Relaxed),
             peers: PeerTable::default(),
             events: Mutex::default(),
             has_events: AtomicBool::new(false),
@@ -391,5 +395,7 @@ fn listen(to: &str, id: EngineId, poller: &Poller) -> Result<(SocketAddr, Listen
     Ok((bound, Listeners { control, local }))
 }
 
+/// Engines of this process so far.
+static NUM_ENGINES: AtomicU64 = AtomicU64::new(0);
 /// Turns that a lost peer's link is still read.
 const LAST_TURNS: usize = 64;

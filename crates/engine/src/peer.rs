@@ -1,7 +1,7 @@
 //! A peer: one incarnation of another engine.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use anyfabric_plan::Extents;
@@ -25,8 +25,8 @@ use crate::wait::FRESH_NS;
 #[repr(C, align(64))]
 pub(crate) struct Peer {
     pub(crate) idx: PeerIdx,
-    /// The peer keeps no more arrivals that nobody waits for.
-    pub(crate) refuses_early: AtomicBool,
+    /// Why nothing may be submitted to it, or nothing that it counts: a bit each.
+    obstacles: AtomicU8,
     has_waiting: AtomicBool,
     /// Of the user with this peer.
     pub(crate) operations: Arc<OperationStats>,
@@ -176,7 +176,7 @@ impl Peer {
             lost: OnceLock::new(),
             heard_ns: AtomicU64::new(now_ns),
             silent_ns: AtomicU64::new(0),
-            refuses_early: AtomicBool::new(false),
+            obstacles: AtomicU8::new(0),
             told_full: AtomicBool::new(false),
             operations: Arc::default(),
         }
@@ -278,7 +278,34 @@ impl Peer {
 
     /// True the first time.
     pub(crate) fn set_lost(&self, why: Failure) -> bool {
-        self.lost.set(why).is_ok()
+        let is_first = self.lost.set(why).is_ok();
+        // ORDERING: after the reason; partner: `takes`.
+        self.obstacles.fetch_or(IS_LOST, Ordering::Release);
+        is_first
+    }
+
+    /// Whether it keeps no more arrivals that nobody waits for, as it has told.
+    pub(crate) fn set_refuses_early(&self, refuses: bool) {
+        // ORDERING: a notice; it comes late in any case.
+        if refuses {
+            self.obstacles.fetch_or(REFUSES_EARLY, Ordering::Relaxed);
+        } else {
+            self.obstacles.fetch_and(!REFUSES_EARLY, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it has told so.
+    pub(crate) fn refuses_early(&self) -> bool {
+        // ORDERING: as above.
+        self.obstacles.load(Ordering::Relaxed) & REFUSES_EARLY != 0
+    }
+
+    /// Whether an operation that it counts, or does not, may be submitted to it.
+    #[inline]
+    pub(crate) fn takes(&self, is_counted: bool) -> bool {
+        let obstacles = if is_counted { IS_LOST | REFUSES_EARLY } else { IS_LOST };
+        // ORDERING: acquire the reason; partner: `set_lost`.
+        self.obstacles.load(Ordering::Acquire) & obstacles == 0
     }
 
     /// Whether that was so lately.
@@ -470,3 +497,7 @@ impl Submission {
         self.ticket.part_ended_at(peer.idx, Err(why));
     }
 }
+
+/// The obstacles of a peer.
+const IS_LOST: u8 = 1;
+const REFUSES_EARLY: u8 = 2;

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyfabric_plan::Extents;
 use anyfabric_transports::{Binding, Link, Region as Memory};
-use anyfabric_wire::{Address, Descriptor, Device, EngineId};
+use anyfabric_wire::{Address, Descriptor, Device};
 
 use crate::inner::Inner;
 use crate::peer::{Content, Peer};
@@ -29,8 +29,8 @@ pub(crate) struct RemoteShared {
 
 /// Found once, used for every operation.
 pub(crate) struct Route {
-    /// By its name, which no later engine has; one may well lie where another lay.
-    engine: EngineId,
+    /// By a number that no later engine has; one may well lie where another lay.
+    engine: u64,
     pub(crate) peer: Arc<Peer>,
     pub(crate) link: Arc<dyn Link>,
     pub(crate) binding: Arc<Binding>,
@@ -91,10 +91,10 @@ impl From<Descriptor> for Remote {
 
 impl RemoteShared {
     /// How this engine reaches the region, once that is known and as long as its
-    /// peer is not lost.
+    /// peer takes what it counts, or does not.
     #[inline]
-    pub(crate) fn route(&self, inner: &Inner) -> Option<&Route> {
-        self.route.get().filter(|route| route.engine == inner.address.engine && route.peer.lost().is_none())
+    pub(crate) fn route(&self, inner: &Inner, is_counted: bool) -> Option<&Route> {
+        self.route.get().filter(|route| route.engine == inner.serial && route.peer.takes(is_counted))
     }
 
     /// What is submitted to write ranges of `source` here.
@@ -116,7 +116,7 @@ impl RemoteShared {
         if let (Some(link), None) = (peer.link().filter(reaches), self.route.get()) {
             let Descriptor { region, key, nbytes, .. } = self.descriptor;
             let binding = link.bind(region, key, nbytes);
-            let route = Route { engine: inner.address.engine, peer: Arc::clone(peer), link: Arc::clone(link), binding };
+            let route = Route { engine: inner.serial, peer: Arc::clone(peer), link: Arc::clone(link), binding };
             let _ = self.route.set(route);
         }
     }

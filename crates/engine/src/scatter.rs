@@ -1,18 +1,18 @@
 //! Operations with several peers: scatter and barrier.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyfabric_plan::Extent;
 use anyfabric_transports::{Failure, Ticket};
 use anyfabric_wire::{Address, Imm};
+use arc_swap::Guard;
 use arrayvec::ArrayVec;
 
 use crate::checks::{check_imm, check_target};
 use crate::peer::Peer;
 use crate::peers::Known;
-use crate::region::Slice;
-use crate::remote::Route;
 use crate::submit::{LegsOf, Order, Towards};
 use crate::transfer::{About, Transfer};
 use crate::{Engine, PeerGroup, Region, Remote, Result, WriteOptions};
@@ -51,23 +51,17 @@ impl Engine {
         options: WriteOptions,
     ) -> Result<Transfer> {
         const OPERATION: &str = "scatter";
-        let source = Slice::from(src);
-        self.inner.check_source(&source, OPERATION)?;
+        self.inner.check_source((&src.inner, &src.memory), OPERATION)?;
         let imm = check_imm(options.imm, OPERATION)?;
         let about = |nbytes| About { operation: OPERATION, peer: None, region: Some(src.id()), nbytes };
         let about_all = || about(targets.iter().fold(0, |sum: u64, target| sum.saturating_add(target.nbytes)));
         let (inner, mut nbytes) = (&self.inner, 0_u64);
         let mut entry = inner.rings.draft();
-        let mut at_hand = ArrayVec::<&Route, AT_HAND>::new();
         for (idx, target) in targets.iter().enumerate() {
             check_target(src, (idx, target), group)?;
             nbytes = nbytes.saturating_add(target.nbytes);
             let remote = &target.remote.shared;
-            if let Some(route) = remote.route(inner) {
-                if imm.is_some() {
-                    inner.check_counted(&route.peer, about_all)?;
-                }
-                let _ = at_hand.try_push(route);
+            if let Some(route) = remote.route(inner, imm.is_some()) {
                 entry.recipients.add(route.peer.idx, &route.peer.operations, target.nbytes);
             } else {
                 let peer = inner.peer_for(target.remote.address(), imm, about_all)?;
@@ -84,20 +78,16 @@ impl Engine {
         let order = Order { num_parts, nbytes, source, imm, timeout: options.timeout, is_probe: false };
         let ticket = inner.begin(entry, order).map_err(|error| about.name(inner, error))?;
         let of = LegsOf { ticket: &ticket, source: Some(&src.memory), imm, verify: options.verify, num: targets.len() };
-        if at_hand.len() == targets.len() {
-            inner.submit_legs(targets.iter().zip(at_hand).map(Towards::over), &of);
-        } else {
-            let peers = inner.peers.known();
-            let towards = targets.iter().filter_map(|target| {
-                let route = target.remote.shared.route(inner);
-                let peer = match route {
-                    Some(route) => &route.peer,
-                    None => self.find(&peers, target.remote.address(), imm, &ticket)?,
-                };
-                Some(Towards { peer, target: Some((target, route)) })
-            });
-            inner.submit_legs(towards, &of);
-        }
+        let known = OnceCell::new();
+        let towards = targets.iter().filter_map(|target| {
+            let route = target.remote.shared.route(inner, imm.is_some());
+            let peer = match route {
+                Some(route) => &route.peer,
+                None => self.find_anew(&known, target.remote.address(), imm, &ticket)?,
+            };
+            Some(Towards { peer, target: Some((target, route)) })
+        });
+        inner.submit_legs(towards, &of);
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
     }
 
@@ -117,9 +107,8 @@ impl Engine {
         let known = inner.peers.known();
         let mut at_hand = ArrayVec::<&Arc<Peer>, AT_HAND>::new();
         for address in others() {
-            match known.find(address.engine).filter(|peer| peer.lost().is_none()) {
+            match known.find(address.engine).filter(|peer| peer.takes(true)) {
                 Some(peer) => {
-                    inner.check_counted(peer, || about.clone())?;
                     let _ = at_hand.try_push(peer);
                     entry.recipients.add(peer.idx, &peer.operations, 0);
                 }
@@ -148,6 +137,18 @@ impl Engine {
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
     }
 
+    /// As [`Engine::find`], of a peer whose route is not known, or is lost by now.
+    #[cold]
+    fn find_anew<'p>(
+        &self,
+        known: &'p OnceCell<Guard<Arc<Known>>>,
+        address: &Address,
+        imm: Option<Imm>,
+        to: &Ticket,
+    ) -> Option<&'p Arc<Peer>> {
+        self.find(known.get_or_init(|| self.inner.peers.known()), address, imm, to)
+    }
+
     /// A peer that was met before; one that is being met anew this very moment fails
     /// its part.
     #[inline]
@@ -169,5 +170,5 @@ impl Engine {
     }
 }
 
-/// Targets and peers that are looked up once only.
+/// Peers that are looked up once only.
 const AT_HAND: usize = 256;

@@ -77,12 +77,6 @@ pub(crate) enum Prepared<'p> {
 /// What the receiver counts, and whether it checks a checksum before.
 pub(crate) type How = (Option<(Imm, u32)>, bool);
 
-impl<'p> Towards<'p> {
-    pub(crate) const fn over((target, route): (&'p ScatterTarget, &'p Route)) -> Self {
-        Self { peer: &route.peer, target: Some((target, Some(route))) }
-    }
-}
-
 impl Inner {
     /// Begins an operation, once there is room for it: from now on its deadline is
     /// looked after. `entry` names whom it is for.
@@ -357,23 +351,10 @@ impl Inner {
             let about = About { peer: Some(peer.clone()), ..about() };
             return Err(about.error(self, why));
         }
-        if imm.is_some() {
-            self.check_counted(&peer, about)?;
+        if imm.is_some() && peer.refuses_early() {
+            return Err(self.uncounted(&peer, about()));
         }
         Ok(peer)
-    }
-
-    /// Whether a counted operation may go to this peer.
-    ///
-    /// # Errors
-    /// `ResourceExhausted`, once for every notice of the peer's.
-    #[inline]
-    pub(crate) fn check_counted(&self, peer: &Peer, about: impl FnOnce() -> About) -> Result<()> {
-        // ORDERING: a notice; it comes late in any case.
-        if peer.refuses_early.load(Ordering::Relaxed) {
-            return Err(self.uncounted(peer, about()));
-        }
-        Ok(())
     }
 
     #[cold]

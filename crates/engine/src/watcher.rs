@@ -146,12 +146,12 @@ impl Watcher {
             Operation::Write { src, dst } => ("write", src.clone(), dst.clone()),
             Operation::WritePages { src, dst, .. } => ("write_pages", src.clone(), dst.clone()),
         };
-        self.inner.check_source(&src, name)?;
+        self.inner.check_source((&src.inner, &src.memory), name)?;
         let imm = check_imm(imm, name)?;
         let extents = match operation {
             Operation::Write { src, dst } => Extents::One(check_alike(&src, &dst)?),
             Operation::WritePages { src, src_pages, dst, dst_pages } => {
-                check_pages(&src, &src_pages, &dst, &dst_pages)?;
+                check_pages((src.nbytes, &src_pages), (dst.nbytes, &dst_pages))?;
                 Extents::pages(src_pages, dst_pages)
             }
         };
