@@ -294,12 +294,6 @@ impl Peer {
         }
     }
 
-    /// Whether it has told so.
-    pub(crate) fn refuses_early(&self) -> bool {
-        // ORDERING: as above.
-        self.obstacles.load(Ordering::Relaxed) & REFUSES_EARLY != 0
-    }
-
     /// Whether an operation that it counts, or does not, may be submitted to it.
     #[inline]
     pub(crate) fn takes(&self, is_counted: bool) -> bool {

@@ -347,14 +347,13 @@ impl Inner {
             return Err(Error::invalid(message).during(about().operation));
         }
         let peer = self.peer_at(address);
-        if let Some(why) = peer.lost() {
-            let about = About { peer: Some(peer.clone()), ..about() };
-            return Err(about.error(self, why));
+        if peer.takes(imm.is_some()) {
+            return Ok(peer);
         }
-        if imm.is_some() && peer.refuses_early() {
-            return Err(self.uncounted(&peer, about()));
-        }
-        Ok(peer)
+        Err(match peer.lost() {
+            Some(why) => About { peer: Some(peer.clone()), ..about() }.error(self, why),
+            None => self.uncounted(&peer, about()),
+        })
     }
 
     #[cold]
