@@ -88,6 +88,11 @@ impl Driver {
         self.next_id
     }
 
+    /// Whether something waits for room that nobody announces: it is looked for again and again.
+    pub(crate) fn awaits_room(&self) -> bool {
+        self.peers.iter().any(|peer| peer.shm().is_some_and(|shm| shm.awaits_room()))
+    }
+
     pub(crate) const fn is_expecting(&self) -> bool {
         self.is_expecting
     }

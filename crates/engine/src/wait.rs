@@ -280,7 +280,10 @@ impl Inner {
     fn leave_to_worker(&self, driver: &mut Driver) {
         // What moves twice goes on: once may be no more than the answers to what we read.
         let goes_on = self.poll_links(driver) && self.poll_links(driver);
-        if goes_on || driver.is_expecting() && !self.presence.looks_before(driver.next_tick_ns()) {
+        if goes_on
+            || driver.awaits_room()
+            || driver.is_expecting() && !self.presence.looks_before(driver.next_tick_ns())
+        {
             self.wake();
         }
     }
@@ -354,7 +357,7 @@ impl Inner {
         patience: &impl Fn() -> u32,
     ) -> u64 {
         let presence = &self.presence;
-        let is_busy = self.config.polling == Polling::Busy || self.groups.must_be_polled();
+        let is_busy = self.config.polling == Polling::Busy || self.groups.must_be_polled() || driver.awaits_room();
         if is_busy || presence.worker_blocked.load(Ordering::SeqCst) {
             return now_ns;
         }

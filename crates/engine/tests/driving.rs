@@ -111,6 +111,24 @@ fn what_a_look_reads_is_acknowledged() {
     assert!(took < TICK / 2, "it took {took:?} to acknowledge 8 bytes that had come");
 }
 
+/// Nobody tells the writer that there is room again.
+#[test]
+fn room_in_a_ring_is_soon_found() {
+    let nbytes = 8 * MIB;
+    let pair = Pair::isolated(nbytes);
+    let (src, dst) = (pair.region.slice(0..nbytes).unwrap(), pair.remote.slice(0..nbytes).unwrap());
+    let waits: [fn(&Transfer); 2] = [until_it_ends, |write| write.wait(Some(LONG)).unwrap()];
+    for wait in waits {
+        let took = median(|| {
+            std::thread::sleep(PAUSE);
+            let began = Instant::now();
+            wait(&pair.here.write(&src, &dst, WriteOptions::default()).unwrap());
+            began.elapsed()
+        });
+        assert!(took < TICK / 2, "{nbytes} bytes that do not fit the ring took {took:?}");
+    }
+}
+
 /// The median of some tries.
 fn median(mut took: impl FnMut() -> Duration) -> Duration {
     let mut all: Vec<_> = (0..NUM_TRIES).map(|_| took()).collect();
@@ -148,11 +166,24 @@ struct Pair {
 impl Pair {
     fn new(transport: &str, nbytes: u64) -> Self {
         let alone = lock(&ALONE);
-        // A heartbeat that came would be heard at once, whoever drives.
-        let (transports, heartbeat) = (vec![transport.to_owned()], 10 * LONG);
-        let config = || Config { transports: transports.clone(), heartbeat, ..Config::default() };
-        let (here, there) = (Engine::new(config()).unwrap(), Engine::new(config()).unwrap());
-        let (region, theirs) = (here.allocate(nbytes).unwrap(), there.allocate(nbytes).unwrap());
+        let [here, there] = engines(transport, false);
+        let theirs = there.allocate(nbytes).unwrap();
+        Self::over(here, there, theirs, alone)
+    }
+
+    /// Over a ring: what is written neither maps nor reaches by itself.
+    fn isolated(nbytes: u64) -> Self {
+        let alone = lock(&ALONE);
+        let [here, there] = engines("shm", true);
+        let mut bytes = vec![0_u8; nbytes as usize];
+        let address = bytes.as_mut_ptr();
+        // SAFETY: the region keeps the bytes, which do not move.
+        let theirs = unsafe { there.register(address, nbytes, true, Box::new(bytes)) }.unwrap();
+        Self::over(here, there, theirs, alone)
+    }
+
+    fn over(here: Engine, there: Engine, theirs: Region, alone: MutexGuard<'static, ()>) -> Self {
+        let region = here.allocate(theirs.nbytes()).unwrap();
         let remote = here.import(&theirs.descriptor().unwrap().encode()).unwrap();
         here.connect(remote.address(), Some(LONG)).unwrap();
         Self { here, region, remote, there, _theirs: theirs, _alone: alone }
@@ -166,6 +197,13 @@ impl Pair {
     }
 }
 
+fn engines(transport: &str, isolate: bool) -> [Engine; 2] {
+    // A heartbeat that came would be heard at once, whoever drives.
+    let (transports, heartbeat) = (vec![transport.to_owned()], 10 * LONG);
+    let config = || Config { transports: transports.clone(), heartbeat, isolate, ..Config::default() };
+    [Engine::new(config()).unwrap(), Engine::new(config()).unwrap()]
+}
+
 /// The tests measure what threads of this process do to each other.
 static ALONE: Mutex<()> = Mutex::new(());
 const MIB: u64 = 1 << 20;
@@ -174,6 +212,6 @@ const LARGE: u64 = 256 * MIB;
 const NUM_TRIES: usize = 10;
 /// Between two looks of a calm engine at the clock.
 const TICK: Duration = Duration::from_millis(250);
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_millis(20);
 const MOMENT: Duration = Duration::from_micros(20);
 const NUM_WRITES: u32 = 50;

@@ -111,7 +111,7 @@ impl Inner {
             // Nobody sleeps, so nobody waits: arrivals can lie in the ring until it is half full, or the next tick.
             self.doorbell.set_patience(|| if self.counters.has_waiters() { 0 } else { u32::MAX });
             let until_tick = driver.until_tick(self.clock.now_ns());
-            if self.groups.must_be_polled() || !is_armed {
+            if self.groups.must_be_polled() || !is_armed || driver.awaits_room() {
                 until_tick.min(eighth(idle_ns, SHORTEST_PAUSE, LONGEST_PAUSE))
             } else {
                 until_tick
@@ -158,7 +158,7 @@ const SLICE: Duration = Duration::from_millis(4);
 /// longest: benchmarks/limits.py, 8 bytes behind 1 GiB; docs/decisions/0019.
 const SHORTEST_LINGER: Duration = Duration::from_micros(100);
 const LONGEST_LINGER: Duration = Duration::from_millis(1);
-/// Between two looks at a NIC that announces nothing, an eighth of the time without news: an idle engine costs next to
-/// nothing. Shorter, and the kernel's own way to sleep and back would be most of it.
+/// Between two looks at a NIC that announces nothing, or for room in a ring, an eighth of the time without news: an idle
+/// engine costs next to nothing. Shorter, and the kernel's own way to sleep and back would be most of it.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);

@@ -181,6 +181,12 @@ impl ShmLink {
         }
     }
 
+    /// Whether something waits for the peer to take what its ring holds: nobody is told when it has.
+    pub fn awaits_room(&self) -> bool {
+        // ORDERING: a hint; asked after `poll`.
+        self.busy.load(Ordering::Relaxed) && !self.is_closed()
+    }
+
     /// The peer's process.
     pub const fn pid(&self) -> u32 {
         self.pid
