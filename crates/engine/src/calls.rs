@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyfabric_transports::sys::Interest;
 use anyfabric_transports::tcp::TcpLink;
-use anyfabric_transports::{ControlPath, Failure};
+use anyfabric_transports::Failure;
 use anyfabric_wire::handshake::{Accepted, Hello, Purpose, Rejection, Resume, Welcome};
 use anyfabric_wire::EngineId;
 
@@ -256,7 +256,7 @@ impl Inner {
                 });
                 if let Some(tcp) = peer.as_ref().and_then(|peer| peer.base.tcp()) {
                     // What stood in its place is read no further, and the peer takes the answer for that word.
-                    tcp.disconnect(lane_idx, "the peer makes it anew");
+                    tcp.take_out(lane_idx, "the peer makes it anew");
                 }
                 let welcome = match &peer {
                     Some(_) => Welcome::Accepted(Box::new(self.accepted(token, 0))),

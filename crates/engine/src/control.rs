@@ -230,7 +230,9 @@ impl Inner {
             peer.base.ready(0, Ready { token: 0, readable: true, writable: false }, self);
             return self.push_event(Event::Parted(peer.idx, why.to_owned()));
         }
-        peer.base.disconnect(channel, why);
+        if !peer.base.disconnect(channel, why) {
+            return;
+        }
         self.log(20, format!("{}: stream {channel} broke: {why}", peer.address));
         if channel > 0 {
             peer.state().retry_lane_ns = self.clock.now_ns() + nanos(self.config.heartbeat) / 16;

@@ -296,8 +296,9 @@ pub trait ControlPath: Link {
     fn received(&self) -> u64;
 
     /// Takes a broken connection out, the control connection when `channel` is
-    /// 0; what it carried has failed.
-    fn disconnect(&self, channel: u8, why: &str);
+    /// 0; what it carried has failed. False when it is out already, or another one
+    /// stands in its place.
+    fn disconnect(&self, channel: u8, why: &str) -> bool;
 }
 
 /// Where a link reports what arrives. A sink that does not care for something leaves it out.

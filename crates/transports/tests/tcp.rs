@@ -6,12 +6,14 @@
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyfabric_transports::sys::{Fd, Poller};
+use anyfabric_transports::sys::{Fd, Poller, Ready};
 use anyfabric_transports::tcp::{Lane, TcpLink};
-use anyfabric_transports::{Clock, ControlPath, Link, Sink};
+use anyfabric_transports::{
+    lock, Clock, ControlPath, Doorbell, Link, Loss, Op, Payload, PeerIdx, Sink, Terms, Ticket, TicketOffice,
+};
 use anyfabric_wire::{Frame, FrameKind};
 
 /// Nobody cares for what is reported.
@@ -81,6 +83,52 @@ fn no_control_message_is_lost_between_two_connections() {
             assert_eq!((frame.kind, frame.op), (FrameKind::Control, received + 1), "in round {round}");
             received = frame.op;
         }
+    }
+}
+
+/// Every stream notices that lane 0 has ended, and the engine calls again for every time that it hears so.
+#[test]
+fn the_end_of_a_stream_is_told_once() {
+    let bench = Bench::new();
+    let mut theirs = Vec::new();
+    for idx in 0..3 {
+        let (lane, their_end) = bench.lane(idx);
+        bench.link.set_lane(lane, 0);
+        theirs.push(their_end);
+    }
+    // Something small is on its way, so that lane 0 is looked at after every other one.
+    bench.link.post(signal(1));
+    drop(theirs);
+    let heard = Heard::default();
+    for channel in [1, 0, 2] {
+        bench.link.ready(channel, Ready { token: 0, readable: true, writable: true }, &heard);
+    }
+    let mut broken = lock(&heard.broken).clone();
+    broken.sort_unstable();
+    assert_eq!(broken, [0, 1, 2]);
+    assert!(bench.link.disconnect(0, "it broke") && !bench.link.has_control());
+    // The peer calls again, and what was heard of the stream before is not said of this one.
+    let (lane, _theirs) = bench.lane(0);
+    bench.link.set_lane(lane, 0);
+    assert!(!bench.link.disconnect(0, "it broke") && bench.link.has_control());
+}
+
+/// An immediate alone.
+fn signal(id: u64) -> Op {
+    let office = Arc::new(TicketOffice::new(Arc::new(Doorbell::private().unwrap()), Clock::Real));
+    let ticket = Arc::new(Ticket::new(office, Terms { num_parts: 1, ..Terms::default() }));
+    Op { id, peer: 1, payload: Payload::Signal, imm: None, verify: false, ticket, loss: Loss::default() }
+}
+
+/// Which streams broke.
+#[derive(Default)]
+struct Heard {
+    broken: Mutex<Vec<u8>>,
+}
+
+impl Sink for Heard {
+    fn broken(&self, _: PeerIdx, channel: u8, _: &str) {
+        lock(&self.broken).push(channel);
     }
 }
 

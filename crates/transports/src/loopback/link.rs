@@ -405,8 +405,8 @@ impl ControlPath for SimLink {
         lock(&self.controls).messages.received()
     }
 
-    fn disconnect(&self, _channel: u8, _why: &str) {
-        lock(&self.controls).connection = None;
+    fn disconnect(&self, _channel: u8, _why: &str) -> bool {
+        lock(&self.controls).connection.take().is_some()
     }
 }
 

@@ -14,6 +14,25 @@ impl TcpLink {
         }
         Ok(())
     }
+
+    /// Ends a stream; what it carried has failed.
+    pub fn take_out(&self, channel: u8, why: &str) {
+        let lane = {
+            let mut lanes = write(&self.lanes);
+            let lane = lanes.get_mut(usize::from(channel)).and_then(Option::take);
+            // ORDERING: under the lock.
+            self.stands.store(lanes[0].is_some(), Ordering::Relaxed);
+            lane
+        };
+        if let Some(lane) = lane {
+            let why = Failure::ConnectionBroken(why.to_owned());
+            self.limbo.keep(channel, lane.stop(&why), &why);
+        }
+        // ORDERING: with `close`, which says so before it lets go of everything.
+        if self.closed.load(Ordering::SeqCst) {
+            self.limbo.release_all();
+        }
+    }
 }
 
 impl ControlPath for TcpLink {
@@ -56,21 +75,12 @@ impl ControlPath for TcpLink {
         lock(&self.controls).received()
     }
 
-    fn disconnect(&self, channel: u8, why: &str) {
-        let lane = {
-            let mut lanes = write(&self.lanes);
-            let lane = lanes.get_mut(usize::from(channel)).and_then(Option::take);
-            // ORDERING: under the lock.
-            self.stands.store(lanes[0].is_some(), Ordering::Relaxed);
-            lane
-        };
-        if let Some(lane) = lane {
-            let why = Failure::ConnectionBroken(why.to_owned());
-            self.limbo.keep(channel, lane.stop(&why), &why);
+    fn disconnect(&self, channel: u8, why: &str) -> bool {
+        // Another one may have come in its place before its end was acted upon.
+        let has_broken = self.lane(channel.into()).is_some_and(|lane| lane.is_reported());
+        if has_broken {
+            self.take_out(channel, why);
         }
-        // ORDERING: with `close`, which says so before it lets go of everything.
-        if self.closed.load(Ordering::SeqCst) {
-            self.limbo.release_all();
-        }
+        has_broken
     }
 }

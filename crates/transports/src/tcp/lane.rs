@@ -28,6 +28,8 @@ pub struct Lane {
     /// The socket is full: the poller says when there is room.
     pub(super) blocked: AtomicBool,
     pub(super) broken: AtomicBool,
+    /// Whoever polls has heard that it breaks.
+    is_reported: AtomicBool,
 }
 
 impl Lane {
@@ -56,7 +58,19 @@ impl Lane {
             pending: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            is_reported: AtomicBool::new(false),
         })
+    }
+
+    /// It breaks: true the first time.
+    pub(super) fn report(&self) -> bool {
+        // ORDERING: among those who poll, one at a time.
+        !self.is_reported.swap(true, Ordering::Relaxed)
+    }
+
+    pub(super) fn is_reported(&self) -> bool {
+        // ORDERING: see `report`.
+        self.is_reported.load(Ordering::Relaxed)
     }
 
     pub(super) fn raw(&self) -> std::os::fd::RawFd {

@@ -136,7 +136,7 @@ impl TcpLink {
         }
         // ORDERING: with `close`, which says so before it takes the lanes: one of us stops this one.
         if self.closed.load(Ordering::SeqCst) {
-            self.disconnect(idx as u8, "the link was closed");
+            self.take_out(idx as u8, "the link was closed");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Turns: how much a lane moves before the others are served.
 
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -68,7 +69,7 @@ impl TcpLink {
                 true
             }
             Err(error) => {
-                sink.broken(self.peer, lane.idx, &describe(&error));
+                self.report(lane, &error, sink);
                 false
             }
         }
@@ -77,7 +78,7 @@ impl TcpLink {
     /// True when something moved.
     pub(super) fn flush_lane(&self, lane: &Lane, sink: &dyn Sink) -> bool {
         let moved = lane.flush(self.turn_bytes()).unwrap_or_else(|error| {
-            sink.broken(self.peer, lane.idx, &describe(&error));
+            self.report(lane, &error, sink);
             false
         });
         if lane.can_flush() {
@@ -85,6 +86,13 @@ impl TcpLink {
             self.busy.store(true, Ordering::SeqCst);
         }
         moved
+    }
+
+    /// Once: whoever hears it makes another one.
+    fn report(&self, lane: &Lane, error: &io::Error, sink: &dyn Sink) {
+        if lane.report() {
+            sink.broken(self.peer, lane.idx, &describe(error));
+        }
     }
 
     /// Small operations are not stuck behind large ones: after every turn of
