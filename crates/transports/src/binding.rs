@@ -234,6 +234,8 @@ impl BindingTable {
             return false;
         }
         self.of_key(region, key).for_each(|binding| binding.unmap());
+        // An answer that is still to come brings nothing: it may be memory to be mapped.
+        self.asked.retain(|_, binding| (binding.region, binding.key) != (region, key));
         if let Some(bindings) = self.by_region.get_mut(&region) {
             bindings.retain(|binding| binding.key != key);
             if bindings.is_empty() {

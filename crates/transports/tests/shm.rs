@@ -150,6 +150,20 @@ fn huge_pages_of_a_peer_are_refused() {
     assert!(error.to_string().contains("huge pages"), "{error}");
 }
 
+/// The answer that gave it and the word that takes it back come on two ways: the user may hold a descriptor, and so the link.
+#[test]
+fn memory_that_was_taken_back_before_it_came_is_not_mapped() {
+    let _alone = lock(&ALONE);
+    let (link, theirs, _) = link(pid_fd(std::process::id()).unwrap());
+    let region = Arc::new(memfd(c"late", 8192).unwrap());
+    let binding = link.bind(1, 2, 8192);
+    assert!(link.release(1, 2, Refusal::Revoked));
+    let result = Ok(Access::Mapped { nbytes: 8192 });
+    theirs.send(&Local::Imported { request: 0, result }, Some(Arc::clone(&region))).unwrap();
+    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    assert_eq!((binding.refusal(), num_mappings(&region)), (Some(Refusal::Revoked), 0));
+}
+
 /// A peer that is gone is remembered, and the user may hold descriptors of its regions: nothing of it stays mapped.
 #[test]
 fn of_a_peer_that_is_gone_nothing_stays_mapped() {
