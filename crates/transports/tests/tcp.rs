@@ -9,10 +9,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use anyfabric_plan::{Extent, Extents};
 use anyfabric_transports::sys::{Fd, Poller, Ready};
 use anyfabric_transports::tcp::{Lane, TcpLink};
 use anyfabric_transports::{
-    lock, Clock, ControlPath, Doorbell, Link, Loss, Op, Payload, PeerIdx, Sink, Terms, Ticket, TicketOffice,
+    lock, Backing, Clock, ControlPath, Doorbell, Link, Loss, Op, Payload, PeerIdx, Region, Sink, Terms, Ticket,
+    TicketOffice,
 };
 use anyfabric_wire::{Frame, FrameKind};
 
@@ -111,6 +113,41 @@ fn the_end_of_a_stream_is_told_once() {
     let (lane, _theirs) = bench.lane(0);
     bench.link.set_lane(lane, 0);
     assert!(!bench.link.disconnect(0, "it broke") && bench.link.has_control());
+}
+
+/// Nothing of it was sent, so it has quiesced once it is given up, however long the peer reads nothing.
+#[test]
+fn what_waits_for_a_full_stream_is_given_up_at_once() {
+    let bench = Bench::new();
+    let (lane, _theirs) = bench.lane(1);
+    bench.link.set_lane(lane, 0);
+    let write = |id, nbytes| {
+        let op = write(&bench.link, id, nbytes);
+        let ticket = Arc::clone(&op.ticket);
+        bench.link.post(op);
+        bench.flush();
+        ticket
+    };
+    // More than the system takes on both sides.
+    let first = write(1, 64 << 20);
+    let tickets = [write(2, 1 << 20), write(3, 1 << 20)];
+    for ticket in &tickets {
+        ticket.cancel();
+    }
+    bench.link.reap();
+    assert!(tickets.iter().all(|ticket| ticket.has_quiesced()));
+    assert!(!first.has_ended());
+}
+
+/// A write of zeros.
+fn write(link: &TcpLink, id: u64, nbytes: u64) -> Op {
+    let mut bytes = vec![0_u8; nbytes as usize];
+    let backing = Backing::Foreign { address: bytes.as_mut_ptr(), owner: Box::new(bytes) };
+    let source = Arc::new(Region::new(1, 1, nbytes, true, backing));
+    let binding = link.bind(1, 1, nbytes);
+    binding.enter().unwrap();
+    let payload = Payload::Write { source, binding, extents: Extents::One(Extent { src: 0, dst: 0, nbytes }) };
+    Op { payload, ..signal(id) }
 }
 
 /// An immediate alone.

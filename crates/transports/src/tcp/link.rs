@@ -419,6 +419,8 @@ impl Link for TcpLink {
         let lanes = read(&self.lanes).clone();
         for lane in lanes.into_iter().flatten() {
             let mut ended = Vec::new();
+            // What a full socket keeps out of the batch waits where it was submitted.
+            lock(&lane.submitted).reap(&mut ended);
             lock(&lane.send).reap(&mut ended);
             for (part, why) in ended {
                 part.end(Err(why));

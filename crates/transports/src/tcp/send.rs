@@ -150,6 +150,12 @@ impl Submitted {
         parts.extend(self.small.drain(..));
         parts.extend(self.bulk.drain(..));
     }
+
+    /// Ends what was given up.
+    pub(super) fn reap(&mut self, ended: &mut Vec<(Arc<Part>, Failure)>) {
+        reap_unsent(&mut self.small, ended);
+        reap_unsent(&mut self.bulk, ended);
+    }
 }
 
 /// Being sent.
@@ -188,13 +194,7 @@ impl Send {
     /// Ends what was given up before any of it was sent; notes the counts of
     /// what was sent already.
     pub(super) fn reap(&mut self, ended: &mut Vec<(Arc<Part>, Failure)>) {
-        self.bulk.retain(|part| match part.shared.given_up() {
-            Some(why) => {
-                ended.push((Arc::clone(part), why));
-                false
-            }
-            None => true,
-        });
+        reap_unsent(&mut self.bulk, ended);
         for part in self.awaiting.values() {
             part.shared.note_loss();
         }
@@ -295,6 +295,17 @@ impl Cursor {
     const fn has_not_begun(&self) -> bool {
         self.extent_idx == 0 && self.done == 0
     }
+}
+
+/// Takes out what was given up.
+fn reap_unsent(queue: &mut VecDeque<Arc<Part>>, ended: &mut Vec<(Arc<Part>, Failure)>) {
+    queue.retain(|part| match part.shared.given_up() {
+        Some(why) => {
+            ended.push((Arc::clone(part), why));
+            false
+        }
+        None => true,
+    });
 }
 
 /// What the peer has acknowledged.
