@@ -13,7 +13,10 @@ use anyfabric_plan::{Extent, Extents};
 use anyfabric_transports::shm::ring::{Entry, Producer, ENTRIES};
 use anyfabric_transports::shm::{ring_memory, LocalChannel, ShmLink, ShmOptions};
 use anyfabric_transports::sys::{check_memfd, memfd, pid_fd, Fd, Mapping, Ready};
-use anyfabric_transports::{lock, Backing, Doorbell, Failure, Inline, Link, PeerIdx, Region, Sink};
+use anyfabric_transports::{
+    lock, Backing, Clock, Doorbell, Failure, Inline, Link, Loss, Op, Payload, PeerIdx, Region, Sink, Terms, Ticket,
+    TicketOffice,
+};
 use anyfabric_wire::{Access, Imm, Local, Refusal, WireImm};
 
 /// Somebody has the ring of a peer that is gone, and announces an arrival for each that is taken.
@@ -148,6 +151,26 @@ fn huge_pages_of_a_peer_are_refused() {
     assert_eq!(failed, 0);
     let error = check_memfd(&fd, 4096).unwrap_err();
     assert!(error.to_string().contains("huge pages"), "{error}");
+}
+
+/// Its bytes have been placed, and only its count waits, behind others.
+#[test]
+fn what_waits_for_a_full_ring_is_given_up_at_once() {
+    let _alone = lock(&ALONE);
+    let (link, _theirs, _) = link(pid_fd(std::process::id()).unwrap());
+    let office = Arc::new(TicketOffice::new(Arc::new(Doorbell::private().unwrap()), Clock::Real));
+    let signal = |id| {
+        let ticket = Arc::new(Ticket::new(Arc::clone(&office), Terms { num_parts: 1, ..Terms::default() }));
+        let (imm, loss) = (Some((Imm::new(1).unwrap(), 1)), Loss::default());
+        let payload = Payload::Signal;
+        link.post(Op { id, peer: 1, payload, imm, verify: false, ticket: Arc::clone(&ticket), loss });
+        ticket
+    };
+    (0..ENTRIES.into()).for_each(|id| assert!(signal(id).has_quiesced()));
+    let [first, last] = [signal(u64::MAX - 1), signal(u64::MAX)];
+    last.cancel();
+    link.reap();
+    assert!(last.has_quiesced() && !first.has_ended());
 }
 
 /// The answer that gave it and the word that takes it back come on two ways: the user may hold a descriptor, and so the link.

@@ -410,8 +410,15 @@ impl Link for ShmLink {
                 }
             }
         }
-        for op in lock(&self.outgoing).awaiting.values() {
-            if op.ticket.given_up().is_some() {
+        {
+            let mut outgoing = lock(&self.outgoing);
+            for op in std::mem::take(&mut outgoing.backlog) {
+                match op.ticket.given_up() {
+                    Some(why) => given_up.push((op, why)),
+                    None => outgoing.backlog.push_back(op),
+                }
+            }
+            for op in outgoing.awaiting.values().filter(|op| op.ticket.given_up().is_some()) {
                 op.note_loss();
             }
         }
