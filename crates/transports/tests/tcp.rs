@@ -3,6 +3,7 @@
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -10,13 +11,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyfabric_plan::{Extent, Extents};
+use anyfabric_transports::loopback::Random;
 use anyfabric_transports::sys::{Fd, Poller, Ready};
 use anyfabric_transports::tcp::{Lane, TcpLink};
 use anyfabric_transports::{
-    lock, Backing, Clock, ControlPath, Doorbell, Link, Loss, Op, Payload, PeerIdx, Region, Sink, Terms, Ticket,
-    TicketOffice,
+    lock, Backing, Clock, ControlPath, Doorbell, Link, Loss, Op, Payload, PeerIdx, Region, RegionTable, Sink, Terms,
+    Ticket, TicketOffice, TicketState,
 };
-use anyfabric_wire::{Frame, FrameKind};
+use anyfabric_wire::{Frame, FrameKind, Imm, Refusal};
 
 /// Nobody cares for what is reported.
 struct Nobody;
@@ -169,6 +171,160 @@ impl Sink for Heard {
     }
 }
 
+/// Streams break and come back at any moment, on one side first, under writes of every length, some of which are cancelled:
+/// all quiesce, what is done was counted once, and what was counted is whole. `ANYFABRIC_TEST_SEED` is the first schedule,
+/// `ANYFABRIC_TEST_SEEDS` how many.
+#[test]
+fn what_counts_is_whole_whatever_breaks() {
+    let number = |name: &str| std::env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
+    let first = number("ANYFABRIC_TEST_SEED").unwrap_or(1);
+    for seed in first..first + number("ANYFABRIC_TEST_SEEDS").unwrap_or(2) {
+        println!("seed {seed}");
+        Schedule::new(seed).run();
+    }
+}
+
+/// Two links, the second of which has a region with a place for each write.
+struct Schedule {
+    random: Random,
+    bench: Bench,
+    here: TcpLink,
+    there: TcpLink,
+    source: Arc<Region>,
+    target: Arc<Region>,
+    counted: Counted,
+    office: Arc<TicketOffice>,
+    sent: Vec<(Arc<Ticket>, u64)>,
+}
+
+/// How often each immediate came, in quarters.
+#[derive(Default)]
+struct Counted {
+    quarters: Mutex<HashMap<u32, u64>>,
+}
+
+impl Sink for Counted {
+    fn arrived(&self, _: PeerIdx, imm: Imm, quarters: u64) -> Result<(), Refusal> {
+        *lock(&self.quarters).entry(imm.value()).or_default() += quarters;
+        Ok(())
+    }
+}
+
+impl Schedule {
+    fn new(seed: u64) -> Self {
+        let region = |fill: fn(u64) -> u8| {
+            let mut bytes: Vec<u8> = (0..NUM_WRITES * SLOT).map(fill).collect();
+            let backing = Backing::Foreign { address: bytes.as_mut_ptr(), owner: Box::new(bytes) };
+            Arc::new(Region::new(1, 1, NUM_WRITES * SLOT, true, backing))
+        };
+        let (source, target) = (region(|at| (at % 251) as u8 + 1), region(|_| 0));
+        let regions = Arc::new(RegionTable::default());
+        regions.insert(Arc::clone(&target));
+        let link = |regions| TcpLink::new(1, regions, 1 << 16, 3, Clock::Real);
+        let office = Arc::new(TicketOffice::new(Arc::new(Doorbell::private().unwrap()), Clock::Real));
+        let (here, there) = (link(Arc::default()), link(regions));
+        let (random, counted) = (Random::new(seed), Counted::default());
+        Self { random, bench: Bench::new(), here, there, source, target, counted, office, sent: Vec::new() }
+    }
+
+    fn run(mut self) {
+        (0..4).for_each(|idx| self.connect(idx));
+        while (self.sent.len() as u64) < NUM_WRITES {
+            let idx = self.random.below(4) as u8;
+            match self.random.below(40) {
+                0 => {
+                    // As who calls: it leaves the stream, calls for another, and who is called leaves his before he answers.
+                    self.here.take_out(idx, "seen here first");
+                    if self.random.one_in(2) {
+                        self.turns(4);
+                    }
+                    self.there.take_out(idx, "it is called anew");
+                    self.connect(idx);
+                }
+                1 => {
+                    self.there.take_out(idx, "seen there first");
+                    self.turns(8);
+                    self.here.take_out(idx, "its end was seen");
+                    self.connect(idx);
+                }
+                2..5 if !self.sent.is_empty() => {
+                    // One of the last, for those are half sent.
+                    let back = self.random.below(self.sent.len().min(3) as u64) as usize;
+                    self.sent[self.sent.len() - 1 - back].0.cancel();
+                    self.here.reap();
+                }
+                5..10 => self.write(),
+                _ => self.turns(1),
+            }
+        }
+        let is_over = |this: &Self| this.sent.iter().all(|(ticket, _)| ticket.has_quiesced());
+        for _ in 0..MOST_TURNS {
+            if is_over(&self) {
+                break;
+            }
+            self.turns(1);
+        }
+        assert!(is_over(&self), "something has not quiesced");
+        let quarters = lock(&self.counted.quarters);
+        for (at, (ticket, nbytes)) in (0..).zip(&self.sent) {
+            let count = quarters.get(&(at as u32)).copied().unwrap_or(0);
+            let is_done = ticket.state() == TicketState::Done;
+            assert!(count == 4 || count == 0 && !is_done, "write {at} of {nbytes}: {count} quarters, {ticket:?}");
+            let [source, target] = [&self.source, &self.target].map(|region| {
+                // SAFETY: inside the region, and nothing is under way.
+                unsafe { std::slice::from_raw_parts(region.as_ptr().add((at * SLOT) as usize), *nbytes as usize) }
+            });
+            assert!(count == 0 || source == target, "write {at} of {nbytes} bytes was counted and is not whole");
+        }
+    }
+
+    fn connect(&self, idx: u8) {
+        let (ours, theirs) = self.bench.lane(idx);
+        let theirs = Lane::new(Fd::new(OwnedFd::from(theirs)), idx, 8 + u64::from(idx), Arc::clone(&self.bench.poller));
+        self.there.set_lane(Arc::new(theirs.unwrap()), self.here.received());
+        self.here.set_lane(ours, self.there.received());
+    }
+
+    /// So many times one of the two does something.
+    fn turns(&mut self, num: u64) {
+        for _ in 0..num {
+            let link = if self.random.one_in(2) { &self.here } else { &self.there };
+            let channel = self.random.below(4) as u8;
+            match self.random.below(3) {
+                0 => _ = link.poll(&self.counted),
+                1 => link.ready(channel, Ready { token: 0, readable: true, writable: true }, &self.counted),
+                _ => link.reap(),
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        let at = self.sent.len() as u64;
+        let nbytes = LENGTHS[self.random.below(LENGTHS.len() as u64) as usize];
+        let terms = Terms { num_parts: 1, deadline_ns: u64::MAX, nbytes, ..Terms::default() };
+        let ticket = Arc::new(Ticket::new(Arc::clone(&self.office), terms));
+        let binding = self.here.bind(1, 1, self.target.nbytes());
+        binding.enter().unwrap();
+        let extents = Extents::One(Extent { src: at * SLOT, dst: at * SLOT, nbytes });
+        let payload = Payload::Write { source: Arc::clone(&self.source), binding, extents };
+        let (imm, verify) = (Some((Imm::new(at as u32).unwrap(), 1)), self.random.one_in(4));
+        self.here.post(Op {
+            id: at + 1,
+            peer: 1,
+            payload,
+            imm,
+            verify,
+            ticket: Arc::clone(&ticket),
+            loss: Loss::default(),
+        });
+        self.sent.push((ticket, nbytes));
+    }
+}
+
+const NUM_WRITES: u64 = 60;
+const SLOT: u64 = 1 << 20;
+const LENGTHS: [u64; 6] = [0, 5000, 100_000, 700_001, SLOT, SLOT];
+const MOST_TURNS: u64 = 1_000_000;
 const NUM_ROUNDS: u64 = 1000;
 const NUM_MESSAGES: u64 = 20;
 const MOMENT: Duration = Duration::from_secs(5);
