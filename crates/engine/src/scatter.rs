@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyfabric_plan::Extent;
-use anyfabric_transports::{Failure, Ticket};
+use anyfabric_transports::{Failure, Recipients, Ticket};
 use anyfabric_wire::{Address, Imm};
 use arc_swap::Guard;
 use arrayvec::ArrayVec;
@@ -13,6 +13,7 @@ use arrayvec::ArrayVec;
 use crate::checks::{check_imm, check_target};
 use crate::peer::Peer;
 use crate::peers::Known;
+use crate::remote::Route;
 use crate::submit::{LegsOf, Order, Towards};
 use crate::transfer::{About, Transfer};
 use crate::{Engine, PeerGroup, Region, Remote, Result, WriteOptions};
@@ -53,23 +54,11 @@ impl Engine {
         const OPERATION: &str = "scatter";
         self.inner.check_source((&src.inner, &src.memory), OPERATION)?;
         let imm = check_imm(options.imm, OPERATION)?;
-        let about = |nbytes| About { operation: OPERATION, peer: None, region: Some(src.id()), nbytes };
-        let about_all = || about(targets.iter().fold(0, |sum: u64, target| sum.saturating_add(target.nbytes)));
-        let (inner, mut nbytes) = (&self.inner, 0_u64);
+        let inner = &self.inner;
         let mut entry = inner.rings.draft();
-        for (idx, target) in targets.iter().enumerate() {
-            check_target(src, (idx, target), group)?;
-            nbytes = nbytes.saturating_add(target.nbytes);
-            let remote = &target.remote.shared;
-            if let Some(route) = remote.route(inner, imm.is_some()) {
-                entry.recipients.add(route.peer.idx, &route.peer.operations, target.nbytes);
-            } else {
-                let peer = inner.peer_for(target.remote.address(), imm, about_all)?;
-                remote.find_route(inner, &peer);
-                entry.recipients.add(peer.idx, &peer.operations, target.nbytes);
-            }
-        }
-        let about = About { peer: entry.recipients.only().and_then(|peer| inner.peer(peer)), ..about(nbytes) };
+        let nbytes = self.name_targets(src, (targets, group), imm, &mut entry.recipients)?;
+        let peer = entry.recipients.only().and_then(|peer| inner.peer(peer));
+        let about = About { operation: OPERATION, peer, region: Some(src.id()), nbytes };
         if targets.is_empty() {
             return Ok(Transfer::done(0, None));
         }
@@ -89,6 +78,45 @@ impl Engine {
         });
         inner.submit_legs(towards, &of);
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
+    }
+
+    /// Checks every target, and names its peer; the sum of their bytes. A function of its own, for the first post waits
+    /// for it: what else a scatter keeps would take its registers.
+    #[inline(never)]
+    fn name_targets(
+        &self,
+        src: &Region,
+        (targets, group): (&[ScatterTarget], Option<&PeerGroup>),
+        imm: Option<Imm>,
+        recipients: &mut Recipients,
+    ) -> Result<u64> {
+        let mut nbytes = 0_u64;
+        for (idx, target) in targets.iter().enumerate() {
+            check_target(src, (idx, target), group)?;
+            nbytes = nbytes.saturating_add(target.nbytes);
+            match target.remote.shared.route(&self.inner, imm.is_some()) {
+                Some(Route { peer, .. }) => recipients.add(peer.idx, &peer.operations, target.nbytes),
+                None => self.name_anew(src, (targets, target), imm, recipients)?,
+            }
+        }
+        Ok(nbytes)
+    }
+
+    /// Names the peer of a target whose route is not known.
+    #[cold]
+    fn name_anew(
+        &self,
+        src: &Region,
+        (targets, target): (&[ScatterTarget], &ScatterTarget),
+        imm: Option<Imm>,
+        recipients: &mut Recipients,
+    ) -> Result<()> {
+        let nbytes = || targets.iter().fold(0, |sum: u64, target| sum.saturating_add(target.nbytes));
+        let about = || About { operation: "scatter", peer: None, region: Some(src.id()), nbytes: nbytes() };
+        let peer = self.inner.peer_for(target.remote.address(), imm, about)?;
+        target.remote.shared.find_route(&self.inner, &peer);
+        recipients.add(peer.idx, &peer.operations, target.nbytes);
+        Ok(())
     }
 
     /// Sends one immediate to each peer, this engine excluded. It orders
