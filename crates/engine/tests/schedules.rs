@@ -1,15 +1,18 @@
 //! Schedules of faults drawn from seeds, over a libibverbs without hardware that moves the bytes: NICs of different numbers
-//! and speeds fail and return in any order, under operations of every kind. `ANYFABRIC_TEST_SEED` is the first of them,
-//! `ANYFABRIC_TEST_SEEDS` how many. The knobs are the process's, so this is one test.
+//! and speeds fail and return in any order, under operations of every kind. The knobs are the process's, so this is one
+//! test.
 
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../transports/tests/null_nic/mod.rs"]
 mod null_nic;
+#[path = "../../transports/tests/common/seeds.rs"]
+mod seeds;
 
 use std::time::Duration;
 
+use anyfabric_engine::transports::loopback::Random;
 use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{
     Config, Counter, Engine, PageList, Region, Remote, Result, ScatterTarget, Transfer, WriteOptions,
@@ -29,16 +32,11 @@ const DEADLINE: Duration = Duration::from_secs(8);
 #[test]
 fn what_counts_is_whole_whatever_fails() {
     knob(Knob::Delivers, Some(2));
-    let number = |name: &str| std::env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
-    let first = number("ANYFABRIC_TEST_SEED").unwrap_or(1);
-    for seed in first..first + number("ANYFABRIC_TEST_SEEDS").unwrap_or(3) {
-        println!("seed {seed}");
-        Schedule::new(seed).run();
-    }
+    seeds::for_seeds(3, |seed, _| Schedule::new(seed).run());
 }
 
 struct Schedule {
-    random: u64,
+    random: Random,
     here: Engine,
     there: Engine,
     source: Region,
@@ -59,14 +57,11 @@ struct Sent {
 
 impl Schedule {
     fn new(seed: u64) -> Self {
-        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        (0..10).for_each(|_| {
-            draw(&mut random, 1);
-        });
-        knob(Knob::Narrow, Some(draw(&mut random, 256) as i64));
-        let (num_here, num_there) = SHAPES[draw(&mut random, 9) as usize];
+        let mut random = Random::new(seed);
+        knob(Knob::Narrow, Some(random.below(256) as i64));
+        let (num_here, num_there) = *random.pick(&SHAPES);
         // On the same NICs, or each on its own.
-        let apart = num_here * u64::from(num_here + num_there <= 8 && draw(&mut random, 2) == 0);
+        let apart = num_here * u64::from(num_here + num_there <= 8 && random.one_in(2));
         let (here, there) = (engine(0..num_here), engine(apart..apart + num_there));
         let (source, target) = (here.allocate(2 * SLOT).unwrap(), there.allocate(NUM_SLOTS * SLOT).unwrap());
         let pattern: Vec<u8> =
@@ -104,7 +99,7 @@ impl Schedule {
     }
 
     fn below(&mut self, end: u64) -> u64 {
-        draw(&mut self.random, end)
+        self.random.below(end)
     }
 
     /// Something fails, or comes back.
@@ -196,13 +191,6 @@ fn calm() {
         knob(at_ease, Some(0));
     }
     knob(Knob::FailsAfter, Some(-1));
-}
-
-fn draw(random: &mut u64, end: u64) -> u64 {
-    *random ^= *random << 13;
-    *random ^= *random >> 7;
-    *random ^= *random << 17;
-    (*random >> 11) % end
 }
 
 fn bytes(region: &Region, at: u64, nbytes: u64) -> &[u8] {

@@ -20,6 +20,8 @@ mod fences;
 mod losses;
 #[path = "simulation/mutants.rs"]
 mod mutants;
+#[path = "../../transports/tests/common/seeds.rs"]
+mod seeds;
 #[path = "simulation/transfers.rs"]
 mod transfers;
 #[path = "simulation/world.rs"]

@@ -3,6 +3,9 @@
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/seeds.rs"]
+mod seeds;
+
 use std::collections::HashMap;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -172,16 +175,10 @@ impl Sink for Heard {
 }
 
 /// Streams break and come back at any moment, on one side first, under writes of every length, some of which are cancelled:
-/// all quiesce, what is done was counted once, and what was counted is whole. `ANYFABRIC_TEST_SEED` is the first schedule,
-/// `ANYFABRIC_TEST_SEEDS` how many.
+/// all quiesce, what is done was counted once, and what was counted is whole.
 #[test]
 fn what_counts_is_whole_whatever_breaks() {
-    let number = |name: &str| std::env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
-    let first = number("ANYFABRIC_TEST_SEED").unwrap_or(1);
-    for seed in first..first + number("ANYFABRIC_TEST_SEEDS").unwrap_or(2) {
-        println!("seed {seed}");
-        Schedule::new(seed).run();
-    }
+    seeds::for_seeds(2, |seed, _| Schedule::new(seed).run());
 }
 
 /// Two links, the second of which has a region with a place for each write.

@@ -1,6 +1,5 @@
 //! What every simulated test needs: seeds, engines, memory to compare.
 
-use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use anyfabric_engine::transports::loopback::{Fabric, Fault, Random, Simulation};
@@ -9,21 +8,13 @@ use anyfabric_engine::{Code, Config, Engine, EngineId, Error, Region, Remote, Re
 /// Runs a test for many seeds; names the one that fails, and tells its story
 /// when it is asked for alone.
 pub(crate) fn for_seeds(cases: u64, test: impl Fn(&mut World)) {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    if let Some(seed) = number("ANYFABRIC_SEED") {
+    crate::seeds::for_seeds(cases, |seed, is_alone| {
         let mut world = World::new(seed, Fabric::random);
-        world.simulation.keep_story();
-        return test(&mut world);
-    }
-    // The number given is for a test of average length; longer ones do fewer.
-    let cases = number("ANYFABRIC_CASES").map_or(cases, |asked| (asked * cases / DEFAULT_CASES).max(1));
-    for seed in 0..cases {
-        let run = AssertUnwindSafe(|| test(&mut World::new(seed, Fabric::random)));
-        if let Err(panic) = std::panic::catch_unwind(run) {
-            eprintln!("seed {seed} fails; ANYFABRIC_SEED={seed} runs it alone and tells its story");
-            std::panic::resume_unwind(panic);
+        if is_alone {
+            world.simulation.keep_story();
         }
-    }
+        test(&mut world);
+    });
 }
 
 /// A simulation, and a source of numbers for the test itself. Tells the story
@@ -136,4 +127,3 @@ pub(crate) const fn ms(count: u64) -> Duration {
 /// By then a dead peer has been noticed: three heartbeats without a word, and
 /// the tick that looks.
 pub(crate) const NOTICED: Duration = Duration::from_millis(3_300);
-const DEFAULT_CASES: u64 = 200;
