@@ -393,7 +393,6 @@ impl Inner {
                     self.push_event(Event::EarlyFull(peer.idx));
                 }
             }
-            // ORDERING: notices.
             Control::EarlyArrivalsFull { .. } => peer.set_refuses_early(true),
             Control::EarlyArrivalsRoom => peer.set_refuses_early(false),
             Control::Rails { library, message } => self.on_rails(peer, library, message),

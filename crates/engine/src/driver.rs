@@ -45,6 +45,8 @@ pub(crate) struct Driver {
     ticked_ns: u64,
     /// A deadline calls for the next tick earlier than was said at the last one.
     is_expecting: bool,
+    /// Of the last look at all links.
+    awaits_room: bool,
 }
 
 /// Where an engine is reached.
@@ -80,6 +82,7 @@ impl Driver {
             next_tick_ns: 0,
             ticked_ns: 0,
             is_expecting: false,
+            awaits_room: false,
         }
     }
 
@@ -89,8 +92,8 @@ impl Driver {
     }
 
     /// Whether something waits for room that nobody announces: it is looked for again and again.
-    pub(crate) fn awaits_room(&self) -> bool {
-        self.peers.iter().any(|peer| peer.shm().is_some_and(|shm| shm.awaits_room()))
+    pub(crate) const fn awaits_room(&self) -> bool {
+        self.awaits_room
     }
 
     pub(crate) const fn is_expecting(&self) -> bool {
@@ -153,10 +156,12 @@ impl Inner {
         let first_deadline_ns = driver.under_way.take(&self.rings);
         driver.expect(first_deadline_ns);
         let mut moved = false;
+        driver.awaits_room = false;
         for idx in 0..driver.peers.len() {
             let peer = &driver.peers[idx];
             if let Some(shm) = peer.shm() {
                 moved |= shm.poll(self);
+                driver.awaits_room |= shm.awaits_room();
             }
             moved |= peer.base.poll(self);
             if !peer.is_clear() {

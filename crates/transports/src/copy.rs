@@ -45,7 +45,7 @@ pub(crate) fn prefetch(src: *const u8, nbytes: usize) {
     let _ = (src, nbytes);
 }
 
-/// Asks for a cache line that is written soon, and then announced: the announcement waits for it.
+/// Asks for a cache line that is written soon.
 #[inline]
 pub(crate) fn prefetch_for_write(dst: *const u8) {
     #[cfg(target_arch = "x86_64")]

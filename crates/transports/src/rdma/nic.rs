@@ -115,9 +115,7 @@ pub trait Nic: Send + 'static {
 
     /// Something is posted on this rail after what comes now: what that takes may be brought near.
     #[inline]
-    fn expect(&self, rail: RailIdx) {
-        let _ = rail;
-    }
+    fn expect(&self, _rail: RailIdx) {}
 
     /// Posts a message of at most [`NicAbout::max_message_bytes`]; false when
     /// there is no room. The bytes are copied.

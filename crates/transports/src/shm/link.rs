@@ -281,7 +281,7 @@ impl Link for ShmLink {
             target => target,
         };
         if let (Target::Mapped(mapping), Extents::One(extent)) = (target, write.extents) {
-            // Its owner has read what lay there; that line comes back while the rest is looked at.
+            // Its owner has read what lay there; that line comes back while the rest is looked at. The count waits for it.
             prefetch_for_write(mapping.as_ptr().wrapping_add(extent.dst as usize));
         }
         let early = Mutant::CountBeforeCopy.is_on();
