@@ -164,9 +164,9 @@ fn best_gid(gids: &[GidEntry], is_ethernet: bool) -> Option<&GidEntry> {
     gids.iter().min_by_key(|entry| (rank(entry), entry.gid_index))
 }
 
-/// Link speed from the codes of the InfiniBand specification; at least 1. The kernel tells programs no faster lane than
+/// Link speed from the codes of the InfiniBand specification; never 0. The kernel tells programs no faster lane than
 /// those of NDR, and sysfs the rate of any.
-const fn gbps(width: u8, speed: u8, rate: u32) -> u32 {
+fn gbps(width: u8, speed: u8, rate: u32) -> u32 {
     let lanes = match width {
         2 => 4,
         4 => 8,
@@ -184,11 +184,7 @@ const fn gbps(width: u8, speed: u8, rate: u32) -> u32 {
         128 => 1000,
         _ => 25,
     };
-    match lanes * lane / 10 {
-        gbps if gbps < rate => rate,
-        0 => 1,
-        gbps => gbps,
-    }
+    (lanes * lane / 10).max(rate)
 }
 
 const fn state_name(state: u32) -> &'static str {
