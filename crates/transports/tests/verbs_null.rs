@@ -326,21 +326,24 @@ fn what_the_device_does_not_take() {
     while nic.poll(&mut seen) {}
     assert_eq!(seen.ended[&4], [Ok(())]);
 
-    // A batch of several chains ends wherever the device stops to take it.
+    // A batch of several chains ends wherever the device stops to take it: also when what it took is placed by then, and
+    // nothing says so, for only the last was to be announced.
     let many = [WRITES[0]; 100];
-    for refused in 1..=100 {
+    for refused in (1..=100).flat_map(|refused| [(refused, 0), (refused, 1)]) {
         let rail = rail(&mut nic);
         let (mut seen, batch) = (Seen::default(), Batch { writes: &many, ..batch(5, 0) });
-        knob(Knob::Refuses, Some(refused));
+        knob(Knob::Refuses, Some(refused.0));
+        knob(Knob::IsPrompt, Some(refused.1));
         assert_eq!(nic.post(rail, &batch), Ok(100));
         let _ = nic.flush(rail);
         knob(Knob::Refuses, Some(0));
         while nic.poll(&mut seen) {}
         nic.poll(&mut seen);
         assert_eq!(seen.broken, [(rail, Fault::Local(12))]);
-        assert_eq!(seen.ended, HashMap::from([(5, vec![Err(Fault::Local(12))])]), "request {refused} is refused");
+        assert_eq!(seen.ended, HashMap::from([(5, vec![Err(Fault::Local(12))])]), "request {refused:?} is refused");
         nic.close(rail);
     }
+    knob(Knob::IsPrompt, Some(0));
 }
 
 /// A rail is closed over what is under way: nothing of it is reported, to whoever has the number next either.

@@ -130,6 +130,10 @@ impl VerbsNic {
                 writes.taken = writes.taken.wrapping_add(taken as u32);
                 let fault = Fault::Local(code);
                 self.break_rail(rail, fault);
+                if taken > 0 {
+                    // The one that was to be announced is not among them: what is placed already nothing would tell.
+                    self.destroy(rail);
+                }
                 Err(fault)
             }
         }

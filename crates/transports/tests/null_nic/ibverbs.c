@@ -111,6 +111,7 @@ static struct {
   long no_queues;       // a bit for each device on which no completion queue can be made
   long num_writable;    // registrations that peers may write
   long port_without_gid; // of every device
+  long is_prompt;       // what the device took is placed before it refuses the rest
 } knobs = {.fails_after = -1, .posted_ns = 1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -223,10 +224,17 @@ static int req_notify_cq(struct null_cq *cq, int solicited_only) {
 }
 
 // Out of the way, as above.
-static __attribute__((noinline, cold)) int refused(void) {
-  if (knobs.refuses == 1) return 1;
-  knobs.refuses--;
-  return 0;
+static __attribute__((noinline, cold)) int refused(struct null_qp *qp) {
+  if (knobs.refuses > 1) {
+    knobs.refuses--;
+    return 0;
+  }
+  if (knobs.is_prompt) {
+    lock();
+    complete(qp);
+    unlock();
+  }
+  return 1;
 }
 
 static inline __attribute__((always_inline))
@@ -243,7 +251,7 @@ int post(struct null_qp *qp, struct send_wr *wr, struct send_wr **bad, int moves
     qp->cq->busy = qp;
   }
   for (; wr; wr = wr->next) {
-    if ((knobs.refuses && refused()) || qp->posted - qp->done > qp->mask) {
+    if ((knobs.refuses && refused(qp)) || qp->posted - qp->done > qp->mask) {
       *bad = wr;
       return ENOMEM;
     }

@@ -75,6 +75,8 @@ pub(crate) enum Knob {
     NumWritable,
     /// The number of the port that has none, of every device.
     PortWithoutGid,
+    /// What was taken is placed before the rest is refused.
+    IsPrompt,
 }
 
 /// Path of the library, built at the first call.
