@@ -5,7 +5,6 @@
 //! has been given out, are seen by a thread that polls as long as something is
 //! armed.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -21,6 +20,7 @@ use crate::peer::{Content, Peer};
 use crate::region::Slice;
 use crate::remote::RemoteSlice;
 use crate::transfer::{About, Transfer};
+use crate::waiters::{Waiter, Waiters};
 use crate::{Code, Error, Result};
 
 /// What a watcher fires.
@@ -54,7 +54,7 @@ pub struct Watcher {
 
 struct Shared {
     word: Mapping,
-    armed: Mutex<BTreeMap<u64, Vec<Trigger>>>,
+    armed: Mutex<Waiters<Trigger>>,
     /// The smallest armed value; `u64::MAX` when none is.
     next: AtomicU64,
     closed: AtomicBool,
@@ -178,21 +178,21 @@ impl Watcher {
         let imm = imm.map(|imm| (imm, count));
         let trigger = Trigger { inner: Arc::clone(&self.inner), peer, content, imm, ticket };
         let (ticket, shared) = (Arc::clone(&trigger.ticket), Arc::downgrade(&self.shared));
-        {
+        let waiter = {
             let mut armed = lock(&self.shared.armed);
             if let Err(error) = self.check_open() {
                 // Who closes it empties it under this lock, and had not seen this one.
                 trigger.end(Failure::Closed);
                 return Err(error);
             }
-            armed.entry(value).or_default().push(trigger);
+            let waiter = armed.add(value, trigger);
             self.shared.note_next(&armed);
-        }
+            waiter
+        };
         // Cancelled, it does not wait for the word to let go of its region and to tell the receiver.
-        let name = Arc::as_ptr(&ticket) as usize;
         ticket.on_end(Box::new(move || {
             if let Some(shared) = shared.upgrade() {
-                shared.disarm(value, name);
+                shared.disarm(waiter);
             }
         }));
         self.shared.fire_due();
@@ -245,9 +245,9 @@ impl Shared {
         self.word().load(Ordering::SeqCst) >= self.next.load(Ordering::SeqCst)
     }
 
-    fn note_next(&self, armed: &BTreeMap<u64, Vec<Trigger>>) {
+    fn note_next(&self, armed: &Waiters<Trigger>) {
         // ORDERING: see `is_due`.
-        self.next.store(armed.first_key_value().map_or(u64::MAX, |(value, _)| *value), Ordering::SeqCst);
+        self.next.store(armed.first().unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
     fn fire_due(&self) {
@@ -256,18 +256,14 @@ impl Shared {
                 let mut armed = lock(&self.armed);
                 // ORDERING: acquire the source bytes.
                 let value = self.word().load(Ordering::Acquire);
-                let later = match value.checked_add(1) {
-                    Some(next) => armed.split_off(&next),
-                    None => BTreeMap::new(),
-                };
-                let due = std::mem::replace(&mut *armed, later);
+                let due = armed.take_until(value);
                 self.note_next(&armed);
                 due
             };
             if due.is_empty() {
                 return;
             }
-            due.into_values().flatten().for_each(Trigger::fire);
+            due.into_iter().for_each(Trigger::fire);
         }
     }
 
@@ -276,22 +272,19 @@ impl Shared {
         self.closed.store(true, Ordering::Relaxed);
         let armed = {
             let mut armed = lock(&self.armed);
-            let all = std::mem::take(&mut *armed);
+            let all = armed.take_all();
             self.note_next(&armed);
             all
         };
-        armed.into_values().flatten().for_each(|trigger| trigger.end(why.clone()));
+        armed.into_iter().for_each(|trigger| trigger.end(why.clone()));
     }
 
-    /// Ends the trigger with that ticket, if it has not fired.
-    fn disarm(&self, value: u64, ticket: usize) {
+    /// Ends that trigger, if it has not fired.
+    fn disarm(&self, waiter: Waiter) {
         let trigger = {
             let mut armed = lock(&self.armed);
-            let Some(at_value) = armed.get_mut(&value) else { return };
-            let idx = at_value.iter().position(|trigger| Arc::as_ptr(&trigger.ticket) as usize == ticket);
-            let trigger = idx.map(|idx| at_value.remove(idx));
-            if at_value.is_empty() {
-                armed.remove(&value);
+            let trigger = armed.remove(waiter);
+            if trigger.is_some() {
                 self.note_next(&armed);
             }
             trigger
@@ -405,3 +398,39 @@ impl WatchList {
 const SPIN: Duration = Duration::from_micros(50);
 const NAP: Duration = Duration::from_micros(50);
 const IDLE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    // A test may unwrap: its panic is the report.
+    #![allow(clippy::unwrap_used)]
+
+    use anyfabric_transports::loopback::{Fabric, Simulation};
+
+    use super::*;
+    use crate::waiters::tests::COMPARISONS;
+    use crate::{Config, Engine};
+
+    /// However many wait for the same value, to give one up costs little more.
+    #[test]
+    fn giving_up_one_of_many_takes_few_steps() {
+        const MANY: u64 = 4096;
+        let simulation = Simulation::new(1, Fabric::default());
+        let engine = || Engine::simulated(&simulation, Config::default(), &[100]).unwrap();
+        let (one, other) = (engine(), engine());
+        let (source, target) = (one.allocate(8).unwrap(), other.allocate(8).unwrap());
+        let remote = one.import(&target.descriptor().unwrap().encode()).unwrap();
+        let watcher = one.watch().unwrap();
+        let arm = |_| {
+            let (src, dst) = (source.slice(0..8).unwrap(), remote.slice(0..8).unwrap());
+            watcher.at(5, Operation::Write { src, dst }, None).unwrap()
+        };
+        let armed: Vec<_> = (0..MANY).map(arm).collect();
+        let before = COMPARISONS.get();
+        // The last first: whoever looks from the front passes all the others.
+        armed.iter().rev().for_each(Transfer::cancel);
+        let steps = COMPARISONS.get() - before;
+        assert!((1..MANY * 100).contains(&steps), "{steps} steps for {MANY}");
+        assert!(armed.iter().all(|transfer| transfer.error().is_some_and(|error| error.code == Code::Cancelled)));
+        assert!(armed.iter().all(Transfer::is_quiesced) && lock(&watcher.shared.armed).is_empty());
+    }
+}
