@@ -28,6 +28,8 @@ class Nic:
         netdevs: Network interfaces on the same port.
         fabric: `"infiniband"`, `"ethernet"`, `"efa"` or `"other"`.
         state: `"up"` or `"down"`.
+        is_given: Whether programs can open it: false where it has no device node and others have, as in a
+            container that was given some of its host's.
         gbps: Link rate in Gbit/s; 0 where unknown.
         slot_gbps: What its PCIe slot carries, in Gbit/s; 0 where unknown.
         node: NUMA node, where known.
@@ -41,6 +43,7 @@ class Nic:
     netdevs: tuple[str, ...]
     fabric: str
     state: str
+    is_given: bool
     gbps: int
     slot_gbps: int
     node: int | None

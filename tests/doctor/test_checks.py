@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from anyfabric.doctor import CHECKS, diagnose
+from anyfabric.doctor.trial import Way, ways
 from anyfabric.gpu import DriverGpu
 
 BRIDGE = "0000:12:01.0"
@@ -61,6 +62,19 @@ def no_node(machine):
 def bare_container(machine):
     machine.write(".dockerenv", "")
     machine.remove("dev/infiniband")
+
+
+def bare_pod(machine):
+    """Kubernetes on cgroup v2: what tells a container is where its root lies."""
+    machine.write("proc/1/cgroup", "0::/")
+    layers = "lowerdir=/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/7/fs"
+    machine.write("proc/self/mountinfo", f"97 80 0:50 / / rw,relatime - overlay overlay rw,{layers}")
+    machine.remove("dev/infiniband")
+
+
+def container_with_the_manager_alone(machine):
+    bare_pod(machine)
+    machine.write("dev/infiniband/rdma_cm", "")
 
 
 def container_without_lock(machine):
@@ -191,6 +205,8 @@ BAD = [
         "no /dev/infiniband",
         "--device=/dev/infiniband --cap-add=IPC_LOCK",
     ),
+    (bare_pod, "container", "broken", "no /dev/infiniband", "a resource of the device plugin"),
+    (container_with_the_manager_alone, "container", "broken", "was given no RDMA device", "--device="),
     (container_without_lock, "container", "warning", "neither IPC_LOCK nor unlimited", "--cap-add=IPC_LOCK"),
     (small_limit, "locked-memory", "broken", "8 MiB: no region larger", "ulimit -l unlimited"),
     (limit_below_memory, "locked-memory", "warning", "16 GiB of 64 GiB", "LimitMEMLOCK=infinity"),
@@ -367,6 +383,31 @@ def test_the_version_of_libfabric_on_efa(machine, version, level, found):
         machine.outputs[program] = f"{version[0] << 16 | version[1]}\n"
     rows = [row for row in machine.findings(level) if row[0] == "efa-library"]
     assert found in rows[0][3]
+
+
+def test_a_container_that_was_given_one_nic_of_several_is_well(machine):
+    machine.write(".dockerenv", "")
+    machine.remove("dev/infiniband/uverbs1")
+    machine.port(1, "state", "1: DOWN")
+    machine.gids(1)
+    assert machine.findings("broken") == []
+    rows = [row[:4] for row in machine.findings("note")]
+    assert rows == [("device-nodes", "note", "", "of the host's devices this container was not given mlx5_1")]
+    assert ways(machine.system.topology) == [Way("shm"), Way("tcp"), Way("verbs", "mlx5_0")]
+    told = diagnose(replace(machine.system, named=("mlx5_1",))).findings
+    ((check, finding),) = [row for row in told if row[1].level == "broken"]
+    assert (check.name, finding.subject) == ("link", "mlx5_1")
+    assert "no device node" in finding.found
+
+
+def test_a_host_that_runs_containers_is_none(machine):
+    layers = "lowerdir=/var/lib/docker/overlay2/l/7"
+    lines = (
+        "25 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw",
+        f"97 25 0:50 / /var/lib/docker/overlay2/7/merged rw,relatime - overlay overlay rw,{layers}",
+    )
+    machine.write("proc/self/mountinfo", "\n".join(lines))
+    assert not machine.system.is_container
 
 
 def test_soft_roce_is_a_nic(machine):

@@ -45,6 +45,8 @@ pub struct NicPortInfo {
     pub fabric: &'static str,
     /// `up` or `down`.
     pub state: &'static str,
+    /// Whether programs can open it: false where it has no device node and others have.
+    pub is_given: bool,
     /// Link rate in Gbit/s; 0 where unknown.
     pub gbps: u32,
     /// Rate of its slot in Gbit/s; 0 where unknown.
@@ -92,6 +94,7 @@ pub fn topology(root: &Path, nics: &[String], nics_per_device: Option<usize>) ->
         netdevs: nic.netdevs.clone(),
         fabric: fabric_name(nic.fabric),
         state: if nic.is_up { "up" } else { "down" },
+        is_given: nic.is_given,
         gbps: nic.gbps,
         slot_gbps: nic.slot_gbps,
         node: nic.place.node,

@@ -37,6 +37,8 @@ pub struct Gpu {
     pub pci: String,
     /// Where it is plugged in.
     pub place: Place,
+    /// Whether this process may have it: a container sees all GPUs of its host, and is given some.
+    pub is_given: bool,
 }
 
 /// One port of an RDMA device.
@@ -58,6 +60,8 @@ pub struct NicPort {
     pub fabric: Fabric,
     /// Whether the port is active.
     pub is_up: bool,
+    /// Whether programs can open it: false where it has no device node and others have.
+    pub is_given: bool,
     /// Link rate in Gbit/s; 0 where unknown.
     pub gbps: u32,
     /// Rate of its slot in Gbit/s, as negotiated; 0 where unknown.
@@ -174,8 +178,8 @@ impl Topology {
     }
 
     /// The device of that name, which may also be `cuda:N`: the N-th GPU of those
-    /// that `visible`, the value of CUDA_VISIBLE_DEVICES, lets CUDA see, which
-    /// counts them by PCI address where they are of one kind.
+    /// that this process was given and that `visible`, the value of CUDA_VISIBLE_DEVICES,
+    /// lets CUDA see, which counts them by PCI address where they are of one kind.
     ///
     /// # Errors
     /// What there is instead.
@@ -195,10 +199,11 @@ impl Topology {
     }
 
     fn visible_gpu(&self, number: usize, visible: Option<&str>) -> Result<Option<usize>, String> {
-        let Some(visible) = visible else { return Ok(Some(number).filter(|idx| *idx < self.gpus.len())) };
+        let given = |number: usize| (0..self.gpus.len()).filter(|idx| self.gpus[*idx].is_given).nth(number);
+        let Some(visible) = visible else { return Ok(given(number)) };
         let Some(entry) = visible.split(',').map(str::trim).nth(number) else { return Ok(None) };
         match entry.parse() {
-            Ok(idx) => Ok(Some(idx).filter(|idx| *idx < self.gpus.len())),
+            Ok(number) => Ok(given(number)),
             Err(_) => Err(format!(
                 "CUDA_VISIBLE_DEVICES names GPUs in a way that only the driver understands ({entry}); name the device \
                  by its PCI address, as gpu:0000:53:00.0"
@@ -235,7 +240,10 @@ impl Topology {
         }
         let mut passed_over = BTreeMap::new();
         for (idx, nic) in self.nics.iter().enumerate() {
-            if !nic.is_up {
+            if !nic.is_given {
+                let why = "it has no device node in /dev/infiniband: not given to this container?";
+                passed_over.insert(idx, why.to_owned());
+            } else if !nic.is_up {
                 passed_over.insert(idx, "its port is down".to_owned());
             } else if nic.netdevs == ["lo"] {
                 passed_over.insert(idx, "its interface is lo, which reaches this host only".to_owned());

@@ -35,7 +35,7 @@ POLL_S = 0.5
 def ports(system: System) -> list[dict[str, Any]]:
     """What of the RDMA ports must agree between two machines; JSON-able."""
     found: list[dict[str, Any]] = []
-    for nic in system.topology.nics:
+    for nic in system.nics:
         if nic.state == "up":
             size = system.number(f"sys/class/net/{nic.netdevs[0]}/mtu") if nic.netdevs else None
             packet = packet_bytes(size) if nic.fabric == "ethernet" and size is not None else None

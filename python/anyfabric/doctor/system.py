@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyfabric.topology import Topology, read_topology
+from anyfabric.topology import Nic, Topology, read_topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["System"]
 
 CAP_IPC_LOCK = 14
+LAYER_FOLDERS = ("docker", "containerd", "containers/storage")
 RUN_TIMEOUT_S = 20
 
 
@@ -121,6 +122,11 @@ class System:
         return read_topology(self.root)
 
     @cached_property
+    def nics(self) -> tuple[Nic, ...]:
+        """RDMA ports, without those that this container was not given while it was given others."""
+        return tuple(nic for nic in self.topology.nics if nic.is_given)
+
+    @cached_property
     def kernel(self) -> tuple[int, int]:
         """Version of the kernel; zeroes when unknown."""
         found = re.match(r"(\d{1,9})\.(\d{1,9})", self.text("proc/sys/kernel/osrelease"))
@@ -131,7 +137,11 @@ class System:
         """Whether the process runs in a container."""
         if self.exists(".dockerenv") or self.exists("run/.containerenv"):
             return True
-        return re.search(r"docker|kubepods|containerd|lxc|podman", self.text("proc/1/cgroup")) is not None
+        if re.search(r"docker|kubepods|containerd|lxc|podman", self.text("proc/1/cgroup")):
+            return True
+        # With a cgroup namespace, as Kubernetes has, what tells is where the root's layers lie.
+        layers = rf"^\d+ \d+ \S+ \S+ / .* - overlay .*({'|'.join(LAYER_FOLDERS)})/"
+        return re.search(layers, self.text("proc/self/mountinfo"), re.MULTILINE) is not None
 
     @cached_property
     def locked_memory_limit(self) -> int | None:

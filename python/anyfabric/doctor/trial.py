@@ -52,7 +52,7 @@ def ways(topology: Topology) -> list[Way]:
     found = [Way(transport) for transport in ("shm", "tcp")]
     for nic in topology.nics:
         transport = "libfabric" if nic.fabric == "efa" else "verbs"
-        if nic.state == "up" and transport in known:
+        if nic.state == "up" and nic.is_given and transport in known:
             found.append(Way(transport, nic.name))
     return found
 

@@ -11,10 +11,10 @@ use std::path::{Component, Path, PathBuf};
 
 use anyfabric_plan::{Core, Fabric, Gpu, NicPort, Place, Topology};
 
-/// Reads `<root>/sys`; `/` for this machine.
+/// Reads `<root>/sys`, and of `<root>/dev` and `<root>/proc` what a container was given; `/` for this machine.
 pub fn read_topology(root: &Path) -> Topology {
     let sys = root.join("sys");
-    Topology { cores: cores(&sys), gpus: gpus(&sys), nics: nics(&sys), node_distances: node_distances(&sys) }
+    Topology { cores: cores(&sys), gpus: gpus(root), nics: nics(root), node_distances: node_distances(&sys) }
 }
 
 /// CPUs that this process may use, by `<root>/proc/self/status`; none when that
@@ -79,25 +79,35 @@ fn node_distances(sys: &Path) -> BTreeMap<(u32, u32), u32> {
     distances
 }
 
-fn gpus(sys: &Path) -> Vec<Gpu> {
+fn gpus(root: &Path) -> Vec<Gpu> {
+    let sys = root.join("sys");
     let mut gpus = Vec::new();
+    // The driver lists those of the host; in a container, those that it was given.
+    let given: BTreeSet<String> =
+        entries(&root.join("proc/driver/nvidia/gpus")).into_iter().map(|(pci, _)| pci).collect();
     for (pci, folder) in entries(&sys.join("bus/pci/devices")) {
         // 0x03: a display controller. Only NVIDIA's can be used by the CUDA paths.
         if text(&folder.join("vendor")) == NVIDIA && text(&folder.join("class")).starts_with("0x03") {
-            gpus.push(Gpu { place: place(sys, &folder), pci });
+            gpus.push(Gpu { place: place(&sys, &folder), is_given: given.contains(&pci), pci });
         }
     }
+    let is_known = gpus.iter().any(|gpu| gpu.is_given);
+    gpus.iter_mut().for_each(|gpu| gpu.is_given |= !is_known);
     gpus
 }
 
-fn nics(sys: &Path) -> Vec<NicPort> {
+fn nics(root: &Path) -> Vec<NicPort> {
+    let sys = &root.join("sys");
     let mut nics = Vec::new();
     let devices = entries(&sys.join("class/infiniband"));
-    let verbs: BTreeSet<String> =
-        entries(&sys.join("class/infiniband_verbs")).iter().map(|(_, folder)| text(&folder.join("ibdev"))).collect();
+    let openable = entries(&sys.join("class/infiniband_verbs")).into_iter();
+    let verbs: BTreeMap<String, bool> = openable
+        .map(|(node, folder)| (text(&folder.join("ibdev")), root.join("dev/infiniband").join(node).exists()))
+        .collect();
+    let is_known = devices.iter().any(|(device, _)| verbs.get(device) == Some(&true));
     for (device, folder) in &devices {
         // Where programs can open some, those that they cannot are for management alone: `smi1` beside a ConnectX-8.
-        if !verbs.contains(device) && devices.iter().any(|(other, _)| verbs.contains(other)) {
+        if !verbs.contains_key(device) && devices.iter().any(|(other, _)| verbs.contains_key(other)) {
             continue;
         }
         let hardware = folder.join("device");
@@ -118,6 +128,7 @@ fn nics(sys: &Path) -> Vec<NicPort> {
                 netdevs: netdevs(folder, port, number),
                 fabric: fabric(&text(&port.join("link_layer")), driver.as_deref()),
                 is_up: text(&port.join("state")).ends_with("ACTIVE"),
+                is_given: !is_known || verbs.get(device) == Some(&true),
                 gbps: port_gbps(port),
                 slot_gbps: slot_gbps(&hardware),
                 place: place.clone(),

@@ -158,6 +158,42 @@ fn a_virtual_machine_that_says_nothing_still_divides_its_nics() {
     assert!(groups.iter().all(|group| group.cpus.is_empty()) || groups[0].cpus.len() > 1);
 }
 
+/// In a container sysfs shows every device of the host; it was given those that have a node.
+#[test]
+fn a_container_takes_the_nics_and_counts_the_gpus_that_it_was_given() {
+    let hgx = Machine::named("hgx-h100");
+    let file = |path: &str, content: &str| {
+        std::fs::create_dir_all(hgx.root.join(path).parent().unwrap()).unwrap();
+        std::fs::write(hgx.root.join(path), content).unwrap();
+    };
+    for idx in 0..10 {
+        file(&format!("sys/class/infiniband_verbs/uverbs{idx}/ibdev"), &format!("mlx5_{idx}\n"));
+    }
+    // A record without /dev says nothing of it.
+    assert_eq!(read_topology(&hgx.root).usable(&Request::default()).0.len(), 8);
+    for idx in [2, 8] {
+        file(&format!("dev/infiniband/uverbs{idx}"), "");
+    }
+    let bare = read_topology(&hgx.root);
+    assert_eq!(bare.usable(&Request::default()).0, [2, 8]);
+    assert_eq!(passed_over(&bare)["mlx5_0"], "it has no device node in /dev/infiniband: not given to this container?");
+    assert_eq!(gpu_nics(&bare, &Request::default())[2], names(&["mlx5_2"]));
+    assert_eq!(gpu_nics(&bare, &Request::default())[6], names(&["mlx5_8"]));
+    // Whoever names one means it.
+    let named = names(&["mlx5_0"]);
+    assert_eq!(bare.usable(&Request { nics: &named, ..Request::default() }).0, [0]);
+
+    assert_eq!(bare.device("cuda:1", None), Ok(Device::Gpu(1)));
+    for gpu in [2, 6] {
+        file(&format!("proc/driver/nvidia/gpus/{}/information", bare.gpus[gpu].pci), "");
+    }
+    let given = read_topology(&hgx.root);
+    assert_eq!(given.gpus.len(), 8, "NICs are divided as everywhere on the machine");
+    assert_eq!(given.device("cuda:1", None), Ok(Device::Gpu(6)));
+    assert_eq!(given.device("cuda:0", Some("1,0")), Ok(Device::Gpu(6)));
+    assert!(given.device("cuda:2", None).is_err());
+}
+
 /// Every file of a machine in turn: a folder, a loop of links, nothing, garbage, the largest number, more than memory has.
 #[test]
 fn files_that_are_not_what_they_should_be_are_unknown() {

@@ -25,7 +25,7 @@ ATS_ENABLED = 1 << 15
 def iommu(system: System) -> Iterator[Finding]:
     """Whether addresses of the NICs are translated."""
     kinds: dict[str, list[str]] = {}
-    for nic in system.topology.nics:
+    for nic in system.nics:
         if nic.pci:
             kind = system.text(f"sys/bus/pci/devices/{nic.pci}/iommu_group/type")
             kinds.setdefault(kind or "none", []).append(nic.name)
@@ -76,7 +76,7 @@ def acs(system: System) -> Iterator[Finding]:
 
 def ats(system: System) -> Iterator[Finding]:
     """Whether a NIC whose addresses are translated may keep the translations."""
-    for nic in system.topology.nics:
+    for nic in system.nics:
         if nic.pci is None:
             continue
         folder = f"sys/bus/pci/devices/{nic.pci}"

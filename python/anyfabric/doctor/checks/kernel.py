@@ -69,18 +69,21 @@ def _undriven(system: System) -> Iterator[tuple[str, str]]:
 
 def nodes(system: System) -> Iterator[Finding]:
     """Whether /dev/infiniband has a node of each RDMA device, that this process may open."""
-    if system.is_container and not system.exists("dev/infiniband"):
+    if system.is_container and not _has_node(system):
         return  # The check of containers says so.
     if system.exists("dev/infiniband") and not system.may_enter("dev/infiniband"):
         yield broken("", "no permission to look into /dev/infiniband", "as root: chmod 0755 /dev/infiniband")
         return
     usable: list[str] = []
+    withheld: list[str] = []
     for uverbs in system.names("sys/class/infiniband_verbs"):
         device = system.text(f"sys/class/infiniband_verbs/{uverbs}/ibdev")
         if not device:
             continue
         node = f"/dev/infiniband/{uverbs}"
-        if not system.exists(node[1:]):
+        if not system.exists(node[1:]) and system.is_container:
+            withheld.append(device)
+        elif not system.exists(node[1:]):
             yield broken(
                 device, f"{node} is missing", "install rdma-core, or: udevadm trigger; udevadm settle"
             )
@@ -90,6 +93,19 @@ def nodes(system: System) -> Iterator[Finding]:
             usable.append(device)
     if usable:
         yield ok("", f"{_few(usable)}: device nodes can be opened")
+    if withheld:
+        yield note("", f"of the host's devices this container was not given {_few(withheld)}")
+
+
+def _has_node(system: System) -> bool:
+    """Whether /dev/infiniband has the node of an RDMA device, or may have: who may not look cannot tell."""
+    if system.exists("dev/infiniband") and not system.may_enter("dev/infiniband"):
+        return True
+    return any(
+        system.exists(f"dev/infiniband/{uverbs}")
+        for uverbs in system.names("sys/class/infiniband_verbs")
+        if system.text(f"sys/class/infiniband_verbs/{uverbs}/ibdev")
+    )
 
 
 def container(system: System) -> Iterator[Finding]:
@@ -98,10 +114,13 @@ def container(system: System) -> Iterator[Finding]:
         return
     flags = "docker run --device=/dev/infiniband --cap-add=IPC_LOCK --ulimit memlock=-1 --network=host ..."
     pod = "in Kubernetes: the NIC as a resource of the device plugin, and capabilities: {add: [IPC_LOCK]}"
-    if not system.exists("dev/infiniband"):
-        yield broken(
-            "", "the container has no /dev/infiniband, and the host has RDMA NICs", f"{flags} ({pod})"
+    if not _has_node(system):
+        found = (
+            "has no /dev/infiniband"
+            if not system.exists("dev/infiniband")
+            else ("was given no RDMA device in /dev/infiniband")
         )
+        yield broken("", f"the container {found}, and the host has RDMA NICs", f"{flags} ({pod})")
     elif not system.may_lock_memory and system.locked_memory_limit is not None:
         yield warning(
             "",

@@ -26,11 +26,16 @@ def link(system: System) -> Iterator[Finding]:
     """Whether each port is up, and each NIC that is named is here."""
     nics = system.topology.nics
     for name in system.named:
+        ports = [nic for nic in nics if _is_called(nic, name)]
         if not _is_here(system, name):
             here = ", ".join(nic.name for nic in nics) or "no RDMA port"
             yield broken(
                 name, f"the setting `nics` names it, and here is {here}", "unset or correct ANYFABRIC_NICS"
             )
+        elif ports and not any(nic.is_given for nic in ports):
+            found = "the setting `nics` names it, and it has no device node in /dev/infiniband"
+            yield broken(name, found, "unset or correct ANYFABRIC_NICS, or give the NIC to the container")
+    nics = system.nics
     num_up = sum(nic.state == "up" for nic in nics)
     for nic in nics:
         if nic.state == "up":
@@ -52,7 +57,7 @@ def link(system: System) -> Iterator[Finding]:
 
 def speed(system: System) -> Iterator[Finding]:
     """Whether a port is slower than its like, or its slot slower than the port."""
-    nics = [nic for nic in system.topology.nics if nic.state == "up"]
+    nics = [nic for nic in system.nics if nic.state == "up"]
     usual: dict[str, int] = {}
     for fabric in {nic.fabric for nic in nics}:
         usual[fabric] = Counter(nic.gbps for nic in nics if nic.fabric == fabric).most_common(1)[0][0]
@@ -74,7 +79,7 @@ def speed(system: System) -> Iterator[Finding]:
 def gid(system: System) -> Iterator[Finding]:
     """Whether each port has an address that peers can reach."""
     good: list[str] = []
-    for nic in system.topology.nics:
+    for nic in system.nics:
         if nic.state != "up" or nic.fabric == "other":
             continue
         gids = _gids(system, nic)
@@ -103,7 +108,7 @@ def gid(system: System) -> Iterator[Finding]:
 def mtu(system: System) -> Iterator[Finding]:
     """Whether packets are full, and of one size."""
     ports: list[tuple[Nic, str, int]] = []
-    for nic in system.topology.nics:
+    for nic in system.nics:
         interface = nic.netdevs[0] if nic.netdevs else ""
         size = system.number(f"sys/class/net/{interface}/mtu") if interface else None
         if nic.fabric == "ethernet" and nic.state == "up" and size is not None:
@@ -142,6 +147,11 @@ def _is_here(system: System, name: str) -> bool:
     return any(
         device == known or device.startswith(f"{known}-") for known in system.names("sys/class/infiniband")
     )
+
+
+def _is_called(nic: Nic, name: str) -> bool:
+    """Whether the settings mean this port, or one of several, by a name."""
+    return name in {nic.name, nic.device, f"{nic.device}:{nic.port}", *nic.netdevs}
 
 
 def _port(nic: Nic) -> str:
