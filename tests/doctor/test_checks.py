@@ -418,6 +418,15 @@ def test_soft_roce_is_a_nic(machine):
     assert rows[0][3] == "libibverbs has no provider rxe for the driver rdma_rxe"
 
 
+@pytest.mark.parametrize("driver", ["mlx5_core.sf", "mlx5_core"])
+def test_drivers_of_one_provider(machine, driver):
+    for link in machine.root.glob("sys/devices/**/0000:*4:00.0/driver"):
+        link.unlink()
+        link.symlink_to("../" * 6 + f"bus/auxiliary/drivers/{driver}")
+    rows = [row[3] for row in machine.findings("ok") if row[0] == "provider"]
+    assert rows == ["libibverbs with mlx5 for 2 devices"]
+
+
 def test_a_nic_on_lo_is_for_this_host(machine):
     (folder,) = machine.root.glob("sys/devices/**/0000:14:00.0/net/eth0")
     folder.rename(folder.parent / "lo")

@@ -146,7 +146,8 @@ impl Place {
     pub fn distance(&self, other: &Self) -> Distance {
         match (self.depth(other), self.node, other.node) {
             (2.., _, _) => Distance::Switch,
-            (1, _, _) => Distance::HostBridge,
+            // A virtual machine may have one host bridge for all its nodes.
+            (1, ours, theirs) if ours.zip(theirs).is_none_or(|(ours, theirs)| ours == theirs) => Distance::HostBridge,
             (_, Some(ours), Some(theirs)) if ours == theirs => Distance::Node,
             (_, Some(_), Some(_)) => Distance::System,
             _ => Distance::Unknown,

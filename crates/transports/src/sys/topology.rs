@@ -181,8 +181,11 @@ fn netdevs(device: &Path, port: &Path, number: u32) -> Vec<String> {
 /// The path below `devices`, and the node. The folder is a link to it, or, in
 /// a copy that lost its links, a folder whose `uevent` names the PCI address.
 fn place(sys: &Path, device: &Path) -> Place {
-    let node = text(&device.join("numa_node")).parse().ok();
-    let direct = device.canonicalize().ok().and_then(|real| path_below(sys, &real));
+    let real = device.canonicalize().ok();
+    // A scalable function has no node of its own: it is in the folder of its card.
+    let above = real.as_deref().and_then(|real| real.ancestors().find(|folder| folder.join("numa_node").exists()));
+    let node = text(&above.unwrap_or(device).join("numa_node")).parse().ok();
+    let direct = real.as_deref().and_then(|real| path_below(sys, real));
     let path = direct.or_else(|| {
         let uevent = text(&device.join("uevent"));
         let pci = uevent.lines().find_map(|line| line.strip_prefix("PCI_SLOT_NAME="))?;

@@ -194,6 +194,42 @@ fn a_container_takes_the_nics_and_counts_the_gpus_that_it_was_given() {
     assert!(given.device("cuda:2", None).is_err());
 }
 
+/// A scalable function is a device of its own below the card, which the node is written at.
+#[test]
+fn a_scalable_function_is_where_its_card_is() {
+    let machine = Machine::from(
+        "cpus 0-3 node 0\ncpus 4-7 node 1\n\
+         gpu pci0000:10/0000:10:01.0/0000:11:00.0 node 0\n\
+         gpu pci0000:80/0000:80:01.0/0000:81:00.0 node 1\n\
+         nic mlx5_0 pci0000:90/0000:90:01.0/0000:91:00.0 node 1 link Ethernet rate 200\n",
+    );
+    let card = machine.root.join("sys/devices/pci0000:90/0000:90:01.0/0000:91:00.0");
+    let function = card.join("mlx5_core.sf.2");
+    std::fs::create_dir(&function).unwrap();
+    std::fs::rename(card.join("infiniband"), function.join("infiniband")).unwrap();
+    let link = machine.root.join("sys/class/infiniband/mlx5_0");
+    std::fs::remove_file(&link).unwrap();
+    symlink(function.join("infiniband/mlx5_0"), &link).unwrap();
+    let read = read_topology(&machine.root);
+    assert_eq!((read.nics[0].pci.as_deref(), read.nics[0].place.node), (Some("0000:91:00.0"), Some(1)));
+    assert_eq!(distances(&read, &Request::default()), [Distance::System, Distance::Node]);
+}
+
+/// A virtual machine may have one host bridge for everything, and nodes nonetheless.
+#[test]
+fn one_host_bridge_of_two_nodes_is_not_near() {
+    let mut lines = String::from("cpus 0-3 node 0\ncpus 4-7 node 1\n");
+    for idx in 0..4 {
+        let node = idx / 2;
+        lines += &format!("gpu pci0000:00/0000:00:1{idx}.0 node {node}\n");
+        lines +=
+            &format!("nic mlx5_{idx} pci0000:00/0000:00:0{}.0 node {} link Ethernet rate 200\n", 4 + idx, 1 - node);
+    }
+    let read = read_topology(&Machine::from(&lines).root);
+    assert_eq!(gpu_nics(&read, &Request::default()).concat(), names(&["mlx5_2", "mlx5_3", "mlx5_0", "mlx5_1"]));
+    assert_eq!(distances(&read, &Request::default()), [Distance::HostBridge; 4]);
+}
+
 /// Every file of a machine in turn: a folder, a loop of links, nothing, garbage, the largest number, more than memory has.
 #[test]
 fn files_that_are_not_what_they_should_be_are_unknown() {

@@ -27,11 +27,16 @@ FOLDERS = (
 # Kernel driver to what the provider's file is called.
 PROVIDERS = {
     "mlx5_core": "mlx5",
+    "mlx5_core.sf": "mlx5",
     "mlx4_core": "mlx4",
     "efa": "efa",
     "bnxt_en": "bnxt_re",
     "irdma": "irdma",
     "ice": "irdma",
+    "i40e": "irdma",
+    "ionic": "ionic",
+    "mana": "mana",
+    "erdma": "erdma",
     "hns3": "hns",
     "rdma_rxe": "rxe",
     "siw": "siw",
