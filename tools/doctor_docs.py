@@ -18,7 +18,9 @@ anyfabric doctor --root copy   # a machine of which somebody sent a folder with 
 
 Each finding says what is there, why it matters, and what to type. `ok` is as it should be; a `note` is worth
 knowing; a `warning` works, but slowly or not for everything; what is `broken` does not work. A machine
-without RDMA NICs is well: it uses shm and tcp.
+without RDMA NICs is well: it uses shm and tcp. The settings say what is needed: a NIC that no engine would
+take needs no address, one that `ANYFABRIC_NICS` names has to be up, and without `verbs` and `libfabric` in
+`ANYFABRIC_TRANSPORTS` nothing of RDMA is a fault.
 
 | check | looks at | why it matters |
 | --- | --- | --- |

@@ -60,12 +60,8 @@ def doctor(ctx: click.Context, peer: str | None, pid: int | None, root: Path, js
     process = "self" if pid is None else str(pid)
     if pid is not None and not (root / "proc" / process).exists():
         raise click.UsageError(f"--pid {pid}: there is no such process")  # noqa: EM102
-    settings = resolve({})
-    required = str(settings["require"].value or "")
-    named = tuple(str(name) for name in cast("Sequence[object]", settings["nics"].value or ()))
-    gpus = _gpus(settings["cuda_library"].value) if is_here else ()
     trials = (*(TRIALS if is_here else ()), *((pair_check(peer),) if peer is not None else ()))
-    found = diagnose(System(root, process, required=required, named=named, gpus=gpus), (*CHECKS, *trials))
+    found = diagnose(_system(root, process, ask_driver=is_here), (*CHECKS, *trials))
     if json_to is not None:
         write_json(json_to, _document(found))
     else:
@@ -83,7 +79,7 @@ def serve(listen: str) -> None:
     """
     is_set = resolve({})["secret"].value is not None
     secret = None if is_set else secrets.token_hex(16)
-    with Partner(System(), listen=listen, secret=secret) as partner:
+    with Partner(_system(), listen=listen, secret=secret) as partner:
         given = "" if secret is None else f"ANYFABRIC_SECRET={secret} "
         hint = (
             "With the same ANYFABRIC_SECRET, run on the other host:" if is_set else "On the other host run:"
@@ -95,6 +91,20 @@ def serve(listen: str) -> None:
             partner.serve()
         except KeyboardInterrupt:
             messages().print("stopped")
+
+
+def _system(root: Path = Path("/"), process: str = "self", *, ask_driver: bool = False) -> System:
+    """A machine under the settings in force."""
+    settings = resolve({})
+    names = {name: cast("Sequence[str]", settings[name].value or ()) for name in ("nics", "transports")}
+    return System(
+        root,
+        process,
+        required=str(settings["require"].value or ""),
+        named=tuple(names["nics"]),
+        enabled=tuple(names["transports"]),
+        gpus=_gpus(settings["cuda_library"].value) if ask_driver else (),
+    )
 
 
 def _gpus(library: object) -> tuple[DriverGpu, ...]:

@@ -6,7 +6,7 @@ from engine to engine in this process; `pair_check` does so with a partner on an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from anyfabric.doctor.checks import CHECKS
@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 NO_NIC = "no RDMA NIC: shm and tcp are used"
+
+# Checks of what an engine needs without RDMA too, or that heed the settings themselves.
+NOT_RDMA = {"kernel", "write", "pair"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,17 @@ class Diagnosis:
 
 def diagnose(system: System, checks: Iterable[Check] = CHECKS) -> Diagnosis:
     """Run the checks, in their order."""
-    findings = tuple((check, finding) for check in checks for finding in check.run(system))
+    findings = tuple(
+        (check, _weighed(system, check, finding)) for check in checks for finding in check.run(system)
+    )
     has_nic = bool(system.topology.nics) or any(
         check.name == "modules" and finding.level == "broken" for check, finding in findings
     )
     return Diagnosis(has_nic, findings)
+
+
+def _weighed(system: System, check: Check, finding: Finding) -> Finding:
+    """A finding, which is no fault of what the settings leave out: RDMA."""
+    if finding.level in {"ok", "note"} or check.name in NOT_RDMA or system.may_use("verbs", "libfabric"):
+        return finding
+    return replace(finding, level="note")

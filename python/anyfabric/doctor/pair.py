@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from anyfabric._core import Address
 from anyfabric.doctor.checks.ports import packet_bytes
 from anyfabric.doctor.finding import Check, Finding, broken, ok, warning
-from anyfabric.doctor.trial import WAIT_S, End, Way, ways
+from anyfabric.doctor.trial import WAIT_S, End, Way, allowed
 from anyfabric.engine import Engine
 from anyfabric.errors import AnyFabricError, WaitTimeout
 
@@ -36,7 +36,7 @@ def ports(system: System) -> list[dict[str, Any]]:
     """What of the RDMA ports must agree between two machines; JSON-able."""
     found: list[dict[str, Any]] = []
     for nic in system.nics:
-        if nic.state == "up":
+        if nic.state == "up" and system.needs(nic):
             size = system.number(f"sys/class/net/{nic.netdevs[0]}/mtu") if nic.netdevs else None
             packet = packet_bytes(size) if nic.fabric == "ethernet" and size is not None else None
             found.append({"name": nic.name, "fabric": nic.fabric, "gbps": nic.gbps, "packet_bytes": packet})
@@ -73,7 +73,7 @@ class Partner(contextlib.AbstractContextManager["Partner"]):
         host = listen.rpartition(":")[0] or listen
         self.engine = Engine(listen=listen, secret=secret)
         # Memory of this host cannot be tried from another.
-        offered = [way for way in ways(system.topology) if way.transport != "shm"]
+        offered = [way for way in needed(system) if way.transport != "shm"]
         self._ends = [End(way, listen=host, secret=secret) for way in offered]
 
     def __exit__(self, *_: object) -> None:
@@ -118,7 +118,7 @@ def pair_check(address: str) -> Check:
     """The check that tries every pair of ways with the partner at an address."""
     return Check(
         "pair",
-        "With `--peer`: the ports of both machines, and a write both ways over every pair of NICs.",
+        "With `--peer`: the ports of both machines, and a write both ways over every pair of NICs in use.",
         "Each machine may be well, and what lies between them not: switch, MTU, VLAN, firewall, partition.",
         lambda system: _try_pairs(system, address),
     )
@@ -130,16 +130,30 @@ def _try_pairs(system: System, address: str) -> Iterator[Finding]:
             partner = _Asked(engine, Address.parse(address))
             hello = partner.ask({"do": "hello"})
             yield from compare(ports(system), hello["ports"])
-            theirs = [Way(way["transport"], way["nic"]) for way in hello["ways"]]
-            for ours in ways(system.topology):
-                for number, other in enumerate(theirs):
-                    if ours.transport == other.transport:
-                        yield _try_pair(partner, ours, (number, other))
+            for ours, theirs in pairs(system, hello):
+                yield _try_pair(partner, ours, theirs)
     except AnyFabricError as error:
         mend = "run `anyfabric doctor serve` there, and paste what it prints"
         yield broken(address, f"no partner: {error.code}: {error}", mend)
     except (KeyError, TypeError, ValueError) as error:
         yield broken(address, f"the partner answers nonsense: {error!r}", "the same version on both machines")
+
+
+def pairs(system: System, hello: dict[str, Any]) -> Iterator[tuple[Way, tuple[int, Way]]]:
+    """Our ways, each with the numbered ones of the partner that it could reach: NICs of one fabric."""
+    fabrics = {port["name"]: port["fabric"] for port in hello["ports"]}
+    for ours in needed(system):
+        fabric = next((nic.fabric for nic in system.nics if nic.name == ours.nic), None)
+        for number, way in enumerate(hello["ways"]):
+            theirs = Way(way["transport"], way["nic"])
+            if ours.transport == theirs.transport and fabric == fabrics.get(theirs.nic):
+                yield ours, (number, theirs)
+
+
+def needed(system: System) -> list[Way]:
+    """Ways over NICs that an engine uses, and over none."""
+    names = {"", *(nic.name for nic in system.nics if system.needs(nic))}
+    return [way for way in allowed(system) if way.nic in names]
 
 
 def _try_pair(partner: _Asked, ours: Way, theirs: tuple[int, Way]) -> Finding:

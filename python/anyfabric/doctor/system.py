@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyfabric.config import TRANSPORTS
 from anyfabric.topology import Nic, Topology, read_topology
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class System:
         process: The process in question: a number, or `"self"`.
         required: The transport that the settings insist on; empty when any will do.
         named: The NICs that the settings name; none when the engine chooses.
+        enabled: The transports that the settings allow.
         gpus: What the driver answers of the GPUs, where it can be asked: of this machine.
         run: Runs a command and returns its output. This and `gpus` are all that is no file.
     """
@@ -56,6 +58,7 @@ class System:
     process: str = "self"
     required: str = ""
     named: tuple[str, ...] = ()
+    enabled: tuple[str, ...] = TRANSPORTS
     gpus: tuple[DriverGpu, ...] = ()
     run: Callable[[Sequence[str]], str] = field(default=run_command)
 
@@ -125,6 +128,24 @@ class System:
     def nics(self) -> tuple[Nic, ...]:
         """RDMA ports, without those that this container was not given while it was given others."""
         return tuple(nic for nic in self.topology.nics if nic.is_given)
+
+    def named_ports(self, name: str) -> list[Nic]:
+        """The RDMA ports that a name in the settings means: one of these serves."""
+        return [
+            nic
+            for nic in self.topology.nics
+            if name in {nic.name, nic.device, f"{nic.device}:{nic.port}", *nic.netdevs}
+        ]
+
+    def needs(self, nic: Nic) -> bool:
+        """Whether an engine uses the port: it is named, or else not passed over."""
+        if named := [port for name in self.named for port in self.named_ports(name)]:
+            return nic in named
+        return nic.passed_over is None
+
+    def may_use(self, *transports: str) -> bool:
+        """Whether the settings allow one of the transports."""
+        return any(name in self.enabled and self.required in {"", name} for name in transports)
 
     @cached_property
     def kernel(self) -> tuple[int, int]:

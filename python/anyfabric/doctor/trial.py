@@ -11,7 +11,7 @@ import numpy as np
 
 from anyfabric._core import Descriptor
 from anyfabric.config import TRANSPORTS
-from anyfabric.doctor.finding import Check, Finding, broken, ok
+from anyfabric.doctor.finding import Check, Finding, broken, ok, warning
 from anyfabric.engine import Engine
 from anyfabric.errors import AnyFabricError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anyfabric.doctor.system import System
     from anyfabric.topology import Topology
 
-__all__ = ["TRIALS", "TRIAL_BYTES", "WAIT_S", "End", "Way", "ways"]
+__all__ = ["TRIALS", "TRIAL_BYTES", "WAIT_S", "End", "Way", "allowed", "ways"]
 
 TRIAL_BYTES = 1 << 20
 # Generous: a busy machine is no broken one.
@@ -55,6 +55,11 @@ def ways(topology: Topology) -> list[Way]:
         if nic.state == "up" and nic.is_given and transport in known:
             found.append(Way(transport, nic.name))
     return found
+
+
+def allowed(system: System) -> list[Way]:
+    """Those that the settings allow."""
+    return [way for way in ways(system.topology) if system.may_use(way.transport)]
 
 
 class End(contextlib.AbstractContextManager["End"]):
@@ -114,18 +119,20 @@ def pattern(seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def write_to_itself(system: System) -> Iterator[Finding]:
-    """A write over every way."""
-    for seed, way in enumerate(ways(system.topology)):
+    """A write over every way that the settings allow."""
+    needed = {nic.name for nic in system.nics if system.needs(nic)}
+    for seed, way in enumerate(allowed(system)):
+        fail = broken if not way.nic or way.nic in needed else warning
         mend = "what is broken above, first; then ANYFABRIC_TRANSPORTS without it"
         try:
             with End(way) as sender, End(way) as receiver:
                 sender.write(receiver.offer(), seed)
                 fault = receiver.fault(seed)
         except AnyFabricError as error:
-            yield broken(str(way), f"{error.code}: {error}", mend)
+            yield fail(str(way), f"{error.code}: {error}", mend)
             continue
         if fault:
-            yield broken(str(way), fault, mend)
+            yield fail(str(way), fault, mend)
         else:
             yield ok(str(way), "1 MiB written, counted and compared")
 
@@ -133,7 +140,8 @@ def write_to_itself(system: System) -> Iterator[Finding]:
 TRIALS = (
     Check(
         "write",
-        "A write of 1 MiB with an immediate over every transport and RDMA port, between two engines here.",
+        "A write of 1 MiB with an immediate over every transport that the settings allow and every RDMA "
+        "port, between two engines here.",
         "Everything else is a reason why this might fail; this is whether it does.",
         write_to_itself,
     ),

@@ -26,7 +26,7 @@ def link(system: System) -> Iterator[Finding]:
     """Whether each port is up, and each NIC that is named is here."""
     nics = system.topology.nics
     for name in system.named:
-        ports = [nic for nic in nics if _is_called(nic, name)]
+        ports = system.named_ports(name)
         if not _is_here(system, name):
             here = ", ".join(nic.name for nic in nics) or "no RDMA port"
             yield broken(
@@ -36,6 +36,8 @@ def link(system: System) -> Iterator[Finding]:
             found = "the setting `nics` names it, and it has no device node in /dev/infiniband"
             yield broken(name, found, "unset or correct ANYFABRIC_NICS, or give the NIC to the container")
     nics = system.nics
+    named = [system.named_ports(name) for name in system.named]
+    lacking = [nic for ports in named if all(port.state != "up" for port in ports) for nic in ports]
     num_up = sum(nic.state == "up" for nic in nics)
     for nic in nics:
         if nic.state == "up":
@@ -50,7 +52,8 @@ def link(system: System) -> Iterator[Finding]:
         else:
             mend = "look at cable and switch"
         found = f"the port is {state} (physical: {phys})"
-        yield warning(nic.name, found, mend) if num_up else broken(nic.name, found, mend)
+        # Others serve, unless it was this one that was asked for.
+        yield (warning if num_up and nic not in lacking else broken)(nic.name, found, mend)
     if num_up:
         yield ok("", f"{num_up} of {len(nics)} ports are up")
 
@@ -62,7 +65,7 @@ def speed(system: System) -> Iterator[Finding]:
     for fabric in {nic.fabric for nic in nics}:
         usual[fabric] = Counter(nic.gbps for nic in nics if nic.fabric == fabric).most_common(1)[0][0]
     for nic in nics:
-        if nic.pci and nic.passed_over is None and nic.gbps < usual[nic.fabric]:
+        if nic.pci and system.needs(nic) and nic.gbps < usual[nic.fabric]:
             found = f"{nic.gbps} Gbit/s, where most of its kind here have {usual[nic.fabric]}"
             interface = nic.netdevs[0] if nic.netdevs else nic.device
             yield warning(nic.name, found, f"look at cable, transceiver and switch port: ethtool {interface}")
@@ -96,9 +99,11 @@ def gid(system: System) -> Iterator[Finding]:
             in_container = (
                 "the container may lack the host's interfaces: --network=host; else " * system.is_container
             )
-            yield broken(nic.name, f"the port has no {kind}", f"{in_container}{give}")
+            level = broken if system.needs(nic) else note
+            yield level(nic.name, f"the port has no {kind}", f"{in_container}{give}")
         elif nic.fabric == "ethernet" and all(address.is_link_local for address, _ in gids):
-            yield warning(nic.name, f"only a link-local GID ({gids[0][0]}): it reaches no other subnet", give)
+            level = warning if system.needs(nic) else note
+            yield level(nic.name, f"only a link-local GID ({gids[0][0]}): it reaches no other subnet", give)
         else:
             good.append(nic.name)
     if good:
@@ -111,7 +116,7 @@ def mtu(system: System) -> Iterator[Finding]:
     for nic in system.nics:
         interface = nic.netdevs[0] if nic.netdevs else ""
         size = system.number(f"sys/class/net/{interface}/mtu") if interface else None
-        if nic.fabric == "ethernet" and nic.state == "up" and size is not None:
+        if nic.fabric == "ethernet" and nic.state == "up" and size is not None and system.needs(nic):
             ports.append((nic, interface, size))
     if len({packet_bytes(size) for _, _, size in ports}) > 1:
         listed = ", ".join(f"{nic.name} {size}" for nic, _, size in ports)
@@ -147,11 +152,6 @@ def _is_here(system: System, name: str) -> bool:
     return any(
         device == known or device.startswith(f"{known}-") for known in system.names("sys/class/infiniband")
     )
-
-
-def _is_called(nic: Nic, name: str) -> bool:
-    """Whether the settings mean this port, or one of several, by a name."""
-    return name in {nic.name, nic.device, f"{nic.device}:{nic.port}", *nic.netdevs}
 
 
 def _port(nic: Nic) -> str:

@@ -1,0 +1,81 @@
+"""What is needed: what nobody uses is no fault, and what was asked for by name is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import anyfabric as af
+from anyfabric.doctor import TRIALS, diagnose
+from anyfabric.doctor.pair import pairs, ports
+from anyfabric.doctor.trial import End, Way, ways
+
+
+def rows(system, *levels):
+    told = diagnose(system).findings
+    return [(check.name, row.level, row.subject) for check, row in told if row.level in levels]
+
+
+def test_a_port_that_no_group_uses_needs_no_address(machine):
+    machine.port(1, "rate", "50 Gb/sec (4X QDR)")
+    machine.gids(1)
+    machine.write("sys/class/net/eth1/mtu", "1500")
+    assert machine.system.topology.nics[1].passed_over
+    assert rows(machine.system, "broken") == []
+    assert {row for row in rows(machine.system, "warning", "note") if row[2] != "0000:83:00.0"} == {
+        ("gid", "note", "mlx5_1")
+    }
+    # But whoever names it means it.
+    assert ("gid", "broken", "mlx5_1") in rows(replace(machine.system, named=("mlx5_1",)), "broken")
+
+
+@pytest.mark.parametrize("name", ["mlx5_1", "mlx5_1:1", "eth1"])
+def test_a_named_port_that_is_down_is_not_replaced_by_another(machine, name):
+    machine.port(1, "state", "1: DOWN")
+    assert rows(machine.system, "broken") == []
+    assert rows(replace(machine.system, named=(name,)), "broken") == [("link", "broken", "mlx5_1")]
+    assert rows(replace(machine.system, named=("mlx5_0",)), "broken") == []
+
+
+def test_who_leaves_rdma_out_is_not_troubled_by_it(machine):
+    machine.limit(8 << 20)
+    machine.gids(0)
+    for changes in ({"enabled": ("shm", "tcp")}, {"required": "tcp"}):
+        system = replace(machine.system, **changes)
+        found = diagnose(system)
+        assert not found.is_broken
+        assert {("locked-memory", "note", ""), ("gid", "note", "mlx5_0")} <= set(rows(system, "note"))
+        assert "ulimit" in next(row.mend for check, row in found.findings if check.name == "locked-memory")
+    machine.write("proc/sys/kernel/osrelease", "4.19.0")
+    assert rows(replace(machine.system, enabled=("shm",)), "broken") == [("kernel", "broken", "")]
+
+
+def test_what_fails_over_a_nic_that_nobody_uses_is_no_fault(machine, monkeypatch):
+    machine.port(1, "rate", "50 Gb/sec (4X QDR)")
+
+    def fail(*_, **__):
+        raise af.ResourceExhausted("out of locked memory")
+
+    monkeypatch.setattr(End, "__init__", fail)
+    told = diagnose(machine.system, TRIALS).findings
+    levels = {row.subject: row.level for _, row in told}
+    assert levels == {"shm": "broken", "tcp": "broken", "verbs mlx5_0": "broken", "verbs mlx5_1": "warning"}
+    told = diagnose(replace(machine.system, enabled=("tcp", "shm"), required="tcp"), TRIALS).findings
+    assert [row.subject for _, row in told] == ["tcp"]
+
+
+def test_pairs_are_of_one_fabric_and_of_nics_in_use(machine):
+    """Two machines with a NIC for InfiniBand and one for Ethernet, of which the engine uses one kind."""
+    machine.port(1, "link_layer", "InfiniBand")
+    system = machine.system
+    hello = {
+        "ways": [{"transport": way.transport, "nic": way.nic} for way in ways(system.topology)],
+        "ports": ports(system),
+    }
+    assert {port["name"] for port in hello["ports"]} == {"mlx5_1"}
+    found = [(ours, theirs) for ours, (_, theirs) in pairs(system, hello) if ours.nic]
+    assert found == [(Way("verbs", "mlx5_1"), Way("verbs", "mlx5_1"))]
+    # A partner that offers nothing else, and says so.
+    hello["ports"] = [{"name": "mlx5_0", "fabric": "ethernet"}]
+    assert [theirs for ours, (_, theirs) in pairs(system, hello) if ours.nic] == []
