@@ -1,11 +1,11 @@
 //! Two that are connected by a cable which the test holds in its hands.
 
-use anyfabric_engine::{Engine, Remote, WriteOptions};
+use anyfabric_engine::{Remote, WriteOptions};
 use anyfabric_wire::Descriptor;
 
 use crate::ask::Settings;
 use crate::fabric::Fabric;
-use crate::harness::{eventually, Pair, Peer, PeerRegion, LONG};
+use crate::harness::{eventually, Pair, LONG};
 use crate::proxy::Proxy;
 
 /// A pair whose connections run through a proxy.
@@ -18,19 +18,12 @@ pub(crate) struct Cabled {
 
 impl Cabled {
     pub(crate) fn new(fabric: &Fabric, nbytes: u64, change: impl Fn(&mut Settings)) -> Self {
-        let (mut here, mut there) = (fabric.here(), fabric.there());
-        change(&mut here);
-        change(&mut there);
-        let mut peer = Peer::start(&there);
-        let engine = Engine::new(here.config()).unwrap();
-        let proxy = Proxy::before(&peer.address);
-        let region = fabric.region(&engine, nbytes);
-        let there: PeerRegion = peer.region(nbytes, fabric.memory);
-        let descriptor = Descriptor { address: proxy.address.clone(), ..there.remote().descriptor().clone() };
+        let pair = Pair::with(fabric, nbytes, change);
+        let proxy = Proxy::before(&pair.peer.address);
+        let descriptor = Descriptor { address: proxy.address.clone(), ..pair.remote.descriptor().clone() };
         let remote: Remote = descriptor.into();
-        engine.connect(&proxy.address, Some(LONG)).unwrap();
-        assert_eq!(engine.path(&proxy.address).transport, fabric.transport);
-        let pair = Pair { engine, region, remote: there.remote(), peer, there };
+        pair.engine.connect(&proxy.address, Some(LONG)).unwrap();
+        assert_eq!(pair.engine.path(&proxy.address).transport, fabric.transport);
         Self { pair, proxy, remote }
     }
 

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyfabric_engine::{Address, Code, Engine, Error, Region, Remote};
+use anyfabric_engine::{Address, Code, Engine, Error, Region, Remote, Transfer};
 
 use crate::ask::{hear, tell, Answer, Ask, Fault, How, Memory, Settings};
 use crate::fabric::Fabric;
@@ -320,6 +320,44 @@ impl Pair {
     pub(crate) fn bytes(&self) -> &'static mut [u8] {
         bytes(&self.region)
     }
+
+    /// What became of writes of a slot each, counted as [`slot_imm`] says: those that were reported done are there and
+    /// counted once, each of the others is counted whole or fails its counter.
+    pub(crate) fn check_slots(&mut self, (num_slots, slot_bytes): (u64, u64), seed: u64, done: &[u64]) {
+        for slot in 0..num_slots {
+            let counter = self.peer.open(slot_imm(slot), &[]);
+            let at = slot * slot_bytes;
+            let whole = self.peer.mismatch(&self.there, (at, slot_bytes), seed, at).is_none();
+            if done.contains(&slot) {
+                self.peer.wait_count(counter, 1).unwrap();
+                assert!(whole, "slot {slot} was reported done");
+            } else if self.peer.value(counter) == 1 {
+                assert!(whole, "slot {slot} was counted");
+            } else {
+                assert_fault(self.peer.wait_count(counter, 1), Code::TransferFailed);
+            }
+            assert!(self.peer.value(counter) <= 1, "slot {slot} was counted twice");
+        }
+    }
+}
+
+/// What counts the write of a slot; immediates below are for others.
+pub(crate) fn slot_imm(slot: u64) -> u32 {
+    100 + slot as u32
+}
+
+/// Which of them were done, once each has ended and quiesced; the others failed with their connection.
+pub(crate) fn went_well(transfers: Vec<(u64, Transfer)>) -> Vec<u64> {
+    let ends = transfers.into_iter().map(|(slot, transfer)| {
+        let is_done = match transfer.wait(Some(LONG)) {
+            Ok(()) => true,
+            Err(error) if error.code == Code::ConnectionBroken => false,
+            Err(error) => panic!("slot {slot}: {error}"),
+        };
+        transfer.wait_quiesced(Some(LONG)).unwrap();
+        is_done.then_some(slot)
+    });
+    ends.flatten().collect()
 }
 
 /// A region's bytes. The caller keeps the region; races on them are what is tested.

@@ -6,10 +6,10 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyfabric_engine::{Code, PageList, WriteOptions};
+use anyfabric_engine::{PageList, WriteOptions};
 
 use crate::fabric::{on_fabrics, random, Fabric};
-use crate::harness::{eventually, fill, Pair, LONG};
+use crate::harness::{eventually, fill, slot_imm, went_well, Pair, LONG};
 
 on_fabrics! { [many_pages, flaps] [verbs_2 VERBS_2] }
 
@@ -69,38 +69,19 @@ fn flaps(fabric: &Fabric) {
                 if slot % WRITES_PER_FLAP == WRITES_PER_FLAP / 2 {
                     set_link(&link, "down");
                 }
-                (slot, write(&pair, slot, 100 + slot as u32))
+                (slot, write(&pair, slot, slot_imm(slot)))
             })
             .collect();
         // From hardly at all to long enough to exhaust every retry.
         std::thread::sleep(Duration::from_secs(1) * flap as u32 / num_flaps as u32);
         set_link(&link, "up");
-        for (slot, transfer) in transfers {
-            match transfer.wait(Some(LONG)) {
-                Ok(()) => done.push(slot),
-                Err(error) => assert_eq!(error.code, Code::ConnectionBroken, "{error}"),
-            }
-            transfer.wait_quiesced(Some(LONG)).unwrap();
-        }
+        done.extend(went_well(transfers));
         eventually("later writes go well", || write(&pair, 0, 1).wait(Some(LONG)).is_ok());
     }
     println!("{} of {num_slots} writes went well", done.len());
     // One link of two: what is not on it goes well.
     assert!(done.len() as u64 > num_slots / 2, "{} of {num_slots}", done.len());
-    for slot in 0..num_slots {
-        let counter = pair.peer.open(100 + slot as u32, &[]);
-        let whole = pair.peer.mismatch(&pair.there, (slot * SLOT, SLOT), 6, slot * SLOT).is_none();
-        if done.contains(&slot) {
-            pair.peer.wait_count(counter, 1).unwrap();
-            assert!(whole, "slot {slot} was reported done");
-        } else if pair.peer.value(counter) == 1 {
-            assert!(whole, "slot {slot} was counted");
-        } else {
-            let fault = pair.peer.wait_count(counter, 1).unwrap_err();
-            assert_eq!(fault.code, Code::TransferFailed.as_str(), "slot {slot}: {}", fault.message);
-        }
-        assert!(pair.peer.value(counter) <= 1, "slot {slot} was counted twice");
-    }
+    pair.check_slots((num_slots, SLOT), 6, &done);
     eventually("the path is whole again", || pair.engine.path(&pair.peer.address).state == "ready");
 }
 

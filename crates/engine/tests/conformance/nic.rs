@@ -8,7 +8,7 @@ use anyfabric_engine::{Code, WriteOptions};
 use crate::ask::{How, Settings};
 use crate::cabled::Cabled;
 use crate::fabric::{on_every_fabric, on_fabrics, Fabric};
-use crate::harness::{assert_code, eventually, fill, LONG};
+use crate::harness::{assert_code, eventually, fill, slot_imm, went_well, LONG};
 
 on_fabrics! { [cut_stream_returns, cut_under_load] [tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4] }
 on_every_fabric!(cut_control_is_restored, unplugged_is_lost, stays_away);
@@ -49,37 +49,18 @@ fn cut_under_load(fabric: &Fabric) {
                 let slot = round * 16 + idx;
                 let range = slot * SLOT..(slot + 1) * SLOT;
                 let (src, dst) = (cabled.pair.region.slice(range.clone()), cabled.remote.slice(range));
-                let options = WriteOptions::counted(100 + slot as u32);
+                let options = WriteOptions::counted(slot_imm(slot));
                 (slot, cabled.pair.engine.write(&src.unwrap(), &dst.unwrap(), options).unwrap())
             })
             .collect();
         if round % 2 == 0 {
             cabled.proxy.cut(cabled.proxy.num_connections() - 1);
         }
-        for (slot, transfer) in transfers {
-            match transfer.wait(Some(LONG)) {
-                Ok(()) => done.push(slot),
-                Err(error) => assert_eq!(error.code, Code::ConnectionBroken, "{error}"),
-            }
-            transfer.wait_quiesced(Some(LONG)).unwrap();
-        }
+        done.extend(went_well(transfers));
         eventually("later writes go well", || cabled.write(SLOT, 1).is_ok());
     }
     println!("{} of 64 writes went well", done.len());
-    for slot in 0..64 {
-        let counter = cabled.pair.peer.open(100 + slot as u32, &[]);
-        let whole = cabled.pair.peer.mismatch(&cabled.pair.there, (slot * SLOT, SLOT), 2, slot * SLOT).is_none();
-        if done.contains(&slot) {
-            cabled.pair.peer.wait_count(counter, 1).unwrap();
-            assert!(whole, "slot {slot} was reported done");
-        } else if cabled.pair.peer.value(counter) == 1 {
-            assert!(whole, "slot {slot} was counted");
-        } else {
-            let fault = cabled.pair.peer.wait_count(counter, 1).unwrap_err();
-            assert_eq!(fault.code, Code::TransferFailed.as_str(), "slot {slot}: {}", fault.message);
-        }
-        assert!(cabled.pair.peer.value(counter) <= 1, "slot {slot} counted twice");
-    }
+    cabled.pair.check_slots((64, SLOT), 2, &done);
 }
 
 fn cut_control_is_restored(fabric: &Fabric) {
