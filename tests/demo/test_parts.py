@@ -1,4 +1,4 @@
-"""The parts of the demo that need no second process: pages, metrics, messages, prompts, bars."""
+"""The parts of the demo that need no second process: pages, metrics, prompts, bars."""
 
 import itertools
 import random
@@ -13,7 +13,6 @@ pytest.importorskip("transformers", reason="the demo needs transformers")
 from anyfabric.demo import metrics, paging  # noqa: E402
 from anyfabric.demo.kv import read_prompts  # noqa: E402
 from anyfabric.demo.llm import LayerCache, Llm, Span, cache_bytes, cache_from_bytes  # noqa: E402
-from anyfabric.demo.messages import PIECE, PIECE_BYTES, Note, decode_note, encode_note  # noqa: E402
 from anyfabric.demo.prefill import StreamRequest  # noqa: E402
 from anyfabric.demo.report import paint, printable  # noqa: E402
 from anyfabric.demo.text import stories  # noqa: E402
@@ -83,16 +82,6 @@ def test_hidden_share_is_what_was_not_waited_for():
     assert times.exposed_ns == 48
     assert times.hidden_share == pytest.approx(1 - 48 / 160)
     assert times.ttft_ms == 500 / 1e6
-
-
-def test_notes_survive_any_order_of_their_pieces():
-    note = Note("kind", {"number": 7}, (b"", bytes(range(256)) * 1000, b"x"))
-    pieces = encode_note(note, number=1)
-    assert len(pieces) > 3
-    assert all(len(piece) <= PIECE_BYTES + PIECE.size for piece in pieces)
-    random.Random(1).shuffle(pieces)
-    pieces.sort(key=lambda piece: PIECE.unpack_from(piece)[2])
-    assert decode_note(b"".join(piece[PIECE.size :] for piece in pieces)) == note
 
 
 def test_stream_request_survives_its_note():

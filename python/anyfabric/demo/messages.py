@@ -24,7 +24,7 @@ from typing import Any
 
 import anyfabric as af
 
-__all__ = ["Mailbox", "Note", "decode_note", "encode_note"]
+__all__ = ["Mailbox", "Note", "encode_note"]
 
 PIECE = struct.Struct("<4sIII")
 MAGIC = b"AFkv"
