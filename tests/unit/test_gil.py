@@ -151,7 +151,7 @@ def test_meeting_who_never_answers(call):
             "connect": lambda: engine.connect(nobody),
             "peer_group": lambda: engine.peer_group([nobody]),
         }
-        ends_by(engine.close, meet[call], af.AnyFabricError)
+        ends_by(lambda: engine.close(timeout_s=0), meet[call], af.AnyFabricError)
 
 
 @pytest.mark.parametrize("what", ["revoke", "region"])
