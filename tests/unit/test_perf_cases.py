@@ -77,11 +77,6 @@ def test_lists_of_large_pages_are_shorter_unless_their_length_is_given():
     assert the_plan(ops=("pages",), sizes=(1 << 20,), pages=4096)[0].pages == 4096
 
 
-def test_messages_stay_within_their_limit():
-    cases = the_plan(ops=("send",), sizes=(8, 1 << 20), memories=("allocated",))
-    assert [c.size_bytes for c in cases] == [8, 8]
-
-
 def test_permutations_are_the_same_on_both_sides_and_complete():
     case = the_plan(ops=("pages",), pages=100)[0]
     src, dst = permutations(case)
