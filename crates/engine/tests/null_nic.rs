@@ -77,6 +77,7 @@ fn engines_over_the_null_nic() {
     a_port_is_down_at_one_end();
     no_rail_stands_at_first();
     a_device_that_flushes_nothing();
+    a_queue_that_breaks_fails_counts_that_may_lack_something();
     memory_that_cannot_be_registered();
     a_large_region_is_pinned_aside();
     memory_is_registered_once_a_device();
@@ -226,6 +227,26 @@ fn a_device_that_flushes_nothing() {
     knob(Knob::FlushesNothing, Some(0));
     eventually("the rail is made again", || pair.state() == "ready");
     pair.write(64).unwrap();
+}
+
+/// At the writer what is under way over that NIC fails, and at its peer counters; the others go on, and so does the NIC,
+/// with another queue.
+fn a_queue_that_breaks_fails_counts_that_may_lack_something() {
+    let pair = Pair::new((&["null0", "null1"], &["null2", "null3"]), 4096);
+    let counter = pair.there.counter(Some(1), &[]).unwrap();
+    pair.write(64).unwrap();
+    knob(Knob::Holds, Some(1));
+    let transfers: Vec<_> = (0..20).map(|_| pair.start(64)).collect();
+    knob(Knob::BreaksQueues, Some(1 << 0 | 1 << 2));
+    let error = counter.wait(1, Some(LONG)).unwrap_err();
+    assert_eq!(error.code, Code::TransferFailed, "{error}");
+    eventually("one fails", || transfers.iter().any(|transfer| transfer.error().is_some()));
+    knob(Knob::Holds, Some(0));
+    let failed: Vec<_> = transfers.iter().filter_map(|transfer| transfer.wait(None).err()).collect();
+    assert!(failed.len() <= 10 && failed.iter().all(|error| error.code == Code::ConnectionBroken), "{failed:?}");
+    assert!(transfers.iter().all(|transfer| transfer.wait_quiesced(Some(LONG)).is_ok()));
+    eventually("the rail is made again", || pair.state() == "ready");
+    (0..8).for_each(|_| pair.write(64).unwrap());
 }
 
 fn memory_that_cannot_be_registered() {

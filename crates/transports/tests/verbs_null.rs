@@ -117,6 +117,8 @@ fn the_verbs_nic_without_hardware() {
     held_back_until_closed();
     what_arrived_counts_when_the_rail_is_closed();
     a_device_that_is_gone_is_fenced_all_the_same();
+    a_queue_that_breaks_ends_every_rail_and_is_renewed();
+    a_broken_queue_is_told_of_a_rail_that_is_closed();
     chains_are_posted_at_once();
     one_goes_past_the_chain();
     nothing_is_allocated();
@@ -408,6 +410,71 @@ fn a_device_that_is_gone_is_fenced_all_the_same() {
     knob(Knob::IsGone, Some(0));
     let again = rail(&mut nic);
     assert_eq!((again, nic.room(again)), (rails[0], FULL));
+}
+
+/// What had arrived may be lost: who waits for a count must not do so for ever. The NIC goes on with other queues.
+fn a_queue_that_breaks_ends_every_rail_and_is_renewed() {
+    let (mut nic, mut rails, memory) = nic(3);
+    let batch = |token| Batch { source: &memory, target: TARGET, writes: &WRITES, marks: Marks::Each(1), token };
+    let missed = Fault::Missed(2);
+    for round in 0..3 {
+        let mut seen = Seen::default();
+        let number = u32::from_le_bytes(nic.address(rails[1])[22..26].try_into().unwrap());
+        for token in 0..30 {
+            let rail = rails[token as usize % 2];
+            assert!(nic.post(rail, &batch(token)).unwrap() == 7 && nic.send(rail, b"message", 100 + token).unwrap());
+        }
+        // Held back for a rail, and of one that has failed by itself before.
+        rails.iter().take(round).for_each(|rail| nic.flush(*rail).unwrap());
+        assert!(arrive(number, 1) > 0);
+        if round == 2 {
+            nic.fence(rails[1]);
+        }
+        knob(Knob::BreaksQueues, Some(1));
+        while nic.poll(&mut seen) {}
+        seen.broken.sort_unstable_by_key(|(rail, _)| *rail);
+        assert_eq!(seen.broken, rails.iter().map(|rail| (*rail, missed)).collect::<Vec<_>>());
+        assert_eq!(seen.ended.len(), 60);
+        assert!(seen.ended.values().all(|ends| *ends == [Err(missed)]), "{:?}", seen.ended);
+        assert!(!nic.poll(&mut seen) && seen.broken.len() == 3, "once");
+        assert_eq!(nic.post(rails[0], &batch(200)), Err(missed));
+        // One is made before the others are closed.
+        nic.close(rails[0]);
+        rails[0] = rail(&mut nic);
+        for other in &mut rails[1..] {
+            nic.close(*other);
+            *other = rail(&mut nic);
+        }
+        assert!(rails.iter().all(|rail| nic.room(*rail) == FULL));
+        let number = u32::from_le_bytes(nic.address(rails[1])[22..26].try_into().unwrap());
+        assert_eq!(arrive(number, 1), 8191, "all receives are there again");
+        assert_eq!(nic.post(rails[1], &batch(201)), Ok(7));
+        nic.flush(rails[1]).unwrap();
+        let before = seen.broken.len();
+        while nic.poll(&mut seen) {}
+        assert_eq!(
+            (&seen.ended[&201][..], &seen.arrived[..], seen.broken.len()),
+            (&[Ok(())][..], &[(rails[1], 1)][..], before)
+        );
+    }
+}
+
+/// Nobody has looked at the queue when a rail is closed, or stopped: that something may be missing is told all the same.
+fn a_broken_queue_is_told_of_a_rail_that_is_closed() {
+    let (mut nic, rails, _memory) = nic(3);
+    let not_connected = nic.open().unwrap();
+    let mut seen = Seen::default();
+    knob(Knob::BreaksQueues, Some(1));
+    nic.close(rails[0]);
+    nic.fence(rails[1]);
+    nic.close(rails[2]);
+    assert!(nic.open().unwrap_err().to_string().contains("null0: its queues broke"), "nothing was told yet");
+    while nic.poll(&mut seen) {}
+    seen.broken.sort_unstable_by_key(|(rail, _)| *rail);
+    let missed = Fault::Missed(2);
+    assert_eq!(seen.broken[..3], [0, 1, 2].map(|idx| (rails[idx], missed)));
+    assert_eq!(seen.broken[3..], [(not_connected, Fault::Flushed)], "nothing can have arrived there");
+    assert_eq!(nic.open().unwrap(), rails[2], "numbers are free again");
 }
 
 /// 32 writes are one call of the driver, and one completion.

@@ -67,6 +67,10 @@ impl VerbsNic {
     fn settle_faulty(&mut self, to: &mut impl Completions) {
         for at in (0..self.faulty.len()).rev() {
             let idx = self.faulty[at];
+            if self.queue_fault.is_some() {
+                // Nothing of what it has under way would be told.
+                self.destroy(idx);
+            }
             let Some(rail) = self.rails.get_mut(idx as usize) else { continue };
             let Some(fault) = rail.fault else { continue };
             if !std::mem::replace(&mut rail.is_told, true) {
@@ -88,6 +92,9 @@ impl VerbsNic {
             if rail.writes.batches.is_empty() && rail.messages.batches.is_empty() {
                 self.faulty.swap_remove(at);
             }
+        }
+        if self.aside.is_empty() {
+            self.free.append(&mut self.resting);
         }
     }
 
@@ -123,7 +130,28 @@ impl VerbsNic {
             let poll = (*self.domain.context).ops.poll_cq;
             poll(self.queue.cq, POLL as i32, self.completions.as_mut_ptr())
         };
-        usize::try_from(count).unwrap_or(0).min(POLL)
+        match usize::try_from(count) {
+            Ok(count) => count.min(POLL),
+            Err(_) => self.fail_queues(Fault::Missed(count.unsigned_abs())),
+        }
+    }
+
+    /// The queues are of no more use, and what had arrived may be lost with them: every rail ends. Returns 0.
+    #[cold]
+    fn fail_queues(&mut self, why: Fault) -> usize {
+        if self.queue_fault.is_some() {
+            return 0;
+        }
+        log::warn!("{}: {why}", self.about.name);
+        self.queue_fault = Some(why);
+        for (idx, rail) in self.rails.iter_mut().enumerate().filter(|(_, rail)| rail.is_open) {
+            // Nothing can have arrived over one that was never connected.
+            (rail.fault, rail.is_told) = (Some(if rail.is_connected { why } else { Fault::Flushed }), false);
+            if !self.faulty.contains(&(idx as RailIdx)) {
+                self.faulty.push(idx as RailIdx);
+            }
+        }
+        0
     }
 
     /// Empties the queue before a queue pair is destroyed, for devices forget its

@@ -35,7 +35,7 @@ pub struct VerbsNic {
     pub(super) domain: Arc<VerbsDomain>,
     port: Port,
     settings: VerbsSettings,
-    about: NicAbout,
+    pub(super) about: NicAbout,
     /// Requests of one rail that are held back.
     chain: Chain,
     held_for: RailIdx,
@@ -48,6 +48,8 @@ pub struct VerbsNic {
     pub(super) aside: Vec<(Wc, Option<RailIdx>)>,
     /// Closed rails that those may be of; their numbers are free after that.
     pub(super) resting: Vec<RailIdx>,
+    /// What broke the queues: every rail ends, and before the next one is made others take their place.
+    pub(super) queue_fault: Option<Fault>,
     pub(super) completions: Box<[Wc; POLL]>,
 }
 
@@ -92,6 +94,7 @@ impl VerbsNic {
             faulty: Vec::new(),
             aside: Vec::new(),
             resting: Vec::new(),
+            queue_fault: None,
             completions: Box::new([Wc::default(); POLL]),
         })
     }
@@ -170,7 +173,7 @@ impl VerbsNic {
     }
 
     /// Destroys the queue pairs: nothing of them is left to be flushed.
-    fn destroy(&mut self, rail: RailIdx) {
+    pub(super) fn destroy(&mut self, rail: RailIdx) {
         self.set_aside();
         let destroyed = &mut self.rails[rail as usize];
         let Some((writes, messages)) = destroyed.pairs.take() else { return };
@@ -179,6 +182,19 @@ impl VerbsNic {
         for posted in [&mut destroyed.writes, &mut destroyed.messages] {
             posted.taken = posted.done;
         }
+    }
+
+    /// Puts other queues in the place of those that broke, once all that used them has ended: its buffers are gone too.
+    #[cold]
+    fn renew_queues(&mut self) -> Result<(), NicError> {
+        if !(self.faulty.is_empty() && self.aside.is_empty()) {
+            return Err(NicError::Device(format!("{}: its queues broke", self.about.name)));
+        }
+        self.imms = ImmReceives::new(&self.domain, id_of(Kind::Imm, 0, 0, 0))?;
+        self.messages = MessageBuffers::new(&self.domain, id_of(Kind::Message, 0, 0, 0))?;
+        self.queue.renew()?;
+        self.queue_fault = None;
+        Ok(())
     }
 
     fn hold_for(&mut self, rail: RailIdx) {
@@ -221,6 +237,9 @@ impl Nic for VerbsNic {
                 self.about.name
             )));
         }
+        if self.queue_fault.is_some() {
+            self.renew_queues()?;
+        }
         self.port = self.domain.port(self.port.number, &self.settings)?;
         let pair =
             |receives, depth| QueuePair::new(&self.domain, self.queue.cq, receives, depth, &self.port, &self.settings);
@@ -235,6 +254,7 @@ impl Nic for VerbsNic {
         let rail = &mut self.rails[idx as usize];
         rail.life = rail.life.wrapping_add(1);
         (rail.pairs, rail.is_open) = (Some((writes, messages)), true);
+        (rail.fault, rail.is_told) = (None, false);
         rail.writes.id = id_of(Kind::Write, rail.life, idx, 0);
         rail.messages.id = id_of(Kind::Send, rail.life, idx, 0);
         Ok(idx)
@@ -288,7 +308,7 @@ impl Nic for VerbsNic {
         }
         self.break_rail(rail, Fault::Flushed);
         let Some(fenced) = self.rail(rail) else { return };
-        fenced.is_told = true;
+        fenced.is_told |= !fenced.has_missed();
         if !fenced.stop() {
             self.destroy(rail);
         }
@@ -306,9 +326,14 @@ impl Nic for VerbsNic {
             self.budget += posted.under_way() as usize;
             posted.batches.drain(..).filter_map(|batch| batch.buffer).for_each(|buffer| self.messages.release(buffer));
         }
-        *closed = Rail { life: closed.life, ..Rail::default() };
-        self.faulty.retain(|faulty| *faulty != rail);
-        if self.aside.is_empty() { &mut self.free } else { &mut self.resting }.push(rail);
+        // That something may be missing is told all the same.
+        let fault = closed.fault.filter(|_| closed.has_missed() && !closed.is_told);
+        *closed = Rail { life: closed.life, fault, ..Rail::default() };
+        if fault.is_none() {
+            self.faulty.retain(|faulty| *faulty != rail);
+        }
+        let is_free = self.aside.is_empty() && fault.is_none();
+        if is_free { &mut self.free } else { &mut self.resting }.push(rail);
     }
 
     fn room(&self, rail: RailIdx) -> usize {

@@ -52,6 +52,11 @@ pub(super) struct Waiting {
 }
 
 impl Rail {
+    /// Whether what had arrived on it may be lost.
+    pub(super) const fn has_missed(&self) -> bool {
+        matches!(self.fault, Some(Fault::Missed(_)))
+    }
+
     /// Stops both queue pairs: from now on nothing lands. False when the device
     /// refuses.
     pub(super) fn stop(&self) -> bool {
@@ -151,18 +156,10 @@ pub(super) struct CompletionQueue {
 
 impl CompletionQueue {
     pub(super) fn new(domain: &Arc<VerbsDomain>) -> Result<Self, NicError> {
-        let depth = CQ_DEPTH.min(domain.attributes.max_cqe);
-        // SAFETY: an open device; both are destroyed on drop.
-        let (channel, cq) = unsafe {
-            let channel = (domain.library.create_comp_channel)(domain.context);
-            let cq = (domain.library.create_cq)(domain.context, depth, std::ptr::null_mut(), channel, 0);
-            (channel, cq)
-        };
-        let this = Self { domain: Arc::clone(domain), channel, cq };
-        if channel.is_null() || cq.is_null() {
-            let error = std::io::Error::last_os_error();
-            return Err(NicError::Device(format!("{}: no completion queue of {depth}: {error}", domain.name)));
-        }
+        // SAFETY: an open device; destroyed on drop.
+        let channel = unsafe { (domain.library.create_comp_channel)(domain.context) };
+        let mut this = Self { domain: Arc::clone(domain), channel, cq: std::ptr::null_mut() };
+        this.renew()?;
         // SAFETY: the channel's descriptor is open; only its flags change.
         unsafe {
             let flags = libc::fcntl(this.fd(), libc::F_GETFL);
@@ -170,6 +167,30 @@ impl CompletionQueue {
         }
         close_in_children(this.fd(), true);
         Ok(this)
+    }
+
+    /// Puts another queue in the place of the one that there was, which no queue pair uses any more; the channel stays.
+    pub(super) fn renew(&mut self) -> Result<(), NicError> {
+        let depth = CQ_DEPTH.min(self.domain.attributes.max_cqe);
+        let mut cq: *mut Cq = std::ptr::null_mut();
+        if !self.channel.is_null() {
+            // SAFETY: an open device and its channel; destroyed before the channel.
+            cq = unsafe { (self.domain.library.create_cq)(self.domain.context, depth, cq.cast(), self.channel, 0) };
+        }
+        if cq.is_null() {
+            let error = std::io::Error::last_os_error();
+            return Err(NicError::Device(format!("{}: no completion queue of {depth}: {error}", self.domain.name)));
+        }
+        self.destroy_queue();
+        self.cq = cq;
+        Ok(())
+    }
+
+    fn destroy_queue(&self) {
+        if !self.cq.is_null() {
+            // SAFETY: made in `renew`, and destroyed once, after every queue pair: on drop, or when another takes its place.
+            unsafe { (self.domain.library.destroy_cq)(self.cq) };
+        }
     }
 
     pub(super) fn depth(&self) -> usize {
@@ -203,14 +224,10 @@ impl Drop for CompletionQueue {
         if !self.channel.is_null() {
             close_in_children(self.fd(), false);
         }
-        // SAFETY: made in `new`, dropped once, after every queue pair.
-        unsafe {
-            if !self.cq.is_null() {
-                (self.domain.library.destroy_cq)(self.cq);
-            }
-            if !self.channel.is_null() {
-                (self.domain.library.destroy_comp_channel)(self.channel);
-            }
+        self.destroy_queue();
+        if !self.channel.is_null() {
+            // SAFETY: made in `new`, dropped once, after its queue.
+            unsafe { (self.domain.library.destroy_comp_channel)(self.channel) };
         }
     }
 }

@@ -74,7 +74,7 @@ struct null_cq {
   struct wc wcs[CQ_DEPTH];
   uint32_t head, tail, mask;
   struct null_qp *busy;  // with something posted and not completed, the last that became so first
-  int armed;
+  int armed, is_broken;
 };
 
 struct null_srq { struct srq srq; uint64_t ids[CQ_DEPTH]; uint32_t head, tail; };
@@ -112,6 +112,7 @@ static struct {
   long num_writable;    // registrations that peers may write
   long port_without_gid; // of every device
   long is_prompt;       // what the device took is placed before it refuses the rest
+  long breaks_queues;   // a bit for each device: what comes to its queue of completions from its next poll on is lost
 } knobs = {.fails_after = -1, .posted_ns = 1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -141,6 +142,7 @@ static uint32_t mask_of(uint32_t depth) {
 }
 
 static void push(struct null_cq *cq, const struct wc *wc) {
+  if (cq->is_broken) return;
   cq->wcs[cq->head++ & cq->mask] = *wc;
   if (cq->armed) {
     uint64_t one = 1;
@@ -203,6 +205,11 @@ static void complete(struct null_qp *qp) {
 }
 
 static int poll_cq(struct null_cq *cq, int count, struct wc *wcs) {
+  if (knobs.breaks_queues >> device_of(cq->cq.context) & 1) {
+    __atomic_fetch_and(&knobs.breaks_queues, ~(1l << device_of(cq->cq.context)), __ATOMIC_SEQ_CST);
+    cq->is_broken = 1;
+  }
+  if (cq->is_broken) return -2;
   lock();
   if (!knobs.holds)
     // The last queue pair first: one completes before another that was posted to earlier.

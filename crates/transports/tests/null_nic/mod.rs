@@ -77,6 +77,8 @@ pub(crate) enum Knob {
     PortWithoutGid,
     /// What was taken is placed before the rest is refused.
     IsPrompt,
+    /// A bit for each device whose queue of completions breaks at its next poll; another one does not.
+    BreaksQueues,
 }
 
 /// Path of the library, built at the first call.
