@@ -22,7 +22,10 @@ BACKPORTS = re.compile(r"\.el\d|\.amzn")
 RDMA_HARDWARE = (
     ("0x15b3", re.compile(r"0x10(1[3-9a-f]|2)|0xa2d"), "mlx5_ib"),
     ("0x1d0f", re.compile(r"0xefa"), "efa"),
+    ("0x14e4", re.compile(r"0x17[56]"), "bnxt_re"),
 )
+# Drivers that hand a card to a virtual machine or to a program.
+GIVEN_AWAY = ("vfio", "uio", "igb_uio")
 
 
 def version(system: System) -> Iterator[Finding]:
@@ -44,7 +47,7 @@ def modules(system: System) -> Iterator[Finding]:
     for pci, module in _undriven(system):
         found = f"the card can do RDMA, but {module} does not drive it"
         # One card of several may serve as a plain interface on purpose.
-        yield (warning if rdma else broken)(pci, found, f"modprobe {module}")
+        yield (warning if rdma else broken)(pci, found, _drive(system, pci, module))
     if not rdma:
         if system.required in {"verbs", "libfabric"}:
             found = f"{system.required} is required, and the kernel has no RDMA device"
@@ -55,12 +58,33 @@ def modules(system: System) -> Iterator[Finding]:
         yield ok("", f"{_few(rdma)}: the kernel drives what there is")
 
 
+def _drive(system: System, pci: str, module: str) -> str:
+    """What makes the module take the card."""
+    if system.exists(f"sys/module/{module}"):
+        switch = f"devlink dev param set pci/{pci} name enable_rdma value true cmode driverinit"
+        enable = f"{switch}; devlink dev reload pci/{pci}; or " * (module == "mlx5_ib")
+        return f"{enable}look why the module, which is loaded, did not take it: dmesg | grep {pci}"
+    if system.is_container:
+        return f"on the host: modprobe {module}; or give the container its RDMA device: --network=host"
+    return f"modprobe {module}"
+
+
 def _undriven(system: System) -> Iterator[tuple[str, str]]:
+    bonds = {name for nic in system.topology.nics for name in nic.netdevs}
     for pci in system.names("sys/bus/pci/devices"):
         folder = f"sys/bus/pci/devices/{pci}"
         vendor, device = system.text(f"{folder}/vendor"), system.text(f"{folder}/device")
         is_network = system.text(f"{folder}/class").startswith("0x02")
         if not is_network or system.names(f"{folder}/infiniband"):
+            continue
+        # Virtual functions without a driver are kept for virtual machines.
+        driver = system.target(f"{folder}/driver")
+        if driver.startswith(GIVEN_AWAY) or (not driver and system.target(f"{folder}/physfn")):
+            continue
+        # Ports of one card that are bonded have one RDMA device, at the first.
+        if any(
+            system.target(f"{folder}/net/{name}/master") in bonds for name in system.names(f"{folder}/net")
+        ):
             continue
         for known, devices, module in RDMA_HARDWARE:
             if vendor == known and devices.match(device):
