@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 import anyfabric as af
-from anyfabric.doctor import TRIALS, diagnose
+from anyfabric.doctor import TRIALS, System, diagnose
 from anyfabric.doctor.pair import pairs, ports
-from anyfabric.doctor.trial import End, Way, ways
+from anyfabric.doctor.trial import End, Way, allowed, ways
 
 
 def rows(system, *levels):
@@ -79,3 +79,30 @@ def test_pairs_are_of_one_fabric_and_of_nics_in_use(machine):
     # A partner that offers nothing else, and says so.
     hello["ports"] = [{"name": "mlx5_0", "fabric": "ethernet"}]
     assert [theirs for ours, (_, theirs) in pairs(system, hello) if ours.nic] == []
+
+
+def test_libfabric_may_do_without_an_rdma_device(tmp_path):
+    """By Slingshot's driver, or by a provider or library that the settings name."""
+    laptop = System(tmp_path)
+    assert diagnose(replace(laptop, required="libfabric")).is_broken
+    assert not diagnose(replace(laptop, required="libfabric")).has_nic
+    named = replace(laptop, required="libfabric", names_libfabric=True)
+    assert not diagnose(named).is_broken
+    assert allowed(named) == [Way("libfabric")]
+    assert diagnose(replace(named, required="verbs")).is_broken
+    (tmp_path / "sys/class/cxi/cxi0").mkdir(parents=True)
+    assert allowed(laptop) == [Way("shm"), Way("tcp"), Way("libfabric")]
+    found = diagnose(replace(laptop, required="libfabric"))
+    assert (found.is_broken, found.has_nic) == (False, True)
+
+
+def test_a_library_that_the_settings_name_is_the_one(machine):
+    there = replace(machine.system, verbs_library="/nowhere/libibverbs.so.1")
+    assert "/nowhere/libibverbs.so.1 is not installed" in {row.found for _, row in diagnose(there).findings}
+    machine.remove("usr/lib/x86_64-linux-gnu/libibverbs.so.1")
+    assert [row[0] for row in rows(machine.system, "broken")] == ["provider"]
+    machine.write("opt/rdma/libibverbs.so.1", "")
+    assert rows(replace(machine.system, verbs_library="/opt/rdma/libibverbs.so.1"), "broken") == []
+    machine.remove("usr/lib/x86_64-linux-gnu/libibverbs")
+    machine.write("opt/rdma/libibverbs/libmlx5-rdmav34.so", "")
+    assert rows(replace(machine.system, verbs_library="/opt/rdma/libibverbs.so.1"), "broken") == []

@@ -103,6 +103,8 @@ def _system(root: Path = Path("/"), process: str = "self", *, ask_driver: bool =
         required=str(settings["require"].value or ""),
         named=tuple(names["nics"]),
         enabled=tuple(names["transports"]),
+        names_libfabric=any(settings[f"libfabric_{name}"].value for name in ("provider", "library")),
+        verbs_library=str(settings["verbs_library"].value or ""),
         gpus=_gpus(settings["cuda_library"].value) if ask_driver else (),
     )
 

@@ -58,7 +58,8 @@ class Diagnosis:
     def summary(self) -> str:
         """One line."""
         levels = [finding.level for _, finding in self.findings]
-        if not self.has_nic and not self.is_broken:
+        is_software = any(finding.subject == "libfabric" for _, finding in self.findings)
+        if not self.has_nic and not self.is_broken and not is_software:
             return NO_NIC
         bad, doubtful = levels.count("broken"), levels.count("warning")
         if bad or doubtful:
@@ -71,8 +72,9 @@ def diagnose(system: System, checks: Iterable[Check] = CHECKS) -> Diagnosis:
     findings = tuple(
         (check, _weighed(system, check, finding)) for check in checks for finding in check.run(system)
     )
-    has_nic = bool(system.topology.nics) or any(
-        check.name == "modules" and finding.level == "broken" for check, finding in findings
+    has_nic = bool(system.topology.nics or system.has_slingshot) or any(
+        check.name == "modules" and finding.level == "broken" and finding.subject
+        for check, finding in findings
     )
     return Diagnosis(has_nic, findings)
 

@@ -50,6 +50,8 @@ class System:
         required: The transport that the settings insist on; empty when any will do.
         named: The NICs that the settings name; none when the engine chooses.
         enabled: The transports that the settings allow.
+        names_libfabric: Whether the settings name libfabric's provider or library, which may be software.
+        verbs_library: The libibverbs that the settings name; empty when the system finds one.
         gpus: What the driver answers of the GPUs, where it can be asked: of this machine.
         run: Runs a command and returns its output. This and `gpus` are all that is no file.
     """
@@ -59,6 +61,8 @@ class System:
     required: str = ""
     named: tuple[str, ...] = ()
     enabled: tuple[str, ...] = TRANSPORTS
+    names_libfabric: bool = False
+    verbs_library: str = ""
     gpus: tuple[DriverGpu, ...] = ()
     run: Callable[[Sequence[str]], str] = field(default=run_command)
 
@@ -128,6 +132,11 @@ class System:
     def nics(self) -> tuple[Nic, ...]:
         """RDMA ports, without those that this container was not given while it was given others."""
         return tuple(nic for nic in self.topology.nics if nic.is_given)
+
+    @cached_property
+    def has_slingshot(self) -> bool:
+        """Whether there is a NIC that is no RDMA device, and that libfabric drives."""
+        return bool(self.names("sys/class/cxi"))
 
     def named_ports(self, name: str) -> list[Nic]:
         """The RDMA ports that a name in the settings means: one of these serves."""

@@ -58,8 +58,13 @@ def ways(topology: Topology) -> list[Way]:
 
 
 def allowed(system: System) -> list[Way]:
-    """Those that the settings allow."""
-    return [way for way in ways(system.topology) if system.may_use(way.transport)]
+    """Those that the settings allow, and libfabric where it needs no RDMA device."""
+    found = ways(system.topology)
+    if (system.names_libfabric or system.has_slingshot) and all(
+        way.transport != "libfabric" for way in found
+    ):
+        found.append(Way("libfabric"))
+    return [way for way in found if system.may_use(way.transport)]
 
 
 class End(contextlib.AbstractContextManager["End"]):

@@ -49,7 +49,8 @@ def modules(system: System) -> Iterator[Finding]:
         # One card of several may serve as a plain interface on purpose.
         yield (warning if rdma else broken)(pci, found, _drive(system, pci, module))
     if not rdma:
-        if system.required in {"verbs", "libfabric"}:
+        may_do_without = system.names_libfabric or system.has_slingshot
+        if system.required == "verbs" or (system.required == "libfabric" and not may_do_without):
             found = f"{system.required} is required, and the kernel has no RDMA device"
             yield broken("", found, "unset ANYFABRIC_REQUIRE; or put in a NIC")
     elif not system.names("sys/class/infiniband_verbs"):

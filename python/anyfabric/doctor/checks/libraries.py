@@ -55,12 +55,15 @@ def provider(system: System) -> Iterator[Finding]:
     devices = system.names("sys/class/infiniband")
     if not devices:
         return
-    if not system.find(*(f"{folder}/libibverbs.so.1" for folder in FOLDERS)):
-        yield broken("", "libibverbs.so.1 is not installed", INSTALL)
+    library = system.verbs_library or "libibverbs.so.1"
+    folders = (str(Path(library).parent).lstrip("/"),) if "/" in library else FOLDERS
+    if not system.find(*(f"{folder}/{Path(library).name}" for folder in folders)):
+        mend = "unset or correct ANYFABRIC_VERBS_LIBRARY" if system.verbs_library else INSTALL
+        yield broken("", f"{library} is not installed", mend)
         return
     installed = {
         re.sub(r"^lib|-rdmav\d+\.so$", "", path.name)
-        for path in system.find(*(f"{folder}/libibverbs/lib*-rdmav*.so" for folder in FOLDERS))
+        for path in system.find(*(f"{folder}/libibverbs/lib*-rdmav*.so" for folder in (*folders, *FOLDERS)))
     }
     served: dict[str, list[str]] = {}
     for device in devices:
