@@ -236,7 +236,7 @@ BAD = [
     (link_local_gid, "gid", "warning", r"only a link-local GID \(fe80::1234", "ip addr add"),
     (small_mtu, "mtu", "warning", "MTU 1500: RDMA packets carry 1024 bytes of 4096", "mtu 9000"),
     (unequal_mtu, "mtu", "warning", "differ: mlx5_0 9000, mlx5_1 2200", "the same everywhere"),
-    (translated, "iommu", "warning", "translates every address of mlx5_0", "iommu=pt"),
+    (translated, "iommu", "warning", "translates every address of mlx5_0", "iommu.passthrough=1"),
     (translated_without_ats, "ats", "warning", "its translation service is off", "ATS_ENABLED=1"),
     (
         redirecting_bridge,
@@ -337,6 +337,23 @@ def test_nics_that_are_named_and_not_here(machine):
     assert finding.found == "the setting `nics` names it, and here is mlx5_0, mlx5_1"
 
 
+def test_the_right_to_lock_is_the_hosts(machine):
+    """In a namespace of users it is for that namespace, and the kernel asks for the host's."""
+    machine.limit(8 << 20)
+    machine.write("proc/self/status", "CapEff:\t0000000000004000")
+    machine.write("proc/self/uid_map", "         0          0 4294967295")
+    assert machine.findings() == []
+    machine.write("proc/self/uid_map", "         0     100000      65536")
+    assert [row[0] for row in machine.findings("broken")] == ["locked-memory"]
+
+
+def test_of_two_speeds_the_lower_is_the_slow_one(machine):
+    for idx in (0, 1):
+        machine.port(idx, "rate", "200 Gb/sec (4X HDR)")
+        assert [row[:3] for row in machine.findings("warning")] == [("speed", "warning", f"mlx5_{idx}")]
+        machine.port(idx, "rate", "400 Gb/sec (4X NDR)")
+
+
 def test_peermem_will_do(machine):
     closed_driver(machine)
     machine.write("sys/module/nvidia_peermem/version", "1")
@@ -349,6 +366,7 @@ def test_peermem_will_do(machine):
         ({}, "ok", "dmabuf"),
         ({"writes": "flushed"}, "ok", "dmabuf; the driver flushes what NICs write"),
         ({"dmabuf": False}, "broken", "the driver does not export this GPU's memory"),
+        ({"dmabuf": False, "rdma": False}, "warning", "its driver lets no NIC reach its memory"),
         ({"writes": "never"}, "broken", "neither orders what NICs write nor flushes it"),
     ],
 )

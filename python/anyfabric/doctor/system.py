@@ -183,7 +183,10 @@ class System:
 
     @cached_property
     def may_lock_memory(self) -> bool:
-        """Whether the process has CAP_IPC_LOCK, for which the limit does not hold."""
+        """Whether the process has the host's CAP_IPC_LOCK: the limit does not hold for it."""
+        users = self.text(f"proc/{self.process}/uid_map").split()
+        if users and users != ["0", "0", "4294967295"]:
+            return False
         found = re.search(r"^CapEff:\s*([0-9a-f]+)", self.text(f"proc/{self.process}/status"), re.MULTILINE)
         return found is not None and bool(int(found.group(1), 16) >> CAP_IPC_LOCK & 1)
 

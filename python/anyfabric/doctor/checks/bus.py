@@ -34,7 +34,7 @@ def iommu(system: System) -> Iterator[Finding]:
         yield warning(
             "",
             f"the IOMMU translates every address of {', '.join(translated)}",
-            "on the kernel's command line: iommu=pt (with intel_iommu or amd_iommu as it was); then boot",
+            "on the kernel's command line: iommu.passthrough=1 (iommu=pt on x86 before Linux 5.3); then boot",
         )
     elif kinds:
         yield ok("", "the IOMMU is off or passes addresses through")
@@ -90,7 +90,7 @@ def ats(system: System) -> Iterator[Finding]:
             yield warning(
                 nic.name,
                 "addresses are translated, and the NIC asks for each: its translation service is off",
-                "iommu=pt on the kernel's command line; or in the card's firmware: "
+                "iommu.passthrough=1 on the kernel's command line; or in the card's firmware: "
                 f"mlxconfig -d {nic.pci} set ATS_ENABLED=1",
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from anyfabric.doctor.finding import Check, Finding, broken, note, ok
+from anyfabric.doctor.finding import Check, Finding, broken, note, ok, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +35,10 @@ def gpu_memory(system: System) -> Iterator[Finding]:
         if gpu.writes == "never":
             mend = "use NVIDIA driver 470 or later"
             yield broken(subject, "the driver neither orders what NICs write nor flushes it", mend)
+        elif not gpu.rdma and not gpu.dmabuf:
+            # No module changes that.
+            mend = "send from host memory, or use a GPU whose driver does: GeForce has none"
+            yield warning(subject, "its driver lets no NIC reach its memory", mend)
         else:
             # The driver knows better than the files: it may be the open one, and yet refuse.
             refusal = lacking or "the driver does not export this GPU's memory"

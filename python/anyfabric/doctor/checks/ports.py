@@ -63,7 +63,8 @@ def speed(system: System) -> Iterator[Finding]:
     nics = [nic for nic in system.nics if nic.state == "up"]
     usual: dict[str, int] = {}
     for fabric in {nic.fabric for nic in nics}:
-        usual[fabric] = Counter(nic.gbps for nic in nics if nic.fabric == fabric).most_common(1)[0][0]
+        rates = Counter(nic.gbps for nic in nics if nic.fabric == fabric)
+        usual[fabric] = max(rates, key=lambda gbps: (rates[gbps], gbps))
     for nic in nics:
         if nic.pci and system.needs(nic) and nic.gbps < usual[nic.fabric]:
             found = f"{nic.gbps} Gbit/s, where most of its kind here have {usual[nic.fabric]}"
@@ -74,8 +75,8 @@ def speed(system: System) -> Iterator[Finding]:
             yield warning(
                 nic.name, found, f"move the card to a wider slot; compare: lspci -vv -s {nic.pci} | grep Lnk"
             )
-    rates = Counter(nic.gbps for nic in nics if nic.gbps)
-    for gbps, number in sorted(rates.items(), reverse=True):
+    known = Counter(nic.gbps for nic in nics if nic.gbps)
+    for gbps, number in sorted(known.items(), reverse=True):
         yield ok("", f"{number} of {gbps} Gbit/s")
 
 
