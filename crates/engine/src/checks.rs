@@ -68,15 +68,21 @@ pub(crate) fn check_target(
     (idx, target): (usize, &ScatterTarget),
     group: Option<&PeerGroup>,
 ) -> Result<()> {
-    let ScatterTarget { remote, src_offset, dst_offset, nbytes } = target;
-    let fits = |offset: u64, limit: u64| offset.checked_add(*nbytes).is_some_and(|end| end <= limit);
-    if !(fits(*src_offset, src.nbytes()) && fits(*dst_offset, remote.nbytes())) {
+    if !fits(src.nbytes(), target) {
         return Err(does_not_fit(src, idx, target));
     }
     if let Some(group) = group {
-        check_member(group, idx, remote.address())?;
+        check_member(group, idx, target.remote.address())?;
     }
     Ok(())
+}
+
+/// Whether a target lies in the source, which has so many bytes, and in the destination.
+#[inline]
+pub(crate) fn fits(limit: u64, target: &ScatterTarget) -> bool {
+    let ScatterTarget { remote, src_offset, dst_offset, nbytes } = target;
+    let fits = |offset: u64, limit: u64| offset.checked_add(*nbytes).is_some_and(|end| end <= limit);
+    fits(*src_offset, limit) && fits(*dst_offset, remote.nbytes())
 }
 
 #[cold]
@@ -91,9 +97,7 @@ fn does_not_fit(src: &Region, idx: usize, target: &ScatterTarget) -> Error {
 }
 
 fn check_member(group: &PeerGroup, idx: usize, address: &Address) -> Result<()> {
-    let is_it = |member: &Address| member.engine == address.engine;
-    // Most list the targets in the order of the group.
-    if group.addresses.get(idx).is_some_and(is_it) || group.addresses.iter().any(is_it) {
+    if group.has_at(idx, address) || group.addresses.iter().any(|member| member.engine == address.engine) {
         return Ok(());
     }
     Err(Error::invalid(format!("target {idx} is at {address}, which is not in the group")).during("scatter"))

@@ -21,6 +21,12 @@ impl PeerGroup {
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
     }
+
+    /// Whether the peer in that place is the one at that address; most list the targets in the order of the group.
+    #[inline]
+    pub(crate) fn has_at(&self, idx: usize, address: &Address) -> bool {
+        self.addresses.get(idx).is_some_and(|member| member.engine == address.engine)
+    }
 }
 
 impl Engine {

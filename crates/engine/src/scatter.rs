@@ -10,7 +10,7 @@ use anyfabric_wire::{Address, Imm};
 use arc_swap::Guard;
 use arrayvec::ArrayVec;
 
-use crate::checks::{check_imm, check_target};
+use crate::checks::{check_imm, check_target, fits};
 use crate::peer::Peer;
 use crate::peers::Known;
 use crate::remote::Route;
@@ -80,9 +80,7 @@ impl Engine {
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
     }
 
-    /// Checks every target, and names its peer; the sum of their bytes. A function of its own, for the first post waits
-    /// for it: what else a scatter keeps would take its registers.
-    #[inline(never)]
+    /// Checks every target, and names its peer; the sum of their bytes.
     fn name_targets(
         &self,
         src: &Region,
@@ -90,8 +88,8 @@ impl Engine {
         imm: Option<Imm>,
         recipients: &mut Recipients,
     ) -> Result<u64> {
-        let mut nbytes = 0_u64;
-        for (idx, target) in targets.iter().enumerate() {
+        let mut nbytes = self.name_again(src, (targets, group), imm, recipients);
+        for (idx, target) in targets.iter().enumerate().skip(recipients.num_targets()) {
             check_target(src, (idx, target), group)?;
             nbytes = nbytes.saturating_add(target.nbytes);
             match target.remote.shared.route(&self.inner, imm.is_some()) {
@@ -100,6 +98,32 @@ impl Engine {
             }
         }
         Ok(nbytes)
+    }
+
+    /// As [`Engine::name_targets`], up to the first target with which something is wrong, or in whose place another peer
+    /// was named before. The first post waits for this: it calls nothing, for that would take its registers.
+    #[inline(never)]
+    fn name_again(
+        &self,
+        src: &Region,
+        (targets, group): (&[ScatterTarget], Option<&PeerGroup>),
+        imm: Option<Imm>,
+        recipients: &mut Recipients,
+    ) -> u64 {
+        let (limit, is_counted) = (src.nbytes(), imm.is_some());
+        let mut nbytes = 0_u64;
+        for (idx, target) in targets.iter().enumerate() {
+            let ScatterTarget { remote, nbytes: of_it, .. } = target;
+            let is_named = fits(limit, target)
+                && group.is_none_or(|group| group.has_at(idx, remote.address()))
+                && (remote.shared.route(&self.inner, is_counted))
+                    .is_some_and(|route| recipients.add_again(&route.peer.operations, *of_it));
+            if !is_named {
+                break;
+            }
+            nbytes = nbytes.saturating_add(*of_it);
+        }
+        nbytes
     }
 
     /// Names the peer of a target whose route is not known.

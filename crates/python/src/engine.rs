@@ -241,11 +241,16 @@ impl Engine {
         imm: Imm,
         timeout_s: Option<Seconds>,
     ) -> PyResult<Transfer> {
-        let addresses = match peers.cast::<PeerGroup>() {
-            Ok(group) => group.get().native.addresses().to_vec(),
-            Err(_) => native_addresses(&peers.extract::<Vec<Bound<'_, Address>>>()?),
+        let group = peers.cast::<PeerGroup>();
+        let listed;
+        let addresses = match &group {
+            Ok(group) => group.get().native.addresses(),
+            Err(_) => {
+                listed = native_addresses(&peers.extract::<Vec<Bound<'_, Address>>>()?);
+                &listed
+            }
         };
-        Self::submit(slf, 0, timeout_s, |engine, timeout| engine.barrier(&addresses, imm.0, timeout))
+        Self::submit(slf, 0, timeout_s, |engine, timeout| engine.barrier(addresses, imm.0, timeout))
     }
 
     #[pyo3(signature = (address, message, *, timeout_s=None))]

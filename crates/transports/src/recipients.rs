@@ -43,14 +43,24 @@ impl Recipients {
     /// Names one more target: so many bytes for that peer, whose statistics these are.
     #[inline]
     pub fn add(&mut self, peer: PeerIdx, stats: &Arc<OperationStats>, nbytes: u64) {
+        if !self.add_again(stats, nbytes) {
+            self.name(peer, stats, nbytes);
+            self.num += 1;
+        }
+    }
+
+    /// As [`Recipients::add`], if that peer was in the same place before; false otherwise.
+    #[inline]
+    pub fn add_again(&mut self, stats: &Arc<OperationStats>, nbytes: u64) -> bool {
         match self.list.get_mut(self.num) {
             Some(known) if Arc::ptr_eq(&known.stats, stats) => {
                 known.nbytes = nbytes;
                 *known.parts.get_mut() = 1;
+                self.num += 1;
+                true
             }
-            _ => self.name(peer, stats, nbytes),
+            _ => false,
         }
-        self.num += 1;
     }
 
     /// One who was not in that place before.
