@@ -278,6 +278,14 @@ def test_a_scatter_of_many_targets_is_submitted_before_its_peer_is_met(engine, p
     counter.wait(500_000, timeout_s=20)
 
 
+@pytest.mark.parametrize(("timeout_s", "said"), [(0.05, "0.05 s"), (0.0004, "0.0004 s"), (1.25, "1.25 s")])
+def test_a_deadline_that_passed_is_the_one_that_was_given(engine, timeout_s, said):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        nobody = af.Address.parse(f"af://127.0.0.1:{silent.getsockname()[1]}/{'07' * 16}")
+        with pytest.raises(af.TransferTimeout, match=f"the deadline of {said} passed"):
+            engine.send(nobody, b"", timeout_s=timeout_s).wait()
+
+
 def test_who_copies_while_it_waits_looks_at_deadlines_meanwhile(engine):
     """In memory that nobody has touched, where a megabyte takes its time; each peer has some to come."""
     nbytes, peers = 8 << 20, [af.Engine() for _ in range(8)]

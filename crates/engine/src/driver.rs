@@ -420,8 +420,8 @@ impl Inner {
         for (ticket, _) in driver.under_way.iter() {
             let given_up = ticket.given_up().is_some();
             if ticket.deadline_ns() <= now_ns && !ticket.has_ended() {
-                let took_ms = now_ns.saturating_sub(ticket.submitted_ns()) / 1_000_000;
-                ticket.fail(Failure::Timeout(took_ms));
+                let given_ns = ticket.deadline_ns().saturating_sub(ticket.submitted_ns());
+                ticket.fail(Failure::Timeout(Duration::from_nanos(given_ns)));
                 expired.extend(ticket.recipients().peers());
             } else if given_up {
                 ticket.fail(Failure::Cancelled);

@@ -1,6 +1,7 @@
 //! One submitted operation's end: done, or failed with one error.
 
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use anyfabric_wire::{Imm, Refusal};
 use thiserror::Error;
@@ -21,9 +22,9 @@ pub enum Failure {
     /// The stream or NIC that carried it broke; the peer may live.
     #[error("the connection broke: {0}")]
     ConnectionBroken(String),
-    /// The submission's deadline passed.
-    #[error("the deadline of {0} ms passed")]
-    Timeout(u64),
+    /// The submission's deadline passed, this long after it.
+    #[error("the deadline of {} s passed", .0.as_secs_f64())]
+    Timeout(Duration),
     /// Cancelled by its owner.
     #[error("cancelled")]
     Cancelled,
