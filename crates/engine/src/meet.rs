@@ -305,7 +305,7 @@ impl Meet {
             }
             if self.wanted == CALL_BYTES && !MAGIC.starts_with(&self.buffer[..self.buffer.len().min(MAGIC.len())]) {
                 // Whoever does not begin like an engine is not waited for.
-                return Err(WireError::Magic { what: "a call of an engine", expected: "ANYF" }.into());
+                return Err(WireError::magic("a call of an engine", "ANYF", &self.buffer).into());
             }
         }
         Ok(true)

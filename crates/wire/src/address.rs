@@ -88,7 +88,7 @@ impl FromStr for Address {
         if text.len() > MAX_TEXT {
             return Err(WireError::malformed("address", format!("{} bytes of text, at most {MAX_TEXT}", text.len())));
         }
-        let rest = text.strip_prefix(SCHEME).ok_or(WireError::Magic { what: "an address", expected: SCHEME })?;
+        let rest = text.strip_prefix(SCHEME).ok_or_else(|| WireError::magic("an address", SCHEME, text.as_bytes()))?;
         let (hosts, engine) =
             rest.rsplit_once('/').ok_or_else(|| WireError::malformed("address", "no '/' before the engine id"))?;
         let sockets = match hosts {

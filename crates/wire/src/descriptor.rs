@@ -74,7 +74,7 @@ impl Descriptor {
             return Err(WireError::malformed(WHAT, why));
         }
         if !bytes.starts_with(MAGIC) {
-            return Err(WireError::Magic { what: "a descriptor", expected: "AFDS" });
+            return Err(WireError::magic("a descriptor", "AFDS", bytes));
         }
         let Some((header, body)) = bytes.split_at_checked(HEADER) else {
             return Err(WireError::malformed(WHAT, format!("cut off after {} bytes", bytes.len())));

@@ -6,12 +6,14 @@ use thiserror::Error;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum WireError {
     /// The first bytes are not those of this kind of thing.
-    #[error("not {what}: expected it to start with {expected:?}")]
+    #[error("not {what}: expected it to start with {expected:?}, given \"{given}\"")]
     Magic {
         /// What was to be decoded.
         what: &'static str,
         /// The bytes it starts with.
         expected: &'static str,
+        /// The first bytes given, escaped.
+        given: String,
     },
     /// Another wire version.
     #[error("{what} has wire version {given}, this build speaks {oldest} to {newest}")]
@@ -46,8 +48,18 @@ pub enum WireError {
 }
 
 impl WireError {
+    /// Something else: not `what`, which begins with `expected`.
+    pub fn magic(what: &'static str, expected: &'static str, bytes: &[u8]) -> Self {
+        let shown = &bytes[..bytes.len().min(MAX_SHOWN)];
+        let rest = if shown.len() < bytes.len() { "..." } else { "" };
+        Self::Magic { what, expected, given: format!("{}{rest}", shown.escape_ascii()) }
+    }
+
     /// Shorthand for [`WireError::Malformed`].
     pub(crate) fn malformed(what: &'static str, why: impl ToString) -> Self {
         Self::Malformed { what, why: why.to_string() }
     }
 }
+
+// Enough to tell what else it is.
+const MAX_SHOWN: usize = 16;

@@ -80,7 +80,7 @@ impl Call {
     /// [`WireError::Magic`]: something else talks to this port.
     pub fn decode(bytes: &[u8; CALL_BYTES]) -> Result<Self, WireError> {
         if !bytes.starts_with(MAGIC) {
-            return Err(WireError::Magic { what: "a call of an engine", expected: "ANYF" });
+            return Err(WireError::magic("a call of an engine", "ANYF", bytes));
         }
         let mut nonce = [0; 32];
         nonce.copy_from_slice(&bytes[16..]);
@@ -149,7 +149,7 @@ impl Answer {
     /// [`WireError::Malformed`]: an unknown verdict.
     pub fn decode(bytes: &[u8; ANSWER_BYTES]) -> Result<Self, WireError> {
         if !bytes.starts_with(MAGIC) {
-            return Err(WireError::Magic { what: "an engine's answer", expected: "ANYF" });
+            return Err(WireError::magic("an engine's answer", "ANYF", bytes));
         }
         let verdict = match bytes[8] {
             0 => Verdict::Ok,

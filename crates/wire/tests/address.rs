@@ -34,8 +34,9 @@ fn garbage_is_refused_and_named() {
     let full = format!("af://10.0.0.1:1/{ENGINE}");
     for scheme in ["", "AF://", "af:/", "http://", " af://"] {
         let text = full.replace("af://", scheme);
-        let expected = WireError::Magic { what: "an address", expected: "af://" };
-        assert_eq!(text.parse::<Address>(), Err(expected), "{text}");
+        let error = text.parse::<Address>().unwrap_err().to_string();
+        let given: String = text.chars().take(16).collect();
+        assert_eq!(error, format!("not an address: expected it to start with \"af://\", given \"{given}...\""));
     }
     for hosts in [
         "localhost:1",

@@ -120,7 +120,7 @@ fn a_body_has_a_bound() {
 fn strangers_are_named() {
     assert_eq!(
         Call::decode(b"GET / HTTP/1.1\r\nHost: 10.0.0.1:4791\r\nAccept: */*").unwrap_err().to_string(),
-        "not a call of an engine: expected it to start with \"ANYF\""
+        "not a call of an engine: expected it to start with \"ANYF\", given \"GET / HTTP/1.1\\r\\n...\""
     );
     assert!(matches!(Answer::decode(&[0; ANSWER_BYTES]), Err(WireError::Magic { .. })));
     let mut answer = samples::answers()[0].encode();
