@@ -136,7 +136,8 @@ def _resolve_one(setting: Setting, argument: object, environment: Mapping[str, s
         return Resolved(setting, value, origin)
     except (ValueError, TypeError, OverflowError) as cause:
         what = "a secret that cannot be used" if setting.secret else repr(given)
-        msg = f"{source} was given {what}; expected {cause} ({setting.doc[0].lower()}{setting.doc[1:]})"
+        doc = setting.doc if setting.doc[:2].isupper() else setting.doc[0].lower() + setting.doc[1:]
+        msg = f"{source} was given {what}; expected {cause} ({doc})"
         raise InvalidArgument(msg, operation="configure") from None
 
 

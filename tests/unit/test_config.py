@@ -142,6 +142,11 @@ def test_a_refused_variable_is_named():
         values(environment={"ANYFABRIC_POLLING": "fast"})
 
 
+def test_words_in_capitals_stay_so_in_a_refusal():
+    with pytest.raises(af.InvalidArgument, match=r"\(NICs to take for each device"):
+        values({"nics_per_device": 0})
+
+
 def test_a_ninth_nic_is_refused_with_what_to_do():
     names = tuple(f"mlx5_{idx}" for idx in range(9))
     with pytest.raises(af.InvalidArgument, match=r"1 to 8 names.*open an engine for each device"):
