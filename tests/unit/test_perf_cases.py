@@ -77,6 +77,17 @@ def test_lists_of_large_pages_are_shorter_unless_their_length_is_given():
     assert the_plan(ops=("pages",), sizes=(1 << 20,), pages=4096)[0].pages == 4096
 
 
+def test_what_is_asked_for_twice_is_measured_once():
+    cases = the_plan(
+        transports=("shm", "shm"),
+        ops=("write", "write"),
+        pollings=("busy", "busy"),
+        memories=("allocated", "allocated"),
+        sizes=(8, 4096, 8),
+    )
+    assert [c.size_bytes for c in cases] == [8, 4096]
+
+
 def test_permutations_are_the_same_on_both_sides_and_complete():
     case = the_plan(ops=("pages",), pages=100)[0]
     src, dst = permutations(case)

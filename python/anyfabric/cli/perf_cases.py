@@ -130,7 +130,8 @@ def plan(
     """Enumerate the cases, those of one pair of engines next to one another.
 
     Args:
-        transports: Which, in order; likewise `ops`, `pollings` and `memories`.
+        transports: Which, in order; likewise `ops`, `pollings` and `memories`. What any of these or `sizes`
+            names twice is measured once.
         ops: Operations.
         pollings: Polling modes; each needs engines of its own.
         memories: Kinds of memory; messages and barriers use none and are listed once.
@@ -153,7 +154,7 @@ def plan(
     if not cases:
         msg = f"sizes {', '.join(map(str, sizes or ()))}: a message has at most {MAX_SEND_BYTES} bytes"
         raise InvalidArgument(msg, operation="perf")
-    return cases
+    return list(dict.fromkeys(cases))
 
 
 def _sizes_of(op: str, sizes: tuple[int, ...] | None) -> tuple[int, ...]:
