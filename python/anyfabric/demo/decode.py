@@ -275,7 +275,8 @@ class Decoder:
         wanted = (self._settings.corrupt_page, self._settings.drop_page)
         corrupt, drop = (total // 2 if page == SOME_PAGE else page for page in wanted)
         if max(corrupt, drop) >= total or (total == 0 and SOME_PAGE in wanted):
-            msg = f"the first prompt has {total} pages; there is no page to spoil"
+            page = "a page" if SOME_PAGE in wanted else f"page {max(corrupt, drop)}"
+            msg = f"the controls cannot spoil {page}: the first prompt has {total}, counted from 0"
             raise ValueError(msg)
         return corrupt, drop
 

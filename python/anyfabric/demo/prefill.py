@@ -189,17 +189,15 @@ class Stream:
             transfer.wait(timeout_s)
         self._watcher.close()
         return [
-            LayerTimes(span.layer_idx, (span.begin_ns, span.end_ns), ready_ns, _interval(transfer))
+            # Without an interval there was nothing to write: the control dropped the only page.
+            LayerTimes(
+                span.layer_idx,
+                (span.begin_ns, span.end_ns),
+                ready_ns,
+                transfer.interval_ns or (ready_ns, ready_ns),
+            )
             for span, ready_ns, transfer in zip(spans, self.ready_ns, self._transfers, strict=True)
         ]
-
-
-def _interval(transfer: af.Transfer) -> tuple[int, int]:
-    interval = transfer.interval_ns
-    if interval is None:
-        msg = "a finished transfer has no interval"
-        raise RuntimeError(msg)
-    return interval
 
 
 class Prefiller:
