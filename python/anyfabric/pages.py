@@ -140,15 +140,16 @@ def operands(src: Pages[Region], dst: Pages[Descriptor]) -> tuple[Region, Native
 def _as_indices(given: Any) -> npt.NDArray[np.uint32]:
     if type(given) is np.ndarray and given.dtype is UINT32 and given.ndim == 1:
         return _plain(given)
-    if isinstance(given, range):
-        given = np.arange(given.start, given.stop, given.step, dtype=np.int64)
     try:
+        if isinstance(given, range):
+            given = np.arange(given.start, given.stop, given.step, dtype=np.int64)
         array = np.asarray(given)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as cause:
+    except (MemoryError, TypeError, ValueError, OverflowError, RuntimeError) as cause:
         msg = f"page indices must be a sequence or an array of integers; given a {_kind(given)}: {cause}"
         raise InvalidArgument(msg, operation="pages") from cause
     if array.ndim != 1:
-        msg = f"page indices must have one dimension; given shape {array.shape}; try `.reshape(-1)`"
+        what = f"shape {array.shape}; try `.reshape(-1)`" if array.ndim else f"a {_kind(given)}"
+        msg = f"page indices must have one dimension; given {what}"
         raise InvalidArgument(msg, operation="pages")
     if array.size and array.dtype.kind not in "iu":
         msg = f"page indices must be integers below 2**32; given {array.dtype} from a {_kind(given)}"

@@ -98,10 +98,20 @@ def test_defaults():
         object(),
         [[1], [2, 3]],
         [None],
+        range(2**63, 2**63 + 2),
+        range(10**15),
     ],
 )
 def test_refused_indices(indices):
     with pytest.raises(af.InvalidArgument, match="page ind"):
+        pages(indices)
+
+
+@pytest.mark.parametrize(
+    ("indices", "kind"), [((i for i in range(3)), "generator"), ({1, 2}, "set"), (3, "int")]
+)
+def test_what_is_no_sequence_is_named(indices, kind):
+    with pytest.raises(af.InvalidArgument, match=f"given a {kind}"):
         pages(indices)
 
 
