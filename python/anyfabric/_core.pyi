@@ -528,7 +528,8 @@ class Transfer:
     def interval_ns(self) -> tuple[int, int] | None:
         """When it began and ended, on the clock of `time.monotonic_ns`; `None` while pending.
 
-        It begins when submitted; under a watcher, when fired.
+        It begins when submitted; under a watcher, when fired. `None` stays where nobody looked at the clock:
+        the caller's thread carried out a write below 4 KiB, or refused it, or nothing was to be moved.
         """
     @property
     def _engine(self) -> Engine:
