@@ -23,6 +23,7 @@ use arc_swap::ArcSwapOption;
 use rustc_hash::FxHashMap;
 
 use crate::early::{Early, Missing};
+use crate::error::seconds;
 use crate::fractions::Fractions;
 use crate::inner::{lock, Inner};
 use crate::waiters::Waiter;
@@ -64,7 +65,8 @@ impl Counter {
         if self.inner.wait_for_arrivals(timeout, || state.is_settled(n), missing) {
             return state.outcome(n);
         }
-        let message = format!("imm {}: {} of {n} arrivals within {timeout:?}", state.imm.value(), state.value());
+        let (imm, value) = (state.imm.value(), state.value());
+        let message = format!("imm {imm}: {value} of {n} arrivals after {}", seconds(timeout));
         Err(Error::new(Code::WaitTimeout, message).during("counter"))
     }
 

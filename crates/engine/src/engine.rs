@@ -11,6 +11,7 @@ use anyfabric_wire::{Address, Imm};
 
 use crate::checks::{check_alike, check_imm, check_pages};
 use crate::counter::Counter;
+use crate::error::seconds;
 use crate::inner::{lock, nanos, Inner};
 use crate::peer::Content;
 use crate::region::Slice;
@@ -187,7 +188,7 @@ impl Engine {
             self.inner.check_open_to("receive")?;
             let left = until_ns.map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(clock.now_ns())));
             if !self.inner.wait(left, || self.inner.messages.is_ready()) {
-                let message = format!("no message within {timeout:?}");
+                let message = format!("no message after {}", seconds(timeout));
                 return Err(Error::new(Code::WaitTimeout, message).during("receive"));
             }
         }

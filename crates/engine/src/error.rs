@@ -1,5 +1,7 @@
 //! One error type, stable codes.
 
+use std::time::Duration;
+
 use anyfabric_transports::Failure;
 
 /// Result with an [`Error`].
@@ -175,4 +177,9 @@ impl Error {
         }
         Self { code, message, context: Box::new(context) }
     }
+}
+
+/// How long somebody waited, for people; who did not say how long is never told.
+pub(crate) fn seconds(timeout: Option<Duration>) -> String {
+    format!("{} s", timeout.unwrap_or_default().as_secs_f64())
 }

@@ -11,6 +11,7 @@ use anyfabric_transports::{Backing, Region as Memory};
 use anyfabric_wire::{Address, Descriptor, Device};
 
 use crate::checks::check_memory;
+use crate::error::seconds;
 use crate::inner::Inner;
 use crate::{Code, Error, Result};
 
@@ -143,8 +144,9 @@ impl Region {
             return Ok(());
         }
         let message = format!(
-            "region {}: a writer has not let go within {timeout:?}; its bytes are quarantined until it does or exits",
-            self.id()
+            "region {}: a writer has not let go within {}; its bytes are quarantined until it does or exits",
+            self.id(),
+            seconds(Some(timeout))
         );
         let mut error = Error::new(Code::WaitTimeout, message).during("revoke");
         error.context.region = Some(self.id());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyfabric_transports::{Failure, Ticket, TicketState};
 
+use crate::error::seconds;
 use crate::inner::Inner;
 use crate::peer::Peer;
 use crate::{Code, Error, Result};
@@ -121,7 +122,7 @@ impl Transfer {
                 if inner.wait(timeout, || ticket.has_ended()) {
                     return self.error().map_or(Ok(()), Err);
                 }
-                let message = format!("the {} is still pending after {timeout:?}", about.operation);
+                let message = format!("the {} is still pending after {}", about.operation, seconds(timeout));
                 Err(Error::new(Code::WaitTimeout, message).during(about.operation))
             }
         }
@@ -137,7 +138,7 @@ impl Transfer {
         if inner.wait(timeout, || ticket.has_quiesced()) {
             return Ok(());
         }
-        let message = format!("the {} has not quiesced within {timeout:?}", about.operation);
+        let message = format!("the {} has not quiesced after {}", about.operation, seconds(timeout));
         Err(Error::new(Code::WaitTimeout, message).during(about.operation))
     }
 

@@ -1,0 +1,18 @@
+//! What an engine refuses and gives up says what was given, in words of users.
+
+use std::time::Duration;
+
+use anyfabric_engine::{Code, Config, Engine, Error};
+
+#[test]
+fn a_wait_that_ends_says_after_how_long() {
+    let engine = Engine::new(Config::default()).unwrap();
+    let counter = engine.counter(Some(7), &[]).unwrap();
+    let late = |error: Error| (error.code, error.message);
+    let timeout = Some(Duration::from_millis(5));
+    assert_eq!(
+        late(counter.wait(3, timeout).unwrap_err()),
+        (Code::WaitTimeout, "imm 7: 0 of 3 arrivals after 0.005 s".to_owned())
+    );
+    assert_eq!(late(engine.receive(timeout).unwrap_err()), (Code::WaitTimeout, "no message after 0.005 s".to_owned()));
+}
