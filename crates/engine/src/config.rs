@@ -37,7 +37,7 @@ pub struct Config {
     pub transports: Vec<String>,
     /// Refuse every other transport than this one.
     pub require: Option<String>,
-    /// Both sides of a connection must prove that they hold it.
+    /// Both sides of a connection must prove that they hold it; not empty.
     pub secret: Option<Vec<u8>>,
     /// `HOST:PORT` of the control listener; port 0 lets the kernel choose.
     pub listen: String,
@@ -109,6 +109,9 @@ impl Config {
             if !self.transports.contains(required) {
                 return fail(format!("`require` is {required:?}, but `transports` are {:?}", self.transports));
             }
+        }
+        if self.secret.as_ref().is_some_and(Vec::is_empty) {
+            return fail("the secret is empty; give none, or one of some bytes".into());
         }
         if !(1..=TcpLink::MAX_STREAMS).contains(&self.tcp_streams) {
             return fail(format!("tcp_streams is {}, expected 1 to {}", self.tcp_streams, TcpLink::MAX_STREAMS));

@@ -16,3 +16,13 @@ fn a_wait_that_ends_says_after_how_long() {
     );
     assert_eq!(late(engine.receive(timeout).unwrap_err()), (Code::WaitTimeout, "no message after 0.005 s".to_owned()));
 }
+
+/// Whoever hands over an empty variable does not mean to let everybody in.
+#[test]
+fn an_empty_secret_is_none() {
+    let error = Engine::new(Config { secret: Some(Vec::new()), ..Config::default() }).unwrap_err();
+    assert_eq!(
+        (error.code, error.message.as_str()),
+        (Code::InvalidArgument, "the secret is empty; give none, or one of some bytes")
+    );
+}
