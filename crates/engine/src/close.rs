@@ -76,6 +76,20 @@ impl Inner {
         self.doorbell.notify();
     }
 
+    /// Gives back what only a living engine answers: whoever calls from now on is refused and not left waiting.
+    pub(crate) fn stop_listening(&self) {
+        for _ in 0..STOP_TRIES {
+            if let Some(mut driver) = self.try_driver() {
+                driver.listeners = None;
+                driver.meets.clear();
+                driver.joins.clear();
+                return;
+            }
+            // A waiting thread still has it and is about to notice the end; unless it is we who call from under it.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Stops writing into the memory of a process of this host, for good; true
     /// when nothing of ours can touch it any more.
     fn let_go_of(&self, peer: &Peer) -> bool {
@@ -88,6 +102,8 @@ impl Inner {
 
 /// Longest time that whoever drives, or answers that are on their way, are waited for.
 const LAST_TURN: Duration = Duration::from_secs(1);
+/// Milliseconds that a closing engine waits for the driver.
+const STOP_TRIES: usize = 200;
 /// Longest time that a thread which copies into a peer's memory is waited for.
 const LAST_COPY: Duration = Duration::from_secs(1);
 

@@ -259,6 +259,27 @@ impl Inner {
         of.verify || self.is_behind(peer, of.ticket)
     }
 
+    /// Whether a peer may have told us that it stopped our rails, and nobody has
+    /// heard it: after a pause, be it that nothing was to do or that this process
+    /// was stopped, an operation waits for what was said before it.
+    #[inline]
+    pub(crate) fn is_behind(&self, peer: &Peer, ticket: &Ticket) -> bool {
+        let now_ns = ticket.submitted_ns();
+        if self.presence.has_listened(now_ns) || peer.was_silent(now_ns) {
+            return false;
+        }
+        if !peer.link().is_some_and(|link| link.follows_control()) {
+            return false;
+        }
+        // In this order: what is not in the socket any more is being acted upon, or has been.
+        let is_behind = peer.base.has_news() || self.presence.is_hearing();
+        if !is_behind {
+            // As good as having listened: who submits without a pause asks the socket now and then only.
+            peer.set_silent(now_ns);
+        }
+        is_behind
+    }
+
     /// What is to be posted where; `None` when it waits for a path, or has ended.
     fn prepare_part<'p>(&self, part: Part<'p>, how: How, ticket: &Arc<Ticket>) -> Option<(&'p dyn Link, Op)> {
         match self.prepare_quickly(part, self.next_op_id(), how, ticket) {

@@ -9,18 +9,20 @@
 //! blocks in epoll. Whoever has news for this engine looks at the doorbell to
 //! see which of these it is.
 
+// Found from where the models have this file, too.
+#[path = "wait/worker.rs"]
 mod worker;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{MutexGuard, OnceLock};
-use std::thread::Thread;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyfabric_transports::{try_lock, Blocked, Ticket};
+use anyfabric_transports::{try_lock, Blocked};
 
 use crate::driver::Driver;
 use crate::inner::{nanos, Inner};
-use crate::peer::Peer;
+use crate::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
+use crate::sync::thread::{self, Thread};
+use crate::sync::MutexGuard;
 use crate::Polling;
 
 /// Where the threads of an engine are.
@@ -112,6 +114,11 @@ impl Presence {
     pub(crate) fn set_hearing(&self, is_hearing: bool) {
         // ORDERING: before a descriptor is read, and after all of it was acted upon; partner: `Inner::is_behind`.
         self.is_hearing.store(is_hearing, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_hearing(&self) -> bool {
+        // ORDERING: see `set_hearing`.
+        self.is_hearing.load(Ordering::SeqCst)
     }
 
     /// Wakes the worker if it stepped aside.
@@ -214,48 +221,13 @@ impl Inner {
     pub(crate) fn wake(&self) {
         let presence = &self.presence;
         // ORDERING: with the stores before blocking: either we see the thread blocked, or it sees what is new.
-        std::sync::atomic::fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         if presence.worker_blocked.load(Ordering::SeqCst) || presence.user_blocked.load(Ordering::SeqCst) {
             self.wake_fd.notify();
         }
     }
 
-    /// Whether a peer may have told us that it stopped our rails, and nobody has
-    /// heard it: after a pause, be it that nothing was to do or that this process
-    /// was stopped, an operation waits for what was said before it.
-    #[inline]
-    pub(crate) fn is_behind(&self, peer: &Peer, ticket: &Ticket) -> bool {
-        let now_ns = ticket.submitted_ns();
-        if self.presence.has_listened(now_ns) || peer.was_silent(now_ns) {
-            return false;
-        }
-        if !peer.link().is_some_and(|link| link.follows_control()) {
-            return false;
-        }
-        // In this order: what is not in the socket any more is being acted upon, or has been.
-        let is_behind = peer.base.has_news() || self.presence.is_hearing.load(Ordering::SeqCst);
-        if !is_behind {
-            // As good as having listened: who submits without a pause asks the socket now and then only.
-            peer.set_silent(now_ns);
-        }
-        is_behind
-    }
-
-    /// Gives back what only a living engine answers: whoever calls from now on is refused and not left waiting.
-    pub(crate) fn stop_listening(&self) {
-        for _ in 0..STOP_TRIES {
-            if let Some(mut driver) = self.try_driver() {
-                driver.listeners = None;
-                driver.meets.clear();
-                driver.joins.clear();
-                return;
-            }
-            // A waiting thread still has it and is about to notice the end; unless it is we who call from under it.
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    fn try_driver(&self) -> Option<MutexGuard<'_, Driver>> {
+    pub(crate) fn try_driver(&self) -> Option<MutexGuard<'_, Driver>> {
         try_lock(&self.driver)
     }
 
@@ -334,7 +306,7 @@ impl Inner {
             }
             if now_ns >= yield_from_ns && self.config.polling == Polling::Adaptive {
                 // Whom we wait for may need this core.
-                std::thread::yield_now();
+                thread::yield_now();
             }
         }
     }
@@ -405,7 +377,7 @@ impl Inner {
             }
             if now_ns >= yield_from_ns {
                 // We may have taken this core from the very thread that drives.
-                std::thread::yield_now();
+                thread::yield_now();
             }
         }
     }
@@ -466,8 +438,6 @@ const YIELD_NS: u64 = 4_000;
 const TURNS: usize = 32;
 /// Longest sleep on the doorbell: bounds what a lost wake-up can cost.
 const NAP: Duration = Duration::from_millis(50);
-/// Milliseconds that a closing engine waits for the driver.
-const STOP_TRIES: usize = 200;
 
 #[cfg(test)]
 mod tests {

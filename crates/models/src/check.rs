@@ -36,9 +36,9 @@ impl Model {
     }
 }
 
-/// Weakens each of these orderings of the product to relaxed, one at a time, and
-/// has the test of at least one of the models fail. They are named by function
-/// and line. With `ANYFABRIC_MODELS_SURVEY` in the environment it says of all that
+/// Weakens each of these orderings of the product to relaxed, or leaves out what is
+/// called there, one at a time, and has the test of at least one of the models fail.
+/// They are named by function and line. With `ANYFABRIC_MODELS_SURVEY` in the environment it says of all that
 /// the models come by whether they would notice.
 ///
 /// # Panics
@@ -83,18 +83,23 @@ fn text_at(place: &str) -> String {
 
 /// What is asked for there; weaker if it is tested whether that is noticed.
 pub(crate) fn ordering(asked: Ordering, by: &Location<'_>) -> Ordering {
+    if asked == Ordering::Relaxed || is_kept(by) {
+        asked
+    } else {
+        Ordering::Relaxed
+    }
+}
+
+/// Whether what is asked for there is done; not if it is tested whether that is noticed.
+pub(crate) fn is_kept(by: &Location<'_>) -> bool {
     // The product's, not the models'.
-    if asked == Ordering::Relaxed || !by.file().contains("/../../") {
-        return asked;
+    if !by.file().contains("/../../") {
+        return true;
     }
     let place = by.to_string();
     let is_weakened = WEAKENED.with_borrow(|weakened| weakened.as_ref() == Some(&place));
     PLACES.with_borrow_mut(|places| places.insert(place));
-    if is_weakened {
-        Ordering::Relaxed
-    } else {
-        asked
-    }
+    !is_weakened
 }
 
 pub(crate) fn fences_before() -> bool {

@@ -6,7 +6,9 @@
 //! model allows, on whatever processor, and states what must hold in each.
 //!
 //! That it would notice is tested too: every ordering that a file asks for is
-//! weakened in turn, and some model of the file has to fail ([`check`]).
+//! weakened in turn, and some model of the file has to fail ([`check`]). Of the file that
+//! waits, which calls what is not modelled, some of these calls are left out likewise
+//! (`engine`).
 //!
 //! What loom leaves out: values out of thin air, and a load that sees a store of
 //! its own future.
@@ -17,6 +19,7 @@
 extern crate self as anyfabric_transports;
 
 pub mod check;
+mod engine;
 pub mod models;
 mod stand_ins;
 mod sync;
@@ -42,14 +45,17 @@ mod ring;
 mod stats;
 #[path = "../../transports/src/ticket.rs"]
 mod ticket;
+#[path = "../../engine/src/wait.rs"]
+mod wait;
 #[path = "../../engine/src/waiters.rs"]
 mod waiters;
 
 use binding::{Binding, Target};
 use clock::Clock;
 use doorbell::{Blocked, Doorbell};
+use engine::Polling;
 use error::{Code, Error, Result};
 use recipients::Recipients;
-use stand_ins::{inner, lock, rdma, Losses, PeerIdx, Region};
+use stand_ins::{driver, inner, lock, rdma, try_lock, Losses, PeerIdx, Region};
 use stats::OperationStats;
 use ticket::{Failure, Terms, Ticket, TicketOffice, TicketState};

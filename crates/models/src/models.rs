@@ -6,3 +6,4 @@ pub mod doorbell;
 pub mod fractions;
 pub mod ring;
 pub mod ticket;
+pub mod wait;

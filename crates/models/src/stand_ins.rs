@@ -10,9 +10,19 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("a thread of a model panicked")
 }
 
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    mutex.try_lock().ok()
+}
+
 /// As the engine's files call it.
 pub(crate) mod inner {
     pub(crate) use super::lock;
+    pub(crate) use crate::engine::{nanos, Inner};
+}
+
+/// As the engine's files call it.
+pub(crate) mod driver {
+    pub(crate) use crate::engine::Driver;
 }
 
 pub(crate) mod rdma {

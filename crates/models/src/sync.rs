@@ -2,6 +2,44 @@
 
 pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
 
+/// Loom's threads. A model has no time: a short sleep only lets others go first, and
+/// a long one lasts until it is ended.
+pub(crate) mod thread {
+    use std::panic::Location;
+    use std::time::Duration;
+
+    pub(crate) use loom::thread::yield_now;
+
+    use crate::check;
+
+    #[derive(Debug)]
+    pub(crate) struct Thread(loom::thread::Thread);
+
+    impl Thread {
+        pub(crate) fn of(thread: &loom::thread::Thread) -> Self {
+            Self(thread.clone())
+        }
+
+        #[track_caller]
+        pub(crate) fn unpark(&self) {
+            if check::is_kept(Location::caller()) {
+                self.0.unpark();
+            }
+        }
+    }
+
+    pub(crate) fn park_timeout(timeout: Duration) {
+        if timeout < LONG {
+            yield_now();
+        } else {
+            loom::thread::park();
+        }
+    }
+
+    /// From here on who sleeps is late for what others wait for.
+    pub(crate) const LONG: Duration = Duration::from_millis(20);
+}
+
 /// Loom's atomics, with two additions.
 ///
 /// loom takes a sequentially consistent access for one that acquires and
@@ -94,9 +132,20 @@ pub(crate) mod atomic {
         };
     }
 
+    macro_rules! default {
+        ($name:ident) => {
+            impl Default for $name {
+                fn default() -> Self {
+                    Self::new(Default::default())
+                }
+            }
+        };
+    }
+
     macro_rules! number {
         ($name:ident, $value:ty) => {
             atomic!($name, $value,);
+            default!($name);
 
             impl $name {
                 #[track_caller]
@@ -113,6 +162,7 @@ pub(crate) mod atomic {
     }
 
     atomic!(AtomicBool, bool,);
+    default!(AtomicBool);
     atomic!(AtomicPtr, *mut T, T);
     number!(AtomicU32, u32);
     number!(AtomicU64, u64);

@@ -76,3 +76,13 @@ models!(ticket: end_shows_all_parts 2, quiesced_is_untouched, ended_is_untouched
     "settle_well: if is_heard || self.state.compare_exchange(ENDING, DONE, told, seen).is_err() {",
     "tell_done: self.state.store(DONE, Ordering::Release);",
 ]);
+
+models!(wait: rest_is_left_to_the_worker 3, a_moment_is_no_promise 2, deadline_is_looked_at 3,
+    what_is_read_is_answered 2, the_end_is_heard_of 2, the_end_of_the_engine_is_heard_of 1, two_wait 1,
+    an_arrival_is_heard_of 1; needs &[
+    "leave_to_worker: let goes_on = self.poll_links(driver) && self.poll_links(driver);",
+    "wake: fence(Ordering::SeqCst);",
+    "wake: self.wake_fd.notify();",
+    "wake_worker: worker.unpark();",
+    "block_worker: let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() {",
+]);

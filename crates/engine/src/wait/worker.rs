@@ -6,14 +6,15 @@
 //! threads drive; and it stays awake for more of a stream for longer, the longer
 //! the stream goes on, for a wake-up puts it on the core of whoever sends.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyfabric_transports::Blocked;
 
 use crate::driver::Driver;
 use crate::inner::{nanos, Inner};
+use crate::sync::atomic::Ordering;
+use crate::sync::{thread, MutexGuard};
 use crate::Polling;
 
 impl Inner {
@@ -29,7 +30,7 @@ impl Inner {
             let Some(mut driver) = self.try_driver() else {
                 if self.presence.user_blocked.load(Ordering::SeqCst) {
                     aside_since_ns = None;
-                    std::thread::park_timeout(PARK);
+                    thread::park_timeout(PARK);
                 } else {
                     self.step_aside(&mut aside_since_ns);
                 }
@@ -39,7 +40,7 @@ impl Inner {
             if self.presence.wanted.load(Ordering::Relaxed) && !has_offered {
                 // Parked, not yielding: whoever wants it may have to move to this core first.
                 drop(driver);
-                std::thread::park_timeout(OFFER);
+                thread::park_timeout(OFFER);
                 has_offered = true;
                 continue;
             }
@@ -68,7 +69,7 @@ impl Inner {
                 if undriven_ns < nanos(SLICE) && self.uses_streams() {
                     drop(driver);
                     // Who drove a moment ago may have nothing else to do, and no core for it but this one.
-                    std::thread::yield_now();
+                    thread::yield_now();
                 }
                 continue;
             }
@@ -79,7 +80,7 @@ impl Inner {
                         now_ns + nanos(eighth(now_ns.saturating_sub(woke_ns), SHORTEST_LINGER, LONGEST_LINGER));
                 }
                 drop(driver);
-                std::thread::yield_now();
+                thread::yield_now();
                 continue;
             }
             if self.block_worker(driver, now_ns.saturating_sub(news_ns)) && self.uses_streams() {
@@ -93,7 +94,7 @@ impl Inner {
     fn step_aside(&self, since_ns: &mut Option<u64>) {
         let now_ns = self.clock.now_ns();
         let driven_for_ns = now_ns.saturating_sub(*since_ns.get_or_insert(now_ns));
-        std::thread::park_timeout(eighth(driven_for_ns, LEASE, LONGEST_LEASE));
+        thread::park_timeout(eighth(driven_for_ns, LEASE, LONGEST_LEASE));
     }
 
     /// Blocks in epoll, after so long without news; true when a descriptor was
