@@ -397,15 +397,20 @@ impl Inner {
         }
         let timeout = Duration::from_nanos(left_ns).min(NAP);
         let has_news = || {
-            // Who has the driver in epoll may be waiting for more than has come of what we wait for.
-            if !self.look() && self.presence.user_blocked.load(Ordering::SeqCst) {
-                self.wake_fd.notify();
-            }
+            self.look_or_wake();
             done()
         };
         self.doorbell.sleep(timeout, has_news, patience);
         // What rang for us while we woke has nobody else to look at it.
-        self.look();
+        self.look_or_wake();
+    }
+
+    /// Looks once; or has whoever is on his way into epoll, or there, with the driver in his hands, look again: he may
+    /// have looked before what rang for us came, or wait for more than that.
+    fn look_or_wake(&self) {
+        if !self.look() && (self.doorbell.is_blocked() || self.presence.user_blocked.load(Ordering::SeqCst)) {
+            self.wake_fd.notify();
+        }
     }
 }
 

@@ -79,10 +79,11 @@ models!(ticket: end_shows_all_parts 2, quiesced_is_untouched, ended_is_untouched
 
 models!(wait: rest_is_left_to_the_worker 3, a_moment_is_no_promise 2, deadline_is_looked_at 3,
     what_is_read_is_answered 2, the_end_is_heard_of 2, the_end_of_the_engine_is_heard_of 1, two_wait 1,
-    an_arrival_is_heard_of 1; needs &[
+    an_arrival_is_heard_of 3; needs &[
     "leave_to_worker: let goes_on = self.poll_links(driver) && self.poll_links(driver);",
     "wake: fence(Ordering::SeqCst);",
     "wake: self.wake_fd.notify();",
     "wake_worker: worker.unpark();",
+    "look_or_wake: self.wake_fd.notify();",
     "block_worker: let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() {",
 ]);

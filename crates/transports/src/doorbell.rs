@@ -181,6 +181,14 @@ impl Doorbell {
         }
     }
 
+    /// Whether one of the owner's threads blocks in epoll, or will after a last look
+    /// that came too early for what is known here.
+    pub fn is_blocked(&self) -> bool {
+        // ORDERING: who is not seen here looks after this; partner: `set_blocked`.
+        fence(Ordering::SeqCst);
+        self.word(BLOCKED).load(Ordering::Relaxed) == 1
+    }
+
     #[cold]
     fn ring(&self) {
         // ORDERING: release: who sees the new bell sees the news.
