@@ -227,7 +227,7 @@ impl Inner {
                 shm.forget_socket(&self.poller);
             }
             // It may have said goodbye before that.
-            peer.base.ready(0, Ready { token: 0, readable: true, writable: false }, self);
+            peer.base.ready(0, Ready { token: 0, readable: true, writable: false, is_over: false }, self);
             return self.push_event(Event::Parted(peer.idx, why.to_owned()));
         }
         if !peer.base.disconnect(channel, why) {

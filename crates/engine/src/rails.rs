@@ -4,7 +4,7 @@
 //! opens no library. The caller of a session tries the libraries in the order
 //! of their speed; the listener follows.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -15,7 +15,7 @@ use anyfabric_transports::{libfabric, verbs, Clock, ControlPath, Failure, Sink};
 use anyfabric_wire::{NicLibrary, Rails};
 
 use crate::base::Base;
-use crate::driver::{HANDSHAKE, NICS};
+use crate::driver::{announcements_token, nic_token, HANDSHAKE};
 use crate::inner::{lock, nanos, Inner};
 use crate::peer::{Peer, Phase};
 use crate::placement::Placement;
@@ -111,10 +111,9 @@ impl Groups {
                 self.must_be_polled.store(true, Ordering::Relaxed);
                 continue;
             };
-            // SAFETY: the group keeps it open for as long as the engine lives.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            poller.add(&fd, NICS, Interest::Read).map_err(|error| NicError::Device(format!("epoll: {error}")))?;
+            watch(poller, fd, nic_token(fd))?;
         }
+        group.announcements().into_iter().try_for_each(|fd| watch(poller, fd, announcements_token(fd)))?;
         Ok(group)
     }
 
@@ -187,6 +186,13 @@ fn open(
         NicLibrary::Verbs => RailGroup::new(library, verbs::open(choice, &config.verbs)?, Clock::Real),
         NicLibrary::Libfabric => RailGroup::new(library, libfabric::open(choice, &config.libfabric)?, Clock::Real),
     })
+}
+
+/// Watches a descriptor of a group.
+fn watch(poller: &Poller, fd: RawFd, token: u64) -> std::result::Result<(), NicError> {
+    // SAFETY: the group keeps it open for as long as the engine lives.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    poller.add(&fd, token, Interest::Read).map_err(|error| NicError::Device(format!("epoll: {error}")))
 }
 
 impl Inner {

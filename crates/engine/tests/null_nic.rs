@@ -13,7 +13,7 @@ use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{
     Code, Config, Engine, PageList, Polling, Region, Remote, Result, ScatterTarget, Transfer, WriteOptions,
 };
-use null_nic::{eventually, knob, library, Knob};
+use null_nic::{announce, eventually, knob, library, remove, Knob};
 
 const LONG: Duration = Duration::from_secs(20);
 const REFUSED: i64 = 10;
@@ -78,6 +78,7 @@ fn engines_over_the_null_nic() {
     no_rail_stands_at_first();
     a_device_that_flushes_nothing();
     a_queue_that_breaks_fails_counts_that_may_lack_something();
+    a_device_that_announces_its_end();
     memory_that_cannot_be_registered();
     a_large_region_is_pinned_aside();
     memory_is_registered_once_a_device();
@@ -247,6 +248,32 @@ fn a_queue_that_breaks_fails_counts_that_may_lack_something() {
     assert!(transfers.iter().all(|transfer| transfer.wait_quiesced(Some(LONG)).is_ok()));
     eventually("the rail is made again", || pair.state() == "ready");
     (0..8).for_each(|_| pair.write(64).unwrap());
+}
+
+/// Nothing completes and nothing fails, and its port is said to be up. Its other NIC goes on, and that its descriptors are
+/// ready for ever keeps no core busy.
+fn a_device_that_announces_its_end() {
+    let pair = Pair::new((&["null4", "null5"], &["null6"]), 4096);
+    pair.write(64).unwrap();
+    knob(Knob::Holds, Some(1));
+    let transfers: Vec<_> = (0..20).map(|_| pair.start(64)).collect();
+    let began = Instant::now();
+    announce(4, 0, 8);
+    eventually("one fails", || transfers.iter().any(|transfer| transfer.error().is_some()));
+    assert!(began.elapsed() < LONG / 4, "{:?}", began.elapsed());
+    knob(Knob::Holds, Some(0));
+    let failed: Vec<_> = transfers.iter().filter_map(|transfer| transfer.wait(None).err()).collect();
+    assert!(failed.len() <= 10 && failed.iter().all(|error| error.code == Code::ConnectionBroken), "{failed:?}");
+    assert!(transfers.iter().all(|transfer| transfer.wait_quiesced(Some(LONG)).is_ok()));
+    assert_eq!(pair.state(), "degraded");
+    (0..8).for_each(|_| pair.write(64).unwrap());
+    remove(4);
+    std::thread::sleep(Duration::from_millis(100));
+    let before = knob(Knob::NumHeard, None);
+    std::thread::sleep(Duration::from_millis(500));
+    let looks = knob(Knob::NumHeard, None) - before;
+    assert!(looks < 100, "three NICs, ten times a second: {looks}");
+    pair.write(64).unwrap();
 }
 
 fn memory_that_cannot_be_registered() {

@@ -26,6 +26,8 @@ struct Knobs {
     has_news: AtomicBool,
     num_armed: AtomicU32,
     num_polled: AtomicU32,
+    num_looked: AtomicU32,
+    num_heeded: AtomicU32,
     /// The next poll brings these messages.
     comes: Mutex<Vec<Vec<u8>>>,
     sent: Mutex<Vec<Vec<u8>>>,
@@ -97,11 +99,18 @@ impl Nic for StubNic {
         &self.about
     }
     fn port(&self) -> PortLook {
-        let stay = self.stay.clone();
+        let (stay, knobs) = (self.stay.clone(), Arc::clone(&self.knobs));
         Box::new(move || {
+            knobs.num_looked.fetch_add(1, Ordering::SeqCst);
             stay.iter().for_each(|stay| stay.pass(Place::Port));
             true
         })
+    }
+    fn announcements(&self) -> Option<RawFd> {
+        Some(-1)
+    }
+    fn heed(&mut self) {
+        self.knobs.num_heeded.fetch_add(1, Ordering::SeqCst);
     }
     fn open(&mut self) -> Result<RailIdx, NicError> {
         Ok(0)
@@ -203,6 +212,30 @@ fn nobody_waits_for_a_look_at_the_ports() {
         stay.left.wait();
         looker.join().unwrap();
     });
+}
+
+/// Time alone brings a look every tenth of a second; after each a NIC acts on what the look has read.
+#[test]
+fn an_announcement_is_looked_after_at_once() {
+    let ((first, knobs), (second, _)) = (nic(None), nic(None));
+    let group = RailGroup::new(NicLibrary::Verbs, vec![first, second], Clock::Real);
+    assert_eq!(group.announcements(), [-1], "ports of one device have one descriptor");
+    let begin = u64::MAX / 2;
+    for (now_ns, is_announced, looks) in [
+        (begin, false, 1),
+        (begin + 1, false, 1),
+        (begin + 1, true, 2),
+        (begin + 2, false, 2),
+        (begin + 100_000_001, false, 3),
+    ] {
+        if is_announced {
+            group.hear(now_ns);
+        } else {
+            group.look_at_ports(now_ns);
+        }
+        assert_eq!(knobs.num_looked.load(Ordering::SeqCst), looks);
+        assert_eq!(knobs.num_heeded.load(Ordering::SeqCst), looks);
+    }
 }
 
 /// What came before the event was asked for makes none: it is looked for once more.

@@ -79,7 +79,7 @@ fn a_peer_that_is_gone_is_read_to_its_end_and_no_further() {
         let restless = Restless { producer: Mutex::new(Producer::new(incoming)), num_taken: Mutex::new(0) };
         while restless.push() {}
         drop(theirs);
-        link.ready(channel, Ready { token: 0, readable: true, writable: false }, &restless);
+        link.ready(channel, Ready { token: 0, readable: true, writable: false, is_over: false }, &restless);
         assert!(*lock(&restless.num_taken) >= ENTRIES, "some of what came before the end is lost");
     }
 }
@@ -94,7 +94,7 @@ fn a_pid_that_is_anothers_now_is_not_written_to() {
     let (address, nbytes) = (there.as_mut_ptr() as u64, there.len() as u64);
     let binding = link.bind(1, 2, nbytes);
     theirs.send(&Local::Imported { request: 0, result: Ok(Access::Foreign { address, nbytes }) }, None).unwrap();
-    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false, is_over: false }, &Nobody);
     let mut bytes = vec![7_u8; 64].into_boxed_slice();
     let backing = Backing::Foreign { address: bytes.as_mut_ptr(), owner: Box::new(bytes) };
     let source = Region::new(1, 1, nbytes, true, backing);
@@ -128,7 +128,7 @@ fn no_memory_lies_across_the_last_address() {
     let binding = link.bind(1, 2, 4096);
     let result = Ok(Access::Foreign { address: u64::MAX - 100, nbytes: 4096 });
     theirs.send(&Local::Imported { request: 0, result }, None).unwrap();
-    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false, is_over: false }, &Nobody);
     assert_eq!(binding.refusal(), Some(Refusal::OutOfBounds));
 }
 
@@ -183,7 +183,7 @@ fn memory_that_was_taken_back_before_it_came_is_not_mapped() {
     assert!(link.release(1, 2, Refusal::Revoked));
     let result = Ok(Access::Mapped { nbytes: 8192 });
     theirs.send(&Local::Imported { request: 0, result }, Some(Arc::clone(&region))).unwrap();
-    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false, is_over: false }, &Nobody);
     assert_eq!((binding.refusal(), num_mappings(&region)), (Some(Refusal::Revoked), 0));
 }
 
@@ -213,12 +213,12 @@ fn of_a_peer_that_is_gone_nothing_stays_mapped() {
     theirs
         .send(&Local::Imported { request: 0, result: Ok(Access::Mapped { nbytes: 8192 }) }, Some(Arc::clone(&region)))
         .unwrap();
-    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    link.ready(ShmLink::LOCAL, Ready { token: 0, readable: true, writable: false, is_over: false }, &Nobody);
     let files = [&outgoing_fd, &incoming_fd, &bell, &*region];
     assert_eq!(files.map(num_mappings), [1; 4]);
     child.kill().unwrap();
     child.wait().unwrap();
-    link.ready(ShmLink::PROCESS, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    link.ready(ShmLink::PROCESS, Ready { token: 0, readable: true, writable: false, is_over: false }, &Nobody);
     link.close(&Failure::PeerLost("its process has exited".into()));
     assert!(link.is_quiet());
     link.give_back();
@@ -232,7 +232,7 @@ fn of_a_peer_that_is_gone_nothing_stays_mapped() {
     assert!(!link.poll(&Nobody));
     link.beat();
     link.stats();
-    link.ready(ShmLink::PROCESS, Ready { token: 0, readable: true, writable: false }, &Nobody);
+    link.ready(ShmLink::PROCESS, Ready { token: 0, readable: true, writable: false, is_over: false }, &Nobody);
     link.give_back();
 }
 

@@ -108,7 +108,7 @@ fn the_end_of_a_stream_is_told_once() {
     drop(theirs);
     let heard = Heard::default();
     for channel in [1, 0, 2] {
-        bench.link.ready(channel, Ready { token: 0, readable: true, writable: true }, &heard);
+        bench.link.ready(channel, Ready { token: 0, readable: true, writable: true, is_over: false }, &heard);
     }
     let mut broken = lock(&heard.broken).clone();
     broken.sort_unstable();
@@ -289,7 +289,11 @@ impl Schedule {
             let channel = self.random.below(4) as u8;
             match self.random.below(3) {
                 0 => _ = link.poll(&self.counted),
-                1 => link.ready(channel, Ready { token: 0, readable: true, writable: true }, &self.counted),
+                1 => link.ready(
+                    channel,
+                    Ready { token: 0, readable: true, writable: true, is_over: false },
+                    &self.counted,
+                ),
                 _ => link.reap(),
             }
         }

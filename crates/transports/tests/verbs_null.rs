@@ -15,7 +15,7 @@ use anyfabric_transports::rdma::{
     Batch, Completions, Domain, Fault, Marks, Nic, NicChoice, NicError, One, RailIdx, RemoteMemory,
 };
 use anyfabric_transports::verbs::{open, VerbsMemory, VerbsNic, VerbsSettings};
-use null_nic::{arrive, knob, library, Knob};
+use null_nic::{announce, arrive, knob, library, Knob};
 
 /// Counts what is allocated.
 struct Counting;
@@ -119,6 +119,7 @@ fn the_verbs_nic_without_hardware() {
     a_device_that_is_gone_is_fenced_all_the_same();
     a_queue_that_breaks_ends_every_rail_and_is_renewed();
     a_broken_queue_is_told_of_a_rail_that_is_closed();
+    what_a_device_announces();
     chains_are_posted_at_once();
     one_goes_past_the_chain();
     nothing_is_allocated();
@@ -475,6 +476,80 @@ fn a_broken_queue_is_told_of_a_rail_that_is_closed() {
     assert_eq!(seen.broken[..3], [0, 1, 2].map(|idx| (rails[idx], missed)));
     assert_eq!(seen.broken[3..], [(not_connected, Fault::Flushed)], "nothing can have arrived there");
     assert_eq!(nic.open().unwrap(), rails[2], "numbers are free again");
+}
+
+/// It says by itself that something failed, and perhaps nothing else does: nothing completes any more. What it says of one
+/// port's queues, of two of the device, is not the other's.
+fn what_a_device_announces() {
+    const CQ_ERR: u32 = 0;
+    const SRQ_ERR: u32 = 14;
+    const DEVICE_FATAL: u32 = 8;
+    let names = ["null8:1".to_owned(), "null8:2".to_owned()];
+    let mut nics = open(NicChoice::Named(&names), &settings()).unwrap();
+    let mut nic = nics.remove(0);
+    let mut other = nics.remove(0);
+    let ports = [nic.port(), other.port()];
+    let others = rail(&mut other);
+    let mut bytes = [0_u8; 64];
+    // SAFETY: the null NIC touches no memory.
+    let memory = unsafe { nic.domain().register(bytes.as_mut_ptr(), 64, true) }.unwrap();
+    let number =
+        |nic: &VerbsNic, rail, at: usize| u32::from_le_bytes(nic.address(rail)[at..at + 4].try_into().unwrap());
+    // Of the queue pairs for writes and for messages.
+    for (at, code, faults) in [
+        (22, 1, [Some(Fault::Announced(1)), None]),
+        (30, 2, [Some(Fault::Announced(2)), None]),
+        (22, 3, [Some(Fault::Announced(3)), None]),
+        (22, CQ_ERR, [Some(Fault::Missed(CQ_ERR)); 2]),
+        (22, SRQ_ERR, [Some(Fault::Announced(SRQ_ERR)); 2]),
+        (30, SRQ_ERR, [Some(Fault::Announced(SRQ_ERR)); 2]),
+        // Nothing is wrong: it connects, drains, migrates, gets other names, and what no header has yet.
+        (22, 4, [None; 2]),
+        (22, 16, [None; 2]),
+        (0, 11, [None; 2]),
+        (0, 18, [None; 2]),
+        (0, 99, [None; 2]),
+    ] {
+        let rails = [rail(&mut nic), rail(&mut nic)];
+        let mut seen = Seen::default();
+        knob(Knob::Holds, Some(1));
+        for token in 0..2 {
+            assert_eq!(nic.signal(rails[token as usize], 1, token), Ok(true));
+            assert_eq!(nic.send(rails[token as usize], b"message", 2 + token), Ok(true));
+        }
+        announce(8, if at == 0 { 0 } else { number(&nic, rails[0], at) }, code);
+        // Whichever port is looked at first.
+        let first = code as usize % 2;
+        assert!(ports[first]() && ports[1 - first](), "event {code}");
+        nic.heed();
+        other.heed();
+        nic.poll(&mut seen);
+        for idx in 0..2 {
+            let broken: Vec<_> =
+                seen.broken.iter().filter(|(rail, _)| *rail == rails[idx]).map(|(_, why)| *why).collect();
+            assert_eq!(broken, faults[idx].into_iter().collect::<Vec<_>>(), "event {code}");
+        }
+        knob(Knob::Holds, Some(0));
+        while nic.poll(&mut seen) | other.poll(&mut seen) {}
+        assert_eq!(seen.ended.len(), 4, "event {code}");
+        for (token, ends) in &seen.ended {
+            assert_eq!(ends[..], [faults[*token as usize % 2].map_or(Ok(()), Err)], "event {code}, {token}");
+        }
+        for rail in rails {
+            nic.close(rail);
+        }
+        assert_eq!(other.room(others), FULL);
+        assert_eq!(
+            other.post_one(others, &One { source: &memory, target: TARGET, write: &WRITES[0], imm: None, token: 9 }),
+            Ok(true)
+        );
+        while other.poll(&mut seen) {}
+        assert_eq!(seen.ended[&9], [Ok(())]);
+        assert_eq!(knob(Knob::NumUnheeded, None), 0, "a queue pair with one cannot be destroyed");
+    }
+    announce(8, 0, DEVICE_FATAL);
+    assert!(!ports[0]() && !ports[1](), "it says so of no port");
+    assert!(!ports[0](), "nor does it return");
 }
 
 /// 32 writes are one call of the driver, and one completion.

@@ -40,6 +40,9 @@ pub trait NicGroup: Send + Sync {
     /// What to wait on; a NIC without such a descriptor must be polled.
     fn event_fds(&self) -> Vec<Option<RawFd>>;
 
+    /// Readable when a device has announced something: then [`NicGroup::hear`].
+    fn announcements(&self) -> Vec<RawFd>;
+
     /// Asks every NIC for an event, and polls once more. True when an event will
     /// come for whatever is next. False when something moved, when a NIC promises
     /// nothing now, or when another thread has the NICs: then nobody may wait for
@@ -57,6 +60,9 @@ pub trait NicGroup: Send + Sync {
     /// Looks at the ports: stops the rails of those that went down. At most every
     /// tenth of a second.
     fn look_at_ports(&self, now_ns: u64);
+
+    /// A device has announced something: looks at the ports now.
+    fn hear(&self, now_ns: u64);
 }
 
 /// NICs and what is under way on them.
@@ -408,6 +414,13 @@ impl<N: Nic> NicGroup for RailGroup<N> {
         self.state().nics.iter().map(Nic::event_fd).collect()
     }
 
+    fn announcements(&self) -> Vec<RawFd> {
+        let mut fds: Vec<RawFd> = self.state().nics.iter().filter_map(Nic::announcements).collect();
+        fds.sort_unstable();
+        fds.dedup();
+        fds
+    }
+
     fn arm(&self, sink: &dyn Sink) -> bool {
         let Some(mut state) = self.try_state() else { return false };
         // Each is asked, although another refuses; those without a descriptor are looked at anyway.
@@ -422,14 +435,19 @@ impl<N: Nic> NicGroup for RailGroup<N> {
 
     fn look_at_ports(&self, now_ns: u64) {
         // ORDERING: only the driver looks.
-        if now_ns < self.looked_ns.load(Ordering::Relaxed) + LOOK_NS {
-            return;
+        if now_ns >= self.looked_ns.load(Ordering::Relaxed) + LOOK_NS {
+            self.hear(now_ns);
         }
+    }
+
+    fn hear(&self, now_ns: u64) {
+        // ORDERING: as above.
         self.looked_ns.store(now_ns, Ordering::Relaxed);
         // Before anybody has to wait for the NICs.
         let are_up: Vec<bool> = self.ports.iter().map(|port| port()).collect();
         let mut state = self.state();
         state.are_up.clone_from(&are_up);
+        state.nics.iter_mut().for_each(Nic::heed);
         for nic in (0..are_up.len()).filter(|nic| !are_up[*nic]) {
             let rails: Vec<(u32, usize)> = state.book.owners[nic].iter().flatten().copied().collect();
             for (path, rail) in rails {

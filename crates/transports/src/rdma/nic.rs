@@ -46,8 +46,16 @@ pub trait Nic: Send + 'static {
     /// What this NIC is and can do.
     fn about(&self) -> &NicAbout;
 
-    /// Looks at its port.
+    /// Looks at its port, and reads what its device has announced.
     fn port(&self) -> PortLook;
+
+    /// Readable when its device has announced something: then look at the port. Ports of one device have it in common.
+    fn announcements(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// Acts on what was announced by the last look. Rails that break are told at the next poll.
+    fn heed(&mut self) {}
 
     // ---- rails ---------------------------------------------------------------------------------
 
@@ -302,6 +310,9 @@ pub enum Fault {
     /// that they had arrived.
     #[error("the NIC's queue of completions broke, overrun perhaps (code {0}): arrivals may not have been counted")]
     Missed(u32),
+    /// The device announced it by itself, with its code of the event.
+    #[error("the NIC announced that a queue or a queue pair of it failed (event {0})")]
+    Announced(u32),
     /// Anything else, with the library's code.
     #[error("the NIC reports error {0}")]
     Other(u32),

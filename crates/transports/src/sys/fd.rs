@@ -123,6 +123,12 @@ fn note(fd: RawFd, open: bool) {
     }
 }
 
+/// Makes reading from a descriptor of a library's never wait.
+pub(crate) fn set_nonblocking(fd: RawFd) {
+    // SAFETY: only the flags change of what is open; of what is not, nothing.
+    unsafe { libc::fcntl(fd, libc::F_SETFL, libc::fcntl(fd, libc::F_GETFL) | libc::O_NONBLOCK) };
+}
+
 /// A descriptor that somebody else opened for us, and closes, is closed in a
 /// child after `fork` too; or, with false, from now on not any more.
 pub(crate) fn close_in_children(fd: RawFd, close: bool) {

@@ -10,7 +10,7 @@ mod socket;
 mod topology;
 
 pub use affinity::{affinity, pin, thread_id};
-pub(crate) use fd::{are_descriptors_left, close_in_children};
+pub(crate) use fd::{are_descriptors_left, close_in_children, set_nonblocking};
 pub use fd::{fork_generation, Fd};
 pub use futex::{futex_wait, futex_wake_all};
 pub use memory::check_memfd;

@@ -24,6 +24,8 @@ pub struct Ready {
     pub readable: bool,
     /// There is room to write.
     pub writable: bool,
+    /// It has failed, or nobody is at the other end.
+    pub is_over: bool,
 }
 
 /// Whether there is something to read, now or within a timeout of at most some
@@ -91,6 +93,7 @@ impl Poller {
                     token: event.u64,
                     readable: event.events & !(libc::EPOLLOUT as u32) != 0,
                     writable: event.events & libc::EPOLLOUT as u32 != 0,
+                    is_over: event.events & (libc::EPOLLERR | libc::EPOLLHUP) as u32 != 0,
                 }));
                 Ok(())
             }

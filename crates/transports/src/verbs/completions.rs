@@ -138,7 +138,7 @@ impl VerbsNic {
 
     /// The queues are of no more use, and what had arrived may be lost with them: every rail ends. Returns 0.
     #[cold]
-    fn fail_queues(&mut self, why: Fault) -> usize {
+    pub(super) fn fail_queues(&mut self, why: Fault) -> usize {
         if self.queue_fault.is_some() {
             return 0;
         }

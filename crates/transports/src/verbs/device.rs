@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::RawFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 use super::library::Library;
@@ -10,7 +11,7 @@ use super::port::Port;
 use super::sys::{Context, DeviceAttr, Pd};
 use super::VerbsSettings;
 use crate::rdma::{NicError, Opening};
-use crate::sys::{close_in_children, fork_generation};
+use crate::sys::{close_in_children, fork_generation, set_nonblocking};
 
 /// An open device with a protection domain: what registers memory.
 pub struct VerbsDomain {
@@ -20,6 +21,8 @@ pub struct VerbsDomain {
     pub(super) name: String,
     pub(super) attributes: DeviceAttr,
     pub(super) relaxed_ordering: bool,
+    /// It has said so itself, and nothing brings it back: it would have to be opened again.
+    pub(super) is_lost: AtomicBool,
     generation: u32,
 }
 
@@ -196,7 +199,9 @@ impl VerbsDomain {
         }
         let relaxed_ordering = settings.relaxed_ordering;
         let generation = fork_generation();
-        let this = Self { library, context, pd, name: name.to_owned(), attributes, relaxed_ordering, generation };
+        let (name, is_lost) = (name.to_owned(), AtomicBool::new(false));
+        let this = Self { library, context, pd, name, attributes, relaxed_ordering, is_lost, generation };
+        set_nonblocking(this.announcements());
         this.descriptors().into_iter().for_each(|fd| close_in_children(fd, true));
         Ok(Arc::new(this))
     }

@@ -31,8 +31,10 @@ fn facts() -> Vec<(String, usize)> {
         ContextOps = "struct ibv_context_ops": [poll_cq, req_notify_cq, post_srq_recv, post_send] sizeof;
         Mr = "struct ibv_mr": [addr, length, lkey, rkey];
         CompChannel = "struct ibv_comp_channel": [fd];
-        Cq = "struct ibv_cq": [cqe];
-        Qp = "struct ibv_qp": [qp_num];
+        Cq = "struct ibv_cq": [cq_context, cqe];
+        Srq = "struct ibv_srq": [srq_context];
+        Qp = "struct ibv_qp": [qp_context, qp_num];
+        AsyncEvent = "struct ibv_async_event": [element, event_type] sizeof;
         Gid = "union ibv_gid": [raw] sizeof;
         GidEntry = "struct ibv_gid_entry": [gid, gid_index, port_num, gid_type, ndev_ifindex] sizeof;
         DeviceAttr = "struct ibv_device_attr":
@@ -68,6 +70,12 @@ fn facts() -> Vec<(String, usize)> {
 /// Numbers that the header names.
 fn values() -> Vec<(&'static str, usize)> {
     vec![
+        ("IBV_EVENT_CQ_ERR", sys::EVENT_CQ_ERR as usize),
+        ("IBV_EVENT_QP_FATAL", sys::EVENT_QP_FATAL as usize),
+        ("IBV_EVENT_QP_REQ_ERR", sys::EVENT_QP_REQ_ERR as usize),
+        ("IBV_EVENT_QP_ACCESS_ERR", sys::EVENT_QP_ACCESS_ERR as usize),
+        ("IBV_EVENT_DEVICE_FATAL", sys::EVENT_DEVICE_FATAL as usize),
+        ("IBV_EVENT_SRQ_ERR", sys::EVENT_SRQ_ERR as usize),
         ("IBV_WC_LOC_LEN_ERR", sys::WC_LOC_LEN_ERR as usize),
         ("IBV_WC_LOC_PROT_ERR", sys::WC_LOC_PROT_ERR as usize),
         ("IBV_WC_WR_FLUSH_ERR", sys::WC_WR_FLUSH_ERR as usize),

@@ -8,8 +8,8 @@
 use std::ffi::{c_char, c_int, c_uint, c_void, CStr, CString};
 
 use super::sys::{
-    CompChannel, Context, Cq, Device, DeviceAttr, Gid, GidEntry, Mr, Pd, PortAttr, Qp, QpAttr, QpInitAttr, Srq,
-    SrqInitAttr,
+    AsyncEvent, CompChannel, Context, Cq, Device, DeviceAttr, Gid, GidEntry, Mr, Pd, PortAttr, Qp, QpAttr, QpInitAttr,
+    Srq, SrqInitAttr,
 };
 use crate::rdma::NicError;
 
@@ -79,6 +79,8 @@ library! {
     destroy_comp_channel: fn(*mut CompChannel) -> c_int = c"ibv_destroy_comp_channel", c"IBVERBS_1.0";
     get_cq_event: fn(*mut CompChannel, *mut *mut Cq, *mut *mut c_void) -> c_int = c"ibv_get_cq_event", c"IBVERBS_1.1";
     ack_cq_events: fn(*mut Cq, c_uint) = c"ibv_ack_cq_events", c"IBVERBS_1.1";
+    get_async_event: fn(*mut Context, *mut AsyncEvent) -> c_int = c"ibv_get_async_event", c"IBVERBS_1.1";
+    ack_async_event: fn(*mut AsyncEvent) = c"ibv_ack_async_event", c"IBVERBS_1.1";
     create_cq: fn(*mut Context, c_int, *mut c_void, *mut CompChannel, c_int) -> *mut Cq
         = c"ibv_create_cq", c"IBVERBS_1.1";
     destroy_cq: fn(*mut Cq) -> c_int = c"ibv_destroy_cq", c"IBVERBS_1.1";

@@ -17,6 +17,7 @@
 mod chain;
 mod completions;
 mod device;
+mod events;
 #[cfg(test)]
 mod layout;
 mod library;

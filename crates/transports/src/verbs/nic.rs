@@ -6,6 +6,7 @@
 //! device flushes what was posted, one completion a request.
 
 use std::os::fd::RawFd;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use anyfabric_plan::Extent;
@@ -13,6 +14,7 @@ use rustc_hash::FxHashMap;
 
 use super::chain::{Chain, Request};
 use super::device::VerbsDomain;
+use super::events::Notice;
 use super::memory::VerbsMemory;
 use super::port::Port;
 use super::qp::{End, QueuePair};
@@ -59,8 +61,8 @@ unsafe impl Send for VerbsNic {}
 impl VerbsNic {
     pub(super) fn new(domain: Arc<VerbsDomain>, port: Port, settings: &VerbsSettings) -> Result<Self, NicError> {
         let queue = CompletionQueue::new(&domain)?;
-        let imms = ImmReceives::new(&domain, id_of(Kind::Imm, 0, 0, 0))?;
-        let messages = MessageBuffers::new(&domain, id_of(Kind::Message, 0, 0, 0))?;
+        let imms = ImmReceives::new(&queue, id_of(Kind::Imm, 0, 0, 0))?;
+        let messages = MessageBuffers::new(&queue, id_of(Kind::Message, 0, 0, 0))?;
         let about = NicAbout {
             name: if domain.attributes.phys_port_cnt > 1 {
                 format!("{}:{}", domain.name, port.number)
@@ -190,8 +192,8 @@ impl VerbsNic {
         if !(self.faulty.is_empty() && self.aside.is_empty()) {
             return Err(NicError::Device(format!("{}: its queues broke", self.about.name)));
         }
-        self.imms = ImmReceives::new(&self.domain, id_of(Kind::Imm, 0, 0, 0))?;
-        self.messages = MessageBuffers::new(&self.domain, id_of(Kind::Message, 0, 0, 0))?;
+        self.imms = ImmReceives::new(&self.queue, id_of(Kind::Imm, 0, 0, 0))?;
+        self.messages = MessageBuffers::new(&self.queue, id_of(Kind::Message, 0, 0, 0))?;
         self.queue.renew()?;
         self.queue_fault = None;
         Ok(())
@@ -227,7 +229,28 @@ impl Nic for VerbsNic {
 
     fn port(&self) -> PortLook {
         let (domain, number) = (Arc::clone(&self.domain), self.port.number);
-        Box::new(move || domain.query_port(number).is_ok_and(|port| port.state == sys::PORT_ACTIVE))
+        Box::new(move || {
+            domain.hear();
+            // ORDERING: see `hear`.
+            let is_lost = domain.is_lost.load(Ordering::Relaxed);
+            !is_lost && domain.query_port(number).is_ok_and(|port| port.state == sys::PORT_ACTIVE)
+        })
+    }
+
+    fn announcements(&self) -> Option<RawFd> {
+        Some(self.domain.announcements())
+    }
+
+    fn heed(&mut self) {
+        for notice in self.queue.notices.take() {
+            match notice {
+                Notice::Queues(why) => drop(self.fail_queues(why)),
+                Notice::Pair(number, why) => {
+                    let rail = self.by_number.get(&number).copied();
+                    rail.into_iter().for_each(|rail| self.break_rail(rail, why));
+                }
+            }
+        }
     }
 
     fn open(&mut self) -> Result<RailIdx, NicError> {
@@ -241,8 +264,7 @@ impl Nic for VerbsNic {
             self.renew_queues()?;
         }
         self.port = self.domain.port(self.port.number, &self.settings)?;
-        let pair =
-            |receives, depth| QueuePair::new(&self.domain, self.queue.cq, receives, depth, &self.port, &self.settings);
+        let pair = |receives, depth| QueuePair::new(&self.queue, receives, depth, &self.port, &self.settings);
         let writes = pair(self.imms.queue.srq, DEPTH)?;
         let messages = pair(self.messages.queue.srq, MESSAGES)?;
         let idx = self.free.pop().unwrap_or_else(|| {

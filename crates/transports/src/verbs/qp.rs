@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::device::VerbsDomain;
 use super::port::Port;
-use super::sys::{self, AhAttr, Cq, Gid, Qp, QpAttr, QpCap, QpInitAttr, Srq};
+use super::rails::CompletionQueue;
+use super::sys::{self, AhAttr, Gid, Qp, QpAttr, QpCap, QpInitAttr, Srq};
 use super::VerbsSettings;
 use crate::rdma::NicError;
 
@@ -42,13 +43,13 @@ pub(super) struct End {
 impl QueuePair {
     /// A queue pair that takes arrivals from `receives`, in its first state.
     pub(super) fn new(
-        domain: &Arc<VerbsDomain>,
-        cq: *mut Cq,
+        queue: &CompletionQueue,
         receives: *mut Srq,
         depth: u32,
         port: &Port,
         settings: &VerbsSettings,
     ) -> Result<Self, NicError> {
+        let domain = &queue.domain;
         let mut random = [0; 4];
         getrandom::fill(&mut random).map_err(|error| NicError::Device(format!("random numbers: {error}")))?;
         let psn = u32::from_le_bytes(random) & PSN_MASK;
@@ -60,9 +61,9 @@ impl QueuePair {
             max_inline_data: INLINE_BYTES,
         };
         let mut init = QpInitAttr {
-            qp_context: std::ptr::null_mut(),
-            send_cq: cq,
-            recv_cq: cq,
+            qp_context: queue.notices.as_context(),
+            send_cq: queue.cq,
+            recv_cq: queue.cq,
             srq: receives,
             cap,
             qp_type: sys::QPT_RC,

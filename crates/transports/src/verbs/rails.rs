@@ -5,11 +5,12 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::device::VerbsDomain;
+use super::events::Notices;
 use super::port::Port;
 use super::qp::QueuePair;
 use super::sys::{self, CompChannel, Cq, Wc};
 use crate::rdma::{Fault, NicError, RailIdx};
-use crate::sys::close_in_children;
+use crate::sys::{close_in_children, set_nonblocking};
 
 /// Our end of a rail.
 #[derive(Default)]
@@ -149,22 +150,20 @@ fn ip_of(gid: [u8; 16]) -> std::net::IpAddr {
 
 /// One completion queue with its channel.
 pub(super) struct CompletionQueue {
-    domain: Arc<VerbsDomain>,
+    pub(super) domain: Arc<VerbsDomain>,
     channel: *mut CompChannel,
     pub(super) cq: *mut Cq,
+    /// What was announced of it, and of what uses it; at an address that stays.
+    pub(super) notices: Box<Notices>,
 }
 
 impl CompletionQueue {
     pub(super) fn new(domain: &Arc<VerbsDomain>) -> Result<Self, NicError> {
         // SAFETY: an open device; destroyed on drop.
         let channel = unsafe { (domain.library.create_comp_channel)(domain.context) };
-        let mut this = Self { domain: Arc::clone(domain), channel, cq: std::ptr::null_mut() };
+        let mut this = Self { domain: Arc::clone(domain), channel, cq: std::ptr::null_mut(), notices: Box::default() };
         this.renew()?;
-        // SAFETY: the channel's descriptor is open; only its flags change.
-        unsafe {
-            let flags = libc::fcntl(this.fd(), libc::F_GETFL);
-            libc::fcntl(this.fd(), libc::F_SETFL, flags | libc::O_NONBLOCK);
-        }
+        set_nonblocking(this.fd());
         close_in_children(this.fd(), true);
         Ok(this)
     }
@@ -172,16 +171,18 @@ impl CompletionQueue {
     /// Puts another queue in the place of the one that there was, which no queue pair uses any more; the channel stays.
     pub(super) fn renew(&mut self) -> Result<(), NicError> {
         let depth = CQ_DEPTH.min(self.domain.attributes.max_cqe);
-        let mut cq: *mut Cq = std::ptr::null_mut();
+        let (mut cq, context) = (std::ptr::null_mut(), self.notices.as_context());
         if !self.channel.is_null() {
             // SAFETY: an open device and its channel; destroyed before the channel.
-            cq = unsafe { (self.domain.library.create_cq)(self.domain.context, depth, cq.cast(), self.channel, 0) };
+            cq = unsafe { (self.domain.library.create_cq)(self.domain.context, depth, context, self.channel, 0) };
         }
         if cq.is_null() {
             let error = std::io::Error::last_os_error();
             return Err(NicError::Device(format!("{}: no completion queue of {depth}: {error}", self.domain.name)));
         }
         self.destroy_queue();
+        // What was said of the one that is gone does not concern this one.
+        self.notices.take();
         self.cq = cq;
         Ok(())
     }

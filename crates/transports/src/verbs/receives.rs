@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::device::VerbsDomain;
 use super::memory::VerbsMemory;
+use super::rails::CompletionQueue;
 use super::sys::{RecvWr, Sge, Srq, SrqInitAttr};
 use crate::rdma::NicError;
 
@@ -45,9 +46,10 @@ struct Buffers {
 }
 
 impl ReceiveQueue {
-    fn new(domain: &Arc<VerbsDomain>, depth: usize) -> Result<Self, NicError> {
+    fn new(queue: &CompletionQueue, depth: usize) -> Result<Self, NicError> {
+        let domain = &queue.domain;
         let mut init =
-            SrqInitAttr { srq_context: std::ptr::null_mut(), max_wr: depth as u32, max_sge: 1, srq_limit: 0 };
+            SrqInitAttr { srq_context: queue.notices.as_context(), max_wr: depth as u32, max_sge: 1, srq_limit: 0 };
         // SAFETY: the domain is open; the attributes live through the call.
         let srq = unsafe { (domain.library.create_srq)(domain.pd, &raw mut init) };
         if srq.is_null() {
@@ -83,10 +85,10 @@ impl Drop for ReceiveQueue {
 
 impl ImmReceives {
     /// Creates and fills the queue; `id` comes back with every completion.
-    pub(super) fn new(domain: &Arc<VerbsDomain>, id: u64) -> Result<Self, NicError> {
-        let most = usize::try_from(domain.attributes.max_srq_wr).unwrap_or(0).max(REFILL);
+    pub(super) fn new(queue: &CompletionQueue, id: u64) -> Result<Self, NicError> {
+        let most = usize::try_from(queue.domain.attributes.max_srq_wr).unwrap_or(0).max(REFILL);
         let depth = IMM_DEPTH.min(most) / REFILL * REFILL;
-        let queue = ReceiveQueue::new(domain, depth)?;
+        let queue = ReceiveQueue::new(queue, depth)?;
         let empty = RecvWr { wr_id: id, next: std::ptr::null_mut(), sg_list: std::ptr::null_mut(), num_sge: 0 };
         let mut template = Box::new([empty; REFILL]);
         for idx in 1..REFILL {
@@ -126,11 +128,11 @@ impl MessageBuffers {
 
     /// Creates and fills the queue; `id` plus the buffer's number comes back
     /// with every completion.
-    pub(super) fn new(domain: &Arc<VerbsDomain>, id: u64) -> Result<Self, NicError> {
-        let queue = ReceiveQueue::new(domain, Self::RECEIVES)?;
+    pub(super) fn new(completions: &CompletionQueue, id: u64) -> Result<Self, NicError> {
+        let queue = ReceiveQueue::new(completions, Self::RECEIVES)?;
         let bytes = Buffers::new((Self::RECEIVES + Self::SENDS) * Self::BYTES)?;
         // SAFETY: the buffers live as long as the registration, which is dropped before them.
-        let memory = unsafe { domain.register_buffers(bytes.start, bytes.layout.size() as u64) }?;
+        let memory = unsafe { completions.domain.register_buffers(bytes.start, bytes.layout.size() as u64) }?;
         let sge = |idx: usize| Sge {
             addr: bytes.start as u64 + (idx * Self::BYTES) as u64,
             length: Self::BYTES as u32,

@@ -69,7 +69,7 @@ pub(super) struct CompChannel {
 pub(super) struct Cq {
     context: *mut Context,
     channel: *mut CompChannel,
-    cq_context: *mut c_void,
+    pub(super) cq_context: *mut c_void,
     handle: u32,
     pub(super) cqe: c_int,
 }
@@ -77,14 +77,15 @@ pub(super) struct Cq {
 /// A shared receive queue.
 #[repr(C)]
 pub(super) struct Srq {
-    opaque: [u8; 0],
+    context: *mut Context,
+    pub(super) srq_context: *mut c_void,
 }
 
 /// A queue pair.
 #[repr(C)]
 pub(super) struct Qp {
     context: *mut Context,
-    qp_context: *mut c_void,
+    pub(super) qp_context: *mut c_void,
     pd: *mut Pd,
     send_cq: *mut Cq,
     recv_cq: *mut Cq,
@@ -331,6 +332,22 @@ pub(super) struct Wc {
     sl: u8,
     dlid_path_bits: u8,
 }
+
+/// What a device announces.
+#[repr(C)]
+#[derive(Debug)]
+pub(super) struct AsyncEvent {
+    /// A queue or a queue pair; of others the number of a port.
+    pub(super) element: *mut c_void,
+    pub(super) event_type: c_uint,
+}
+
+pub(super) const EVENT_CQ_ERR: c_uint = 0;
+pub(super) const EVENT_QP_FATAL: c_uint = 1;
+pub(super) const EVENT_QP_REQ_ERR: c_uint = 2;
+pub(super) const EVENT_QP_ACCESS_ERR: c_uint = 3;
+pub(super) const EVENT_DEVICE_FATAL: c_uint = 8;
+pub(super) const EVENT_SRQ_ERR: c_uint = 14;
 
 pub(super) const WC_LOC_LEN_ERR: c_uint = 1;
 pub(super) const WC_LOC_PROT_ERR: c_uint = 4;

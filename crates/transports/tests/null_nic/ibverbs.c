@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -36,7 +37,9 @@ struct wc {
   uint8_t sl, dlid_path_bits;
 };
 struct ops { void *op[32]; };
-struct context { void *device; struct ops ops; int cmd_fd, async_fd, num_comp_vectors; pthread_mutex_t mutex; void *abi; };
+struct context { void *device; struct ops ops; int cmd_fd, async_fd, num_comp_vectors; pthread_mutex_t mutex; void *abi;
+  int announces_fd; struct context *next; };
+struct event { void *element; uint32_t type; };
 struct pd { struct context *context; uint32_t handle; };
 struct mr { struct context *context; struct pd *pd; void *addr; size_t length; uint32_t handle, lkey, rkey; };
 struct channel { struct context *context; int fd, refcnt; };
@@ -112,6 +115,8 @@ static struct {
   long num_writable;    // registrations that peers may write
   long port_without_gid; // of every device
   long is_prompt;       // what the device took is placed before it refuses the rest
+  long num_heard;       // calls of ibv_get_async_event
+  long num_unheeded;    // events that were read and not acknowledged
   long breaks_queues;   // a bit for each device: what comes to its queue of completions from its next poll on is lost
 } knobs = {.fails_after = -1, .posted_ns = 1};
 
@@ -309,6 +314,31 @@ long null_nic_arrive(struct qp *of, uint32_t imm) {
 // The queue pair of that number on a device, for `null_nic_arrive`.
 struct qp *null_nic_qp(uint32_t number) { return &all_qps[number % 65536]->qp; }
 
+// A device announces something: of the queue pair of that number or of what it uses, or without one of itself, wherever
+// it is open.
+static struct context *contexts;
+void null_nic_announce(int device, uint32_t number, uint32_t type) {
+  const struct qp *of = number ? null_nic_qp(number) : NULL;
+  struct event event = {(void *)1, type};
+  if (of) event.element = type == 0 ? (void *)of->send_cq : type == 14 ? (void *)of->srq : (void *)of;
+  pthread_mutex_lock(&queues);
+  for (struct context *context = contexts; context; context = context->next)
+    if ((of ? context == of->context : device_of(context) == device) &&
+        send(context->announces_fd, &event, sizeof event, 0) < 0) abort();
+  pthread_mutex_unlock(&queues);
+}
+
+// A device is gone: its descriptors say so for ever.
+void null_nic_remove(int device) {
+  pthread_mutex_lock(&queues);
+  for (struct context *context = contexts; context; context = context->next)
+    if (device_of(context) == device) {
+      close(context->announces_fd);
+      context->announces_fd = -1;
+    }
+  pthread_mutex_unlock(&queues);
+}
+
 // Bytes that a device has sent (0) or received (1), where bytes are moved.
 long null_nic_carried(int device, int way) { return carried[way][device]; }
 
@@ -369,14 +399,42 @@ struct context *ibv_open_device(void *device) {
     errno = EACCES;
     return NULL;
   }
-  context->cmd_fd = context->async_fd = -1;
+  int pair[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
+    free(context);
+    return NULL;
+  }
+  context->cmd_fd = -1, context->async_fd = pair[0], context->announces_fd = pair[1];
+  pthread_mutex_lock(&queues);
+  context->next = contexts, contexts = context;
+  pthread_mutex_unlock(&queues);
   context->ops.op[11] = poll_cq;
   context->ops.op[12] = req_notify_cq;
   context->ops.op[20] = post_srq_recv;
   context->ops.op[25] = knobs.delivers > 1 ? post_moving : post_send;
   return context;
 }
-int ibv_close_device(struct context *context) { free(context); return 0; }
+int ibv_close_device(struct context *context) {
+  pthread_mutex_lock(&queues);
+  struct context **at = &contexts;
+  while (*at != context) at = &(*at)->next;
+  *at = context->next;
+  pthread_mutex_unlock(&queues);
+  close(context->async_fd);
+  if (context->announces_fd >= 0) close(context->announces_fd);
+  free(context);
+  return 0;
+}
+int ibv_get_async_event(struct context *context, struct event *event) {
+  __atomic_add_fetch(&knobs.num_heard, 1, __ATOMIC_SEQ_CST);
+  if (read(context->async_fd, event, sizeof *event) != sizeof *event) return -1;
+  __atomic_add_fetch(&knobs.num_unheeded, 1, __ATOMIC_SEQ_CST);
+  return 0;
+}
+void ibv_ack_async_event(struct event *event) {
+  (void)event;
+  __atomic_sub_fetch(&knobs.num_unheeded, 1, __ATOMIC_SEQ_CST);
+}
 
 // The last device has two ports.
 static char num_ports(const struct context *context) {
@@ -474,19 +532,19 @@ int ibv_get_cq_event(struct channel *channel, void **cq, void **context) {
 void ibv_ack_cq_events(void *cq, unsigned count) { (void)cq, (void)count; }
 
 struct cq *ibv_create_cq(struct context *context, int cqe, void *own, struct channel *channel, int vector) {
-  (void)own, (void)vector;
+  (void)vector;
   if (knobs.no_queues >> device_of(context) & 1) {
     errno = ENOMEM;
     return NULL;
   }
   struct null_cq *cq = calloc(1, sizeof *cq);
-  cq->cq.context = context, cq->cq.channel = channel, cq->cq.cqe = cqe, cq->mask = mask_of(cqe);
+  cq->cq.context = context, cq->cq.channel = channel, cq->cq.cq_context = own, cq->cq.cqe = cqe, cq->mask = mask_of(cqe);
   return &cq->cq;
 }
 int ibv_destroy_cq(struct cq *cq) { free(cq); return 0; }
 struct srq *ibv_create_srq(struct pd *pd, struct srq_init *init) {
-  (void)init;
   struct null_srq *srq = calloc(1, sizeof *srq);
+  srq->srq.srq_context = init->srq_context;
   srq->srq.pd = pd, srq->srq.context = pd->context;
   return &srq->srq;
 }
@@ -500,7 +558,7 @@ struct qp *ibv_create_qp(struct pd *pd, struct init *init) {
   struct null_qp *qp = aligned_alloc(64, sizeof *qp);
   memset(qp, 0, sizeof *qp);
   struct null_cq *cq = (struct null_cq *)init->send_cq;
-  qp->qp.context = pd->context, qp->qp.pd = pd, qp->qp.srq = init->srq;
+  qp->qp.context = pd->context, qp->qp.qp_context = init->qp_context, qp->qp.pd = pd, qp->qp.srq = init->srq;
   qp->qp.send_cq = init->send_cq, qp->qp.recv_cq = init->recv_cq;
   qp->qp.qp_num = __atomic_add_fetch(&next_number, 1, __ATOMIC_RELAXED);
   qp->cq = cq, qp->mask = mask_of(init->cap[0]);

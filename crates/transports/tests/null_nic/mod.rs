@@ -77,6 +77,10 @@ pub(crate) enum Knob {
     PortWithoutGid,
     /// What was taken is placed before the rest is refused.
     IsPrompt,
+    /// Looks for announcements so far.
+    NumHeard,
+    /// Announcements that were read and not acknowledged.
+    NumUnheeded,
     /// A bit for each device whose queue of completions breaks at its next poll; another one does not.
     BreaksQueues,
 }
@@ -121,6 +125,23 @@ pub(crate) fn arrive(queue_pair: u32, imm: u32) -> i64 {
         let arrive: extern "C" fn(*mut c_void, u32) -> c_long = std::mem::transmute(arrive);
         arrive(find(queue_pair), imm)
     }
+}
+
+/// A device announces something, by the library's code: of the queue pair of that number or of what it uses, or with 0 of
+/// itself.
+#[allow(dead_code, reason = "as above")]
+pub(crate) fn announce(device: usize, queue_pair: u32, code: u32) {
+    // SAFETY: the library's function has this type.
+    let announce: extern "C" fn(c_int, u32, u32) = unsafe { std::mem::transmute(symbol("null_nic_announce")) };
+    announce(device as c_int, queue_pair, code);
+}
+
+/// A device is gone, wherever it is open.
+#[allow(dead_code, reason = "as above")]
+pub(crate) fn remove(device: usize) {
+    // SAFETY: the library's function has this type.
+    let remove: extern "C" fn(c_int) = unsafe { std::mem::transmute(symbol("null_nic_remove")) };
+    remove(device as c_int);
 }
 
 /// Bytes that each device has sent and received, where bytes are moved.
