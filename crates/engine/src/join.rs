@@ -71,9 +71,7 @@ impl Inner {
             Ok(Some((message, fds))) => {
                 let Some(join) = driver.joins.remove(&id) else { return };
                 self.poller.remove(join.channel.socket());
-                if let Err((Some(peer), why)) = self.joined(join, message, fds) {
-                    self.settle_path(&peer, Some(why));
-                }
+                self.joined(join, message, fds);
             }
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
                 self.join_failed(driver, id, "it turned its Unix socket down: its own path says why");
@@ -89,49 +87,52 @@ impl Inner {
         }
     }
 
-    fn joined(&self, join: Join, message: Local, mut fds: Vec<Fd>) -> Result<(), (Option<Arc<Peer>>, String)> {
+    fn joined(&self, join: Join, message: Local, fds: Vec<Fd>) {
         let caller = join.caller.as_ref().map(|(peer, _)| Arc::clone(peer));
-        let (peer, probe, peer_writes_foreign) = match (message, &caller) {
+        let (peer, probe, peer_writes_foreign) = match (message, caller) {
             (Local::Join { engine, token, probe }, None) => {
-                let peer = self.find_peer(engine).filter(|peer| {
-                    let state = peer.state();
-                    // Also who found no path at first and tries again.
-                    let is_expected = match state.phase {
-                        Phase::Joining { .. } => true,
-                        Phase::Up => peer.link().is_none(),
-                        _ => false,
-                    };
-                    is_expected && state.session.as_ref().is_some_and(|session| session.token == token)
-                });
-                (peer.ok_or((None, "not expected".to_owned()))?, probe, None)
+                let Some(peer) = self.find_peer(engine).filter(|peer| is_expected(peer, &token)) else { return };
+                (peer, probe, None)
             }
-            (Local::Joined { probe, foreign }, Some(peer)) => (Arc::clone(peer), probe, Some(foreign)),
-            _ => return Err((caller, "it sent something else than it should".into())),
+            (Local::Joined { probe, foreign }, Some(peer)) => (peer, probe, Some(foreign)),
+            (_, Some(peer)) => return self.settle_path(&peer, Some("it sent something else than it should".into())),
+            (_, None) => return,
         };
-        if fds.len() != 2 {
-            return Err((Some(peer), format!("{} descriptors came, expected 2", fds.len())));
+        if let Err(why) = self.make_link(&peer, join, (probe, peer_writes_foreign), fds) {
+            self.settle_path(&peer, Some(why));
         }
-        let (doorbell_fd, ring_fd) = (fds.remove(1), fds.remove(0));
-        let failed = |what: &str, error: std::io::Error| (Some(Arc::clone(&peer)), format!("{what}: {error}"));
-        let credentials =
-            sys::peer_credentials(join.channel.socket()).map_err(|error| failed("its credentials", error))?;
+    }
+
+    /// The link to a peer that has said where its probe lies, and whether it writes into foreign memory here if it
+    /// was called and so has tried.
+    fn make_link(
+        &self,
+        peer: &Arc<Peer>,
+        join: Join,
+        (probe, peer_writes_foreign): ((u64, u64), Option<bool>),
+        fds: Vec<Fd>,
+    ) -> Result<(), String> {
+        let failed = |what| move |error: std::io::Error| format!("{what}: {error}");
+        let [ring_fd, doorbell_fd] =
+            <[Fd; 2]>::try_from(fds).map_err(|fds| format!("{} descriptors came, expected 2", fds.len()))?;
+        let credentials = sys::peer_credentials(join.channel.socket()).map_err(failed("its credentials"))?;
         // SAFETY: geteuid cannot fail.
         if credentials.uid != unsafe { libc::geteuid() } {
-            return Err((Some(peer), format!("it runs as another user ({})", credentials.uid)));
+            return Err(format!("it runs as another user ({})", credentials.uid));
         }
-        let pid_fd = sys::pid_fd(credentials.pid)
-            .map_err(|error| failed("its process is not visible here (another pid namespace?)", error))?;
-        let incoming = map_received(&ring_fd, ring::BYTES).map_err(|error| failed("its ring", error))?;
-        let doorbell = map_received(&doorbell_fd, Doorbell::BYTES).map_err(|error| failed("its doorbell", error))?;
+        let pid_fd =
+            sys::pid_fd(credentials.pid).map_err(failed("its process is not visible here (another pid namespace?)"))?;
+        let incoming = map_received(&ring_fd, ring::BYTES).map_err(failed("its ring"))?;
+        let doorbell = map_received(&doorbell_fd, Doorbell::BYTES).map_err(failed("its doorbell"))?;
         let foreign = !self.config.isolate && self.may_write(credentials.pid, probe);
+        let is_ours = join.is_ours();
         let outgoing = match join.caller {
             Some((_, ring)) => ring,
             None => {
-                let (fd, ring) = ring_memory().map_err(|error| failed("no memory for a ring", error))?;
+                let (fd, ring) = ring_memory().map_err(failed("no memory for a ring"))?;
                 let joined = Local::Joined { probe: self.probe_word(), foreign };
                 let fds = [&fd, &*self.doorbell_fd].map(std::os::fd::AsRawFd::as_raw_fd);
-                sys::send_with_fds(join.channel.socket(), &joined.encode(), &fds)
-                    .map_err(|error| failed("its Unix socket", error))?;
+                sys::send_with_fds(join.channel.socket(), &joined.encode(), &fds).map_err(failed("its Unix socket"))?;
                 ring
             }
         };
@@ -148,8 +149,7 @@ impl Inner {
             writes_foreign: foreign,
             peer_writes_foreign,
         }));
-        self.use_link(&peer, link, caller.is_some().then_some(foreign))
-            .map_err(|error| failed("its Unix socket", error))
+        self.use_link(peer, link, is_ours.then_some(foreign)).map_err(failed("its Unix socket"))
     }
 
     fn use_link(&self, peer: &Arc<Peer>, link: Arc<ShmLink>, tell: Option<bool>) -> std::io::Result<()> {
@@ -184,6 +184,18 @@ impl Inner {
         // SAFETY: the word is ours, and lives through the call.
         unsafe { sys::foreign_write(pid, &mut sys::Foreign::default(), std::iter::once(same)) }.is_ok()
     }
+}
+
+/// Whether a peer that has this token may join: it has met us, and has no path yet.
+fn is_expected(peer: &Peer, token: &[u8; 16]) -> bool {
+    let state = peer.state();
+    let is_waited_for = match state.phase {
+        Phase::Joining { .. } => true,
+        // It found no path at first and tries again.
+        Phase::Up => peer.link().is_none(),
+        _ => false,
+    };
+    is_waited_for && state.session.as_ref().is_some_and(|session| session.token == *token)
 }
 
 /// Maps memory that a peer sent, once it is known that it cannot shrink.
