@@ -129,22 +129,7 @@ impl Inner {
     /// Chooses among what was found to work.
     pub(crate) fn finish_path(&self, peer: &Arc<Peer>) {
         let Some(session) = peer.state().session.clone() else { return };
-        let has = |transports: &[String]| transports.iter().any(|name| name == "tcp");
-        let tcp_obstacle = match (has(&self.config.transports), has(&session.transports)) {
-            (false, _) => Some("not enabled here".to_owned()),
-            (_, false) => Some("not enabled at the peer".to_owned()),
-            _ => None,
-        };
-        let candidates = match &self.simulated {
-            Some(_) => vec![Candidate { name: "loopback", obstacle: None }],
-            None => {
-                let state = peer.state();
-                let tried = |name| Candidate { name, obstacle: state.obstacle(name).map(str::to_owned) };
-                let rails = LIBRARIES.into_iter().map(|library| tried(name_of(library)));
-                let tcp = Candidate { name: "tcp", obstacle: tcp_obstacle };
-                std::iter::once(tried("shm")).chain(rails).chain([tcp]).collect()
-            }
-        };
+        let candidates = self.candidates(peer, &session);
         let require = self.config.require.as_deref().filter(|_| self.simulated.is_none());
         let choice = choose(&candidates, require);
         match choice.name {
@@ -179,6 +164,24 @@ impl Inner {
         }
         peer.dispatch_waiting(false);
         self.doorbell.notify();
+    }
+
+    /// What could carry the data, the fastest first, and what is known against each.
+    fn candidates(&self, peer: &Peer, session: &Session) -> Vec<Candidate> {
+        if self.simulated.is_some() {
+            return vec![Candidate { name: "loopback", obstacle: None }];
+        }
+        let state = peer.state();
+        let tried = |name| Candidate { name, obstacle: state.obstacle(name).map(str::to_owned) };
+        let has_tcp = |transports: &[String]| transports.iter().any(|name| name == "tcp");
+        let tcp_obstacle = match (has_tcp(&self.config.transports), has_tcp(&session.transports)) {
+            (false, _) => Some("not enabled here".to_owned()),
+            (_, false) => Some("not enabled at the peer".to_owned()),
+            _ => None,
+        };
+        let rails = LIBRARIES.into_iter().map(|library| tried(name_of(library)));
+        let tcp = Candidate { name: "tcp", obstacle: tcp_obstacle };
+        std::iter::once(tried("shm")).chain(rails).chain([tcp]).collect()
     }
 
     pub(crate) fn add_stream(&self, peer: &Peer, way: Way, lane_idx: u8) {
