@@ -201,24 +201,14 @@ impl SimLink {
                 }
                 sink.heard(self.peer);
             }
-            News::Control { connection, sequence, bytes } => {
-                {
-                    let mut controls = lock(&self.controls);
-                    if controls.connection != Some(connection) {
-                        return;
-                    }
-                    match controls.messages.receive(sequence) {
-                        Ok(true) => {}
-                        Ok(false) => return,
-                        Err(why) => {
-                            drop(controls);
-                            return sink.broken(self.peer, 0, &why);
-                        }
-                    }
+            News::Control { connection, sequence, bytes } => match self.is_next(connection, sequence) {
+                Ok(true) => {
+                    sink.heard(self.peer);
+                    sink.control(self.peer, &bytes.0);
                 }
-                sink.heard(self.peer);
-                sink.control(self.peer, &bytes.0);
-            }
+                Ok(false) => {}
+                Err(why) => sink.broken(self.peer, 0, &why),
+            },
             News::Overrun => sink.overrun(self.peer, OVERRUN),
             News::Broken { connection } => {
                 if self.connection() == Some(connection) {
@@ -226,6 +216,15 @@ impl SimLink {
                 }
             }
         }
+    }
+
+    /// Whether a control message is of the connection that stands, and the next of it.
+    fn is_next(&self, connection: u64, sequence: u64) -> Result<bool, String> {
+        let mut controls = lock(&self.controls);
+        if controls.connection != Some(connection) {
+            return Ok(false);
+        }
+        controls.messages.receive(sequence)
     }
 
     fn export(&self, region: u64, key: u64) -> Result<(), Refusal> {
