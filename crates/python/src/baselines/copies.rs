@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 
+use anyfabric_engine::transports::sys::IOV_MAX;
 use anyfabric_engine::Code;
 use pyo3::prelude::*;
 
@@ -105,6 +106,5 @@ fn ranges(base: usize, indices: &[u32], page_bytes: usize) -> Vec<libc::iovec> {
         .collect()
 }
 
-const IOV_MAX: usize = 1024;
 /// A full batch of these is half of what the kernel moves in one call.
 const MAX_RANGE: usize = 1 << 20;

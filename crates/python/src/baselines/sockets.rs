@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use std::sync::Barrier;
 use std::time::Duration;
 
+use anyfabric_engine::transports::sys::IOV_MAX;
 use anyfabric_engine::Code;
 use pyo3::prelude::*;
 
@@ -211,5 +212,3 @@ fn read_some(fd: RawFd, list: &[libc::iovec]) -> isize {
 fn range(address: usize, nbytes: usize) -> libc::iovec {
     libc::iovec { iov_base: address as *mut libc::c_void, iov_len: nbytes }
 }
-
-const IOV_MAX: usize = 1024;

@@ -25,6 +25,9 @@ pub use topology::{allowed_cpus, parse_cpu_list, read_topology};
 
 use std::io;
 
+/// Most ranges that a system call takes at once.
+pub const IOV_MAX: usize = libc::UIO_MAXIOV as usize;
+
 /// Turns the `-1` of a system call into its error.
 pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{check, check_len, Fd};
+use super::{check, check_len, Fd, IOV_MAX};
 
 /// A descriptor that becomes readable when the process exits. It names this
 /// process for good: a recycled pid is another process.
@@ -134,5 +134,3 @@ fn advance(list: &mut Vec<libc::iovec>, mut nbytes: usize) {
         first.iov_len -= nbytes;
     }
 }
-
-const IOV_MAX: usize = 1024;

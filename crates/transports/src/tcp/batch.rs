@@ -7,7 +7,7 @@ use anyfabric_plan::Extents;
 use anyfabric_wire::{Frame, FrameKind, WireImm, FLAG_LAST, FLAG_VERIFY};
 
 use super::send::{Content, Cursor, Part};
-use crate::sys::check_len;
+use crate::sys::{check_len, IOV_MAX};
 use crate::Region;
 
 /// Frames that go out together.
@@ -254,4 +254,3 @@ const MAX_FRAME_PAGES: u64 = 512;
 const MAX_ACKS: usize = 4096;
 /// Regions are counted from 1; 0 is said where only an immediate goes.
 const NO_REGION: u64 = u64::MAX;
-const IOV_MAX: usize = 1024;

@@ -12,7 +12,7 @@ use anyfabric_wire::{Frame, FrameKind, Refusal};
 
 use super::lane::Lane;
 use super::link::TcpLink;
-use crate::sys::check_len;
+use crate::sys::{check_len, IOV_MAX};
 use crate::{lock, PeerIdx, Region, Sink};
 
 /// What a lane is receiving.
@@ -353,5 +353,4 @@ thread_local! {
 const STAGING: usize = 16 << 10;
 /// Bytes read from one lane before the others get their turn.
 const READ_BYTES: usize = 128 << 10;
-const IOV_MAX: usize = 1024;
 const MAX_REFUSED: usize = 1024;
