@@ -220,13 +220,8 @@ impl Inner {
 
     fn peer_info(&self, peer: &Peer) -> PeerInfo {
         let PathInfo { transport, state, reason, .. } = self.path_of(peer);
-        let foreign_memory = peer.shm().map(|shm| {
-            if anyfabric_transports::Link::manner(&**shm).contains("bounce") {
-                "bounce".into()
-            } else {
-                "process_vm_writev".into()
-            }
-        });
+        let foreign_memory =
+            peer.shm().map(|shm| if shm.writes_foreign { "process_vm_writev".into() } else { "bounce".into() });
         PeerInfo { address: peer.address.to_string(), transport, state, reason, foreign_memory }
     }
 }

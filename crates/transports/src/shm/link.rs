@@ -57,7 +57,8 @@ pub struct ShmLink {
     ends: RwLock<Option<Ends>>,
     pub(super) regions: Arc<RegionTable>,
     pub(super) isolate: bool,
-    writes_foreign: bool,
+    /// Whether this engine itself writes into memory that the peer did not allocate.
+    pub writes_foreign: bool,
     pub(super) peer_writes_foreign: OnceLock<bool>,
     pub(super) outgoing: Mutex<Outgoing>,
     /// Large operations, one chunk a poll; only the driver takes from it.
