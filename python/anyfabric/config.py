@@ -144,7 +144,7 @@ def _resolve_one(setting: Setting, argument: object, environment: Mapping[str, s
 def _check_encodable(value: object) -> None:
     """Native code takes text as UTF-8; variables that are none reach Python as lone surrogates."""
     try:
-        for text in value if isinstance(value, tuple) else (value,):  # pyright: ignore[reportUnknownVariableType]
+        for text in value if isinstance(value, tuple) else (value,):  # pyright: ignore[reportUnknownVariableType] - of anything
             if isinstance(text, str):
                 text.encode()
     except UnicodeEncodeError:
@@ -165,7 +165,7 @@ def _choice(*options: str) -> Callable[[object], str]:
 def _integer(least: int, most: int) -> Callable[[object], int]:
     def parse(given: object) -> int:
         try:
-            value = int(given) if isinstance(given, str) else operator.index(given)  # pyright: ignore[reportArgumentType]
+            value = int(given) if isinstance(given, str) else operator.index(given)  # pyright: ignore[reportArgumentType] - what has none says so
         except (TypeError, ValueError):
             value = None
         if value is None or isinstance(given, bool) or not least <= value <= most:
@@ -192,7 +192,7 @@ def _bytes_size(least: int, most: int) -> Callable[[object], int]:
 def _seconds(least: float, most: float) -> Callable[[object], float]:
     def parse(given: object) -> float:
         try:
-            value = math.nan if isinstance(given, bool) else float(given)  # pyright: ignore[reportArgumentType]
+            value = math.nan if isinstance(given, bool) else float(given)  # pyright: ignore[reportArgumentType] - what is none says so
         except (TypeError, ValueError, OverflowError):
             value = math.nan
         if not least <= value <= most:

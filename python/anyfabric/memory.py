@@ -66,7 +66,7 @@ def memory_of(array: object, *, writable: bool) -> Memory:
     if torch is not None and isinstance(array, torch.Tensor):
         return _of_tensor(array)
     if isinstance(array, np.ndarray):
-        return _of_ndarray(array, array, writable=writable)  # pyright: ignore[reportUnknownArgumentType]
+        return _of_ndarray(array, array, writable=writable)  # pyright: ignore[reportUnknownArgumentType] - of any dtype
     if hasattr(array, "__cuda_array_interface__"):
         return _on_gpu(gpu.bytes_of_interface(array, writable=writable))
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):

@@ -74,7 +74,7 @@ def watcher_at(watcher: Watcher, value: int, operation: Write | WritePages) -> T
     """
     if isinstance(operation, WritePages):
         transfer = watcher._at_write_pages(value, *operands(operation.src, operation.dst), operation.imm)
-    elif isinstance(operation, Write):  # pyright: ignore[reportUnnecessaryIsInstance]
+    elif isinstance(operation, Write):  # pyright: ignore[reportUnnecessaryIsInstance] - a user may give anything
         transfer = watcher._at_write(value, operation.src, operation.dst, operation.imm)
     else:
         msg = f"`at` fires a `Write` or a `WritePages`; given a {type(operation).__name__}"

@@ -10,12 +10,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the demo needs torch")
 pytest.importorskip("transformers", reason="the demo needs transformers")
 
-from anyfabric.demo import metrics, paging  # noqa: E402
-from anyfabric.demo.kv import read_prompts  # noqa: E402
-from anyfabric.demo.llm import LayerCache, Llm, Span, cache_bytes, cache_from_bytes  # noqa: E402
-from anyfabric.demo.prefill import StreamRequest  # noqa: E402
-from anyfabric.demo.report import paint, printable  # noqa: E402
-from anyfabric.demo.text import stories  # noqa: E402
+from anyfabric.demo import metrics, paging
+from anyfabric.demo.kv import read_prompts
+from anyfabric.demo.llm import LayerCache, Llm, Span, cache_bytes, cache_from_bytes
+from anyfabric.demo.prefill import StreamRequest
+from anyfabric.demo.report import paint, printable
+from anyfabric.demo.text import stories
 
 MODEL = Path(paging.__file__).parent / "model"
 

@@ -56,10 +56,10 @@ def doctor(ctx: click.Context, peer: str | None, pid: int | None, root: Path, js
         return
     is_here = pid is None and root == Path("/")
     if peer is not None and not is_here:
-        raise click.UsageError("--peer tries this machine; it goes with neither --pid nor --root")  # noqa: EM101
+        raise click.UsageError("--peer tries this machine; it goes with neither --pid nor --root")
     process = "self" if pid is None else str(pid)
     if pid is not None and not (root / "proc" / process).exists():
-        raise click.UsageError(f"--pid {pid}: there is no such process")  # noqa: EM102
+        raise click.UsageError(f"--pid {pid}: there is no such process")
     trials = (*(TRIALS if is_here else ()), *((pair_check(peer),) if peer is not None else ()))
     found = diagnose(_system(root, process, ask_driver=is_here), (*CHECKS, *trials))
     if json_to is not None:

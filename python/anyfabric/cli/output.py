@@ -86,7 +86,7 @@ def write_json(json_to: str, document: object) -> None:
     text = json.dumps(document, indent=2) + "\n"
     if json_to == STDOUT:
         if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed before we began
-            raise click.ClickException("cannot write to stdout: it is closed")  # noqa: EM101
+            raise click.ClickException("cannot write to stdout: it is closed")
         sys.stdout.write(text)
         # What cannot be written is said by us, not by the end of the interpreter.
         sys.stdout.flush()

@@ -47,7 +47,7 @@ class Sizes(click.ParamType[tuple[int, ...]]):
     ) -> tuple[int, ...]:
         """Parse."""
         try:
-            return value if isinstance(value, tuple) else parse_sizes(value)  # pyright: ignore[reportUnknownVariableType]
+            return parse_sizes(value) if isinstance(value, str) else value
         except af.InvalidArgument as error:
             self.fail(str(error), param, ctx)
 

@@ -150,7 +150,7 @@ def plan(
             for size in _sizes_of(op, sizes):
                 num = _pages_of(op, size, pages)
                 number = rounds or _rounds_of(size * num)
-                cases.append(Case(transport, op, polling, memory, size, num, number))  # pyright: ignore[reportArgumentType]
+                cases.append(Case(transport, op, polling, memory, size, num, number))  # pyright: ignore[reportArgumentType] - click lets no others in
     if not cases:
         msg = f"sizes {', '.join(map(str, sizes or ()))}: a message has at most {MAX_SEND_BYTES} bytes"
         raise InvalidArgument(msg, operation="perf")

@@ -90,8 +90,8 @@ class _Assignment(click.ParamType[tuple[str, str]]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, str]:
         """Split at the first equals sign."""
-        if isinstance(value, tuple):
-            return value  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(value, str):
+            return value
         name, equals, text = value.partition("=")
         if not equals:
             self.fail(f"{value!r}: expected NAME=VALUE, such as queue_depth=64", param, ctx)
