@@ -106,3 +106,23 @@ def test_a_library_that_the_settings_name_is_the_one(machine):
     machine.remove("usr/lib/x86_64-linux-gnu/libibverbs")
     machine.write("opt/rdma/libibverbs/libmlx5-rdmav34.so", "")
     assert rows(replace(machine.system, verbs_library="/opt/rdma/libibverbs.so.1"), "broken") == []
+
+
+def test_a_provider_that_is_half_installed(machine):
+    def found():
+        return [
+            (row.level, row.found) for check, row in diagnose(machine.system).findings if row.level != "ok"
+        ]
+
+    machine.write("etc/os-release", "ID=debian")
+    assert found() == [("note", "nothing in /etc/libibverbs.d names mlx5: libibverbs may not load it")]
+    machine.write("etc/libibverbs.d/rxe.driver", "driver rxe")
+    assert found() == [("broken", "nothing in /etc/libibverbs.d names mlx5: libibverbs does not load it")]
+    machine.write("etc/libibverbs.d/mlx5.driver", "# comment\ndriver  mlx5")
+    assert found() == []
+    provider = "usr/lib/x86_64-linux-gnu/libibverbs/libmlx5-rdmav34.so"
+    machine.remove(provider)
+    machine.link(provider, "../libmlx5.so.1.24.44.0")
+    assert found() == [("broken", "libibverbs has no provider mlx5 for the driver mlx5_core")] * 2
+    machine.write("usr/lib/x86_64-linux-gnu/libmlx5.so.1.24.44.0", "")
+    assert found() == []

@@ -64,6 +64,7 @@ def provider(system: System) -> Iterator[Finding]:
     installed = {
         re.sub(r"^lib|-rdmav\d+\.so$", "", path.name)
         for path in system.find(*(f"{folder}/libibverbs/lib*-rdmav*.so" for folder in (*folders, *FOLDERS)))
+        if path.exists()
     }
     served: dict[str, list[str]] = {}
     for device in devices:
@@ -78,7 +79,27 @@ def provider(system: System) -> Iterator[Finding]:
         else:
             served.setdefault(wanted, []).append(device)
     for name, of in served.items():
+        if (unnamed := _unnamed(system, name)) is not None:
+            yield unnamed
+            continue
         yield ok("", f"libibverbs with {name} for {len(of)} device{'s' * (len(of) > 1)}")
+
+
+def _unnamed(system: System, name: str) -> Finding | None:
+    """What keeps the system's libibverbs from a provider that is there: no file names it."""
+    folder = "etc/libibverbs.d"
+    named = [
+        re.findall(r"^\s*driver\s+(\S+)", system.text(f"{folder}/{file}"), re.MULTILINE)
+        for file in system.names(folder)
+    ]
+    if system.verbs_library or not system.names("etc") or any(name in drivers for drivers in named):
+        return None
+    found = f"nothing in /{folder} names {name}: libibverbs"
+    mend = f"echo driver {name} > /{folder}/{name}.driver; or install it whole: {INSTALL}"
+    # Some are built to look elsewhere.
+    return (
+        broken("", f"{found} does not load it", mend) if named else note("", f"{found} may not load it", mend)
+    )
 
 
 def one_libfabric(system: System) -> Iterator[Finding]:
