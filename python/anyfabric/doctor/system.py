@@ -73,7 +73,8 @@ class System:
     def text(self, name: str) -> str:
         """A file without the spaces around; empty when it cannot be read."""
         try:
-            return self.path(name).read_text(errors="replace").strip()
+            # tar fills a copy up to the size that sysfs states, with zeros.
+            return self.path(name).read_text(errors="replace").rstrip("\0").strip()
         except OSError:
             return ""
 

@@ -256,7 +256,8 @@ fn text(file: &Path) -> String {
     let mut text = String::new();
     let read = File::open(file).and_then(|file| file.take(MAX_TEXT_BYTES).read_to_string(&mut text));
     match read {
-        Ok(nbytes) if (nbytes as u64) < MAX_TEXT_BYTES => text.trim().to_owned(),
+        // tar fills a copy up to the size that sysfs states, with zeros.
+        Ok(nbytes) if (nbytes as u64) < MAX_TEXT_BYTES => text.trim_end_matches('\0').trim().to_owned(),
         _ => String::new(),
     }
 }
