@@ -26,6 +26,13 @@ def test_importing_does_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_the_command_line_begins_with_the_oldest_click_that_is_allowed():
+    # Types of parameters cannot be subscripted there.
+    code = "import click; click.ParamType.__class_getitem__ = None; import anyfabric.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_every_public_name_exists_and_is_documented():
     assert af.__all__ == sorted(af.__all__)
     for name in af.__all__:

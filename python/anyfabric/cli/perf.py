@@ -37,19 +37,12 @@ POLLINGS = ("adaptive", "busy")
 SECRET_VARIABLE = next(setting.env for setting in SETTINGS if setting.secret)
 
 
-class Sizes(click.ParamType[tuple[int, ...]]):
-    """`8:32M`, `8:1K:2` or `8,4K,32M`."""
-
-    name = "sizes"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Parse."""
-        try:
-            return parse_sizes(value) if isinstance(value, str) else value
-        except af.InvalidArgument as error:
-            self.fail(str(error), param, ctx)
+def _sizes(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """Parse `8:32M`, `8:1K:2` or `8,4K,32M`."""
+    try:
+        return None if text is None else parse_sizes(text)
+    except af.InvalidArgument as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _several(name: str, choices: tuple[str, ...], text: str) -> Any:
@@ -63,7 +56,8 @@ def _several(name: str, choices: tuple[str, ...], text: str) -> Any:
 @_several("--polling", POLLINGS, "How both engines wait; default: adaptive")
 @click.option(
     "--sizes",
-    type=Sizes(),
+    metavar="SIZES",
+    callback=_sizes,
     help="A list (8,4K,32M) or a range: each size 4 times the one before (8:32M), or twice (8:1K:2).",
 )
 @click.option("--pages", type=click.IntRange(1, 1 << 24), help="Pages or targets of one operation.")

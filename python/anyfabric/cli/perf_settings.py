@@ -43,7 +43,7 @@ def settings_options(function: Function) -> Function:
         "assignments",
         metavar="NAME=VALUE",
         multiple=True,
-        type=_Assignment(),
+        callback=_assignments,
         help="Another setting of the engines here, of those that `anyfabric info` lists; may be repeated.",
     )
     return nics(others(function))
@@ -83,20 +83,21 @@ def _opens(transport: str, settings: Settings) -> bool:
     return True
 
 
-class _Assignment(click.ParamType[tuple[str, str]]):
-    name = "assignment"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        """Split at the first equals sign."""
-        if not isinstance(value, str):
-            return value
-        name, equals, text = value.partition("=")
+def _assignments(
+    _context: click.Context, _option: click.Parameter, texts: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    """Split each at the first equals sign."""
+    found: list[tuple[str, str]] = []
+    for text in texts:
+        name, equals, value = text.partition("=")
         if not equals:
-            self.fail(f"{value!r}: expected NAME=VALUE, such as queue_depth=64", param, ctx)
-        if name in ELSEWHERE:
-            self.fail(f"{name} is given by {ELSEWHERE[name]}", param, ctx)
-        if name not in {setting.name for setting in SETTINGS}:
-            self.fail(f"no setting is called {name!r}; `anyfabric info` lists them", param, ctx)
-        return name, text
+            msg = f"{text!r}: expected NAME=VALUE, such as queue_depth=64"
+        elif name in ELSEWHERE:
+            msg = f"{name} is given by {ELSEWHERE[name]}"
+        elif name not in {setting.name for setting in SETTINGS}:
+            msg = f"no setting is called {name!r}; `anyfabric info` lists them"
+        else:
+            found.append((name, value))
+            continue
+        raise click.BadParameter(msg)
+    return found
