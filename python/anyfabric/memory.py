@@ -231,6 +231,13 @@ def _of_dlpack(exporter: Any, *, writable: bool) -> Memory:
             "view it as an integer dtype of the same size"
         )
         raise Unsupported(msg, operation="register") from cause
+    if writable and not array.flags.writeable:
+        msg = (
+            f"numpy {np.__version__} gives only a read-only view of this {type(exporter).__name__} through DLPack: "
+            "it is read-only, or it or numpy (before 2.2) is too old to say that it is not; try "
+            "`torch.from_dlpack`, or pass `writable=False` to only send from it"
+        )
+        raise InvalidArgument(msg, operation="register")
     return _of_ndarray(array, array, writable=writable)
 
 

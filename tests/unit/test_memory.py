@@ -129,6 +129,17 @@ def test_dlpack():
     assert bytes_at(found) == source.tobytes()
 
 
+def test_dlpack_that_cannot_say_whether_it_may_be_written_says_what_to_do():
+    class Older(Exporter):
+        def __dlpack__(self, stream=None):
+            return self.source.__dlpack__(stream=stream)
+
+    older = Older(np.arange(6))
+    with pytest.raises(af.InvalidArgument, match=r"this Older through DLPack.*torch\.from_dlpack"):
+        memory_of(older, writable=True)
+    assert memory_of(older, writable=False).address == older.source.ctypes.data
+
+
 def test_dlpack_of_other_devices_and_dtypes_is_unsupported():
     with pytest.raises(af.Unsupported, match=r"DLPack device \(10, 1\)"):
         memory_of(Exporter(np.zeros(1), device=(10, 1)), writable=True)
