@@ -233,8 +233,8 @@ def _of_dlpack(exporter: Any, *, writable: bool) -> Memory:
         raise Unsupported(msg, operation="register") from cause
     if writable and not array.flags.writeable:
         msg = (
-            f"numpy {np.__version__} gives only a read-only view of this {type(exporter).__name__} through DLPack: "
-            "it is read-only, or it or numpy (before 2.2) is too old to say that it is not; try "
+            f"numpy gets only a read-only view of this {type(exporter).__name__} through DLPack: it is "
+            "read-only, or it or numpy (before 2.2) is too old to say that it is not; try "
             "`torch.from_dlpack`, or pass `writable=False` to only send from it"
         )
         raise InvalidArgument(msg, operation="register")
