@@ -50,7 +50,7 @@ impl Rota {
 
     /// The rails that serve an operation worth `wanted` of them, at most
     /// [`MAX_SHARDS`], and how fast each is meanwhile: those that share a NIC share
-    /// its speed. None when no rail is up.
+    /// its speed, and what one cannot use is the others'. None when no rail is up.
     pub fn serve(&mut self, wanted: usize, is_up: impl Fn(usize) -> bool) -> Speeds {
         let mut rails: ArrayVec<usize, MAX_NICS> = (0..self.rails.len()).filter(|rail| is_up(*rail)).collect();
         let wanted = wanted.clamp(1, MAX_SHARDS);
@@ -60,7 +60,7 @@ impl Rota {
         let mut speeds = [0; MAX_NICS];
         match rails[..] {
             [only] => speeds[only] = 1,
-            _ => rails.iter().for_each(|rail| speeds[*rail] = self.speed_among(*rail, &rails)),
+            _ => self.divide(rails, &mut speeds),
         }
         speeds
     }
@@ -83,14 +83,35 @@ impl Rota {
         }
     }
 
-    /// In twelfths of a Gbit/s; at least 1.
-    fn speed_among(&self, rail: usize, serving: &[usize]) -> u32 {
-        let RailPlan { ours, theirs, our_gbps, their_gbps } = self.rails[rail];
-        let num_sharing = |is_shared: &dyn Fn(&RailPlan) -> bool| {
-            serving.iter().filter(|other| is_shared(&self.rails[**other])).count().max(1) as u32
-        };
-        let (here, there) = (num_sharing(&|other| other.ours == ours), num_sharing(&|other| other.theirs == theirs));
-        (our_gbps * TWELFTHS / here).min(their_gbps * TWELFTHS / there)
+    /// Divides the speeds of the NICs among the rails, in twelfths of a Gbit/s and at least 1 each: those get theirs first
+    /// whose NIC has least for each of its rails, and the others divide what is left.
+    fn divide(&self, mut rails: ArrayVec<usize, MAX_NICS>, speeds: &mut Speeds) {
+        let mut settled = ArrayVec::<usize, MAX_NICS>::new();
+        while !rails.is_empty() {
+            let share = |gbps: u32, is_shared: &dyn Fn(&RailPlan) -> bool| {
+                let taken: u32 =
+                    settled.iter().filter(|rail| is_shared(&self.rails[**rail])).map(|rail| speeds[*rail]).sum();
+                let num_sharing = rails.iter().filter(|rail| is_shared(&self.rails[**rail])).count().max(1) as u32;
+                (gbps * TWELFTHS).saturating_sub(taken) / num_sharing
+            };
+            let shares: ArrayVec<u32, MAX_NICS> = rails
+                .iter()
+                .map(|rail| {
+                    let RailPlan { ours, theirs, our_gbps, their_gbps } = self.rails[*rail];
+                    share(our_gbps, &|other| other.ours == ours).min(share(their_gbps, &|other| other.theirs == theirs))
+                })
+                .collect();
+            let least = shares.iter().copied().min().unwrap_or(0);
+            let mut shares = shares.into_iter();
+            rails.retain(|rail| {
+                let is_least = shares.next() == Some(least);
+                if is_least {
+                    speeds[*rail] = least.max(1);
+                    settled.push(*rail);
+                }
+                !is_least
+            });
+        }
     }
 }
 

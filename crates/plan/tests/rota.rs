@@ -48,6 +48,11 @@ fn one_operation_keeps_busy_what_four_rails_reach() {
     assert!(gbps(&[400], &[100; 4], 1) > 399.0);
     assert!(gbps(&[400, 100], &[100; 4], 1) > 299.0);
     assert!(gbps(&[400, 200], &[400, 200], 1) > 599.0);
+    // What a slow NIC leaves of a fast one is for the rails beside it.
+    assert!(gbps(&[400], &[100, 400], 1) > 399.0);
+    assert!(gbps(&[100, 400], &[400], 1) > 399.0);
+    assert!(gbps(&[400, 400], &[100, 100, 400, 400], 1) > 799.0);
+    assert!(gbps(&[400, 100], &[100, 100, 400], 1) > 499.0);
 }
 
 #[test]
@@ -120,7 +125,8 @@ proptest! {
         }
     }
 
-    /// No NIC of either side carries more than its speed, while an operation runs as fast as its rails promise.
+    /// No NIC of either side carries more than its speed, while an operation runs as fast as its rails promise; and none of
+    /// these could promise more, for a NIC of it is full.
     #[test]
     fn no_nic_is_promised_twice(
         ours in vec(1_u32..1000, 1..=MAX_NICS),
@@ -139,6 +145,13 @@ proptest! {
             }
             for (nic, gbps) in theirs.iter().enumerate() {
                 prop_assert!(promised(&|rail| rails[rail].theirs == nic) <= gbps * 12);
+            }
+            for rail in serving(&speeds) {
+                let here = promised(&|other| rails[other].ours == rails[rail].ours);
+                let there = promised(&|other| rails[other].theirs == rails[rail].theirs);
+                // Less than one twelfth is lost to rounding at each of four.
+                let is_full = |promised: u32, gbps: u32| promised + 4 > gbps * 12;
+                prop_assert!(is_full(here, rails[rail].our_gbps) || is_full(there, rails[rail].their_gbps));
             }
         }
     }
