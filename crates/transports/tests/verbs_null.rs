@@ -15,7 +15,7 @@ use anyfabric_transports::rdma::{
     Batch, Completions, Domain, Fault, Marks, Nic, NicChoice, NicError, One, RailIdx, RemoteMemory,
 };
 use anyfabric_transports::verbs::{open, VerbsMemory, VerbsNic, VerbsSettings};
-use null_nic::{announce, arrive, knob, library, Knob};
+use null_nic::{announce, arrive, knob, library, message, say, Knob};
 
 /// Counts what is allocated.
 struct Counting;
@@ -44,6 +44,7 @@ struct Seen {
     ended: HashMap<u32, Vec<Result<(), Fault>>>,
     broken: Vec<(RailIdx, Fault)>,
     arrived: Vec<(RailIdx, u32)>,
+    messages: Vec<(RailIdx, Vec<u8>)>,
 }
 
 impl Completions for Seen {
@@ -55,7 +56,9 @@ impl Completions for Seen {
         self.arrived.push((rail, imm));
     }
 
-    fn message(&mut self, _rail: RailIdx, _message: &[u8]) {}
+    fn message(&mut self, rail: RailIdx, message: &[u8]) {
+        self.messages.push((rail, message.to_vec()));
+    }
 
     fn broken(&mut self, rail: RailIdx, why: Fault) {
         self.broken.push((rail, why));
@@ -120,6 +123,11 @@ fn the_verbs_nic_without_hardware() {
     a_queue_that_breaks_ends_every_rail_and_is_renewed();
     a_broken_queue_is_told_of_a_rail_that_is_closed();
     what_a_device_announces();
+    messages_arrive_whole_and_in_order();
+    a_message_finds_no_receive();
+    a_receive_fails();
+    receives_that_are_refused_are_posted_later();
+    a_nic_that_talks_nonsense();
     chains_are_posted_at_once();
     one_goes_past_the_chain();
     nothing_is_allocated();
@@ -550,6 +558,167 @@ fn what_a_device_announces() {
     announce(8, 0, DEVICE_FATAL);
     assert!(!ports[0]() && !ports[1](), "it says so of no port");
     assert!(!ports[0](), "nor does it return");
+}
+
+/// Where in a rail's address the number of each queue pair is.
+const WRITES_AT: usize = 22;
+const MESSAGES_AT: usize = 30;
+
+fn number(nic: &VerbsNic, rail: RailIdx, at: usize) -> u32 {
+    u32::from_le_bytes(nic.address(rail)[at..at + 4].try_into().unwrap())
+}
+
+fn messages_arrive_whole_and_in_order() {
+    let (mut nic, rails, _memory) = nic(3);
+    knob(Knob::Delivers, Some(1));
+    let mut seen = Seen::default();
+    let text = |no: u32| vec![no as u8; (no as usize * 977) % 8193];
+    for no in 0..1000 {
+        while !nic.send(rails[no as usize % 3], &text(no), no).unwrap() {
+            nic.poll(&mut seen);
+        }
+    }
+    while nic.poll(&mut seen) {}
+    assert!((0..1000).all(|no| seen.ended[&no] == [Ok(())]));
+    for (idx, rail) in rails.iter().enumerate() {
+        let came: Vec<_> = seen.messages.iter().filter(|(of, _)| of == rail).map(|(_, message)| message).collect();
+        let sent: Vec<_> = (0..1000).filter(|no| *no as usize % 3 == idx).map(text).collect();
+        assert!(came.into_iter().eq(&sent), "of rail {rail}");
+    }
+    assert_eq!(nic.send(rails[0], &[0; 8193], 0), Ok(false));
+    assert!(seen.broken.is_empty());
+    knob(Knob::Delivers, Some(0));
+}
+
+/// More come than there are receives for: what the NIC gives up fails, with its rail, and the rest has arrived.
+fn a_message_finds_no_receive() {
+    let (mut nic, mut rails, memory) = nic(4);
+    knob(Knob::Delivers, Some(1));
+    for round in 0..30 {
+        let mut seen = Seen::default();
+        let num_taken = 70 + round;
+        (0..num_taken).for_each(|_| assert!(message(number(&nic, rails[0], MESSAGES_AT), 0, b"other") >= 0));
+        for token in 0..64 {
+            assert_eq!(nic.send(rails[token as usize % 4], &[token as u8], token), Ok(true));
+        }
+        assert_eq!(nic.send(rails[0], b"", 0), Ok(false));
+        while nic.poll(&mut seen) {}
+        nic.poll(&mut seen);
+        assert_eq!(seen.ended.len(), 64);
+        let came: Vec<u8> =
+            seen.messages.iter().filter(|(_, bytes)| bytes.len() == 1).map(|(_, bytes)| bytes[0]).collect();
+        for (token, ends) in &seen.ended {
+            assert_eq!(ends.len(), 1);
+            assert_eq!(ends[0].is_ok(), came.contains(&(*token as u8)), "message {token}: {ends:?}");
+        }
+        // Those that were used up before are not all posted again.
+        assert!((128 - 16 - num_taken..=128 - num_taken).contains(&(came.len() as u32)), "{}", came.len());
+        assert!(!seen.broken.is_empty() && seen.broken.iter().all(|(_, why)| *why == Fault::NotReady));
+        for (broken, _) in seen.broken {
+            // With its queue pair for messages that for writes.
+            let one = One { source: &memory, target: TARGET, write: &WRITES[0], imm: None, token: 0 };
+            assert_eq!(nic.post_one(broken, &one), Err(Fault::NotReady));
+            nic.close(broken);
+            let again = rail(&mut nic);
+            rails.iter_mut().filter(|rail| **rail == broken).for_each(|rail| *rail = again);
+        }
+    }
+    knob(Knob::Delivers, Some(0));
+}
+
+/// Whatever its status: the rail breaks, but not for what is only flushed, and the buffer is used again.
+fn a_receive_fails() {
+    let (mut nic, _, _memory) = nic(0);
+    for round in 0..10 {
+        for status in 1..=23 {
+            let rail = rail(&mut nic);
+            let mut seen = Seen::default();
+            if round % 2 == 0 {
+                assert!(message(number(&nic, rail, MESSAGES_AT), status, b"message") >= 0);
+            } else {
+                say(number(&nic, rail, WRITES_AT), 2 << 56, status, 0xffff_ffff);
+            }
+            assert_eq!(nic.send(rail, b"message", 1), Ok(true));
+            while nic.poll(&mut seen) {}
+            nic.poll(&mut seen);
+            let fault = match status {
+                1..=4 => Some(Fault::Local(status)),
+                5 => None,
+                9..=11 => Some(Fault::Refused),
+                12 => Some(Fault::Unanswered),
+                13 => Some(Fault::NotReady),
+                _ => Some(Fault::Other(status)),
+            };
+            assert_eq!(seen.broken, fault.map(|fault| (rail, fault)).into_iter().collect::<Vec<_>>());
+            assert_eq!((seen.ended[&1].len(), seen.messages.len(), seen.arrived.len()), (1, 0, 0));
+            nic.close(rail);
+        }
+    }
+}
+
+/// Refused at any place, once or for some time: as soon as the device takes them there are as many as before.
+fn receives_that_are_refused_are_posted_later() {
+    let (mut nic, rails, _memory) = nic(1);
+    let pairs = [number(&nic, rails[0], WRITES_AT), number(&nic, rails[0], MESSAGES_AT)];
+    let mut seen = Seen::default();
+    for refused in (1..=64).chain([1; 20]) {
+        for is_refused in (0..100).map(|no| no % 3 > 0) {
+            knob(Knob::RefusesReceives, Some(if is_refused { refused } else { 0 }));
+            assert!(arrive(pairs[0], 1) >= 0 && message(pairs[1], 0, b"message") >= 0);
+            while nic.poll(&mut seen) {}
+        }
+    }
+    knob(Knob::RefusesReceives, Some(0));
+    assert_eq!((seen.arrived.len(), seen.messages.len()), (8400, 8400));
+    assert!(seen.messages.iter().all(|(_, message)| message == b"message") && seen.broken.is_empty());
+    let left = [arrive(pairs[0], 1), message(pairs[1], 0, b"")];
+    assert!(left[0] >= 8192 - 2 * 64 && left[1] >= 128 - 2 * 16, "{left:?}");
+}
+
+/// Completions of nothing, twice, of other kinds and from the future: nothing ends twice, and nobody is stuck.
+fn a_nic_that_talks_nonsense() {
+    let (mut nic, mut rails, memory) = nic(3);
+    let mut state = 7_u64;
+    let mut random = move |end: u64| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (state >> 33) % end
+    };
+    for round in 0..300 {
+        let mut seen = Seen::default();
+        knob(Knob::Holds, Some(1));
+        let mut posted = 0;
+        for token in 0..30 {
+            let rail = rails[random(3) as usize];
+            let batch = Batch { source: &memory, target: TARGET, writes: &WRITES, marks: Marks::Each(1), token };
+            posted += u32::from(matches!(nic.post(rail, &batch), Ok(1..)));
+            posted += u32::from(nic.send(rail, b"message", 100 + token) == Ok(true));
+        }
+        for rail in &rails {
+            let _ = nic.flush(*rail);
+        }
+        for _ in 0..random(40) {
+            let life = random(3) + if random(2) == 0 { 0 } else { random(256) };
+            let low = if random(8) == 0 { random(1 << 32) } else { random(300) };
+            let id = random(4) << 56 | life << 48 | random(4) << 32 | low;
+            let status = if round % 2 == 0 { 0 } else { random(30) };
+            let at = if random(2) == 0 { WRITES_AT } else { MESSAGES_AT };
+            let pair = number(&nic, rails[random(3) as usize], at);
+            (0..=random(2)).for_each(|_| say(pair, id, status as u32, random(1 << 32) as u32));
+        }
+        nic.poll(&mut seen);
+        knob(Knob::Holds, Some(0));
+        while nic.poll(&mut seen) {}
+        nic.poll(&mut seen);
+        assert_eq!(seen.ended.len() as u32, posted);
+        assert!(seen.ended.values().all(|ends| ends.len() == 1), "{:?}", seen.ended);
+        for rail_idx in &mut rails {
+            if random(4) == 0 || seen.broken.iter().any(|(broken, _)| broken == rail_idx) {
+                nic.close(*rail_idx);
+                *rail_idx = rail(&mut nic);
+            }
+            assert_eq!(nic.room(*rail_idx), FULL);
+        }
+    }
 }
 
 /// 32 writes are one call of the driver, and one completion.

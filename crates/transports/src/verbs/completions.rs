@@ -4,7 +4,7 @@
 //! queue pair those before it are placed; what comes after is flushed.
 
 use super::nic::{VerbsNic, POLL};
-use super::rails::{fault_of, is_after, parts_of, Kind, Posted, Waiting};
+use super::rails::{fault_of, parts_of, Kind, Posted, Waiting};
 use super::sys::{self, Wc};
 use crate::rdma::{Completions, Fault, RailIdx};
 
@@ -34,10 +34,11 @@ impl VerbsNic {
         let (life, idx, sequence) = parts_of(wc.wr_id);
         let Some(rail) = self.rails.get_mut(idx as usize).filter(|rail| rail.life == life) else { return };
         let posted = if kind == Kind::Write { &mut rail.writes } else { &mut rail.messages };
-        let until = sequence.wrapping_add(1);
-        if rail.pairs.is_none() || !is_after(until, posted.done) {
+        // Only of what the device has: not twice, and of nothing else.
+        if sequence.wrapping_sub(posted.done) >= posted.taken.wrapping_sub(posted.done) {
             return;
         }
+        let until = sequence.wrapping_add(1);
         let mut end = |posted: &mut Posted, until: u32, result: Result<(), Fault>| {
             while let Some(Waiting { token, buffer, .. }) = posted.take_until(until) {
                 buffer.into_iter().for_each(|buffer| self.messages.release(buffer));
@@ -108,14 +109,16 @@ impl VerbsNic {
             }
             _ => {
                 let buffer = parts_of(wc.wr_id).2 as usize;
+                let Some(message) = self.messages.received(buffer, wc.byte_len as usize) else { return };
                 if let (Some(rail), 0) = (rail, wc.status) {
-                    to.message(rail, self.messages.received(buffer, wc.byte_len as usize));
+                    to.message(rail, message);
                 }
                 self.messages.give_back(buffer)
             }
         };
         if let Err(error) = posted {
-            // The queue is as deep as what is posted, so this is a device that is gone; its rails will say so.
+            // The queue is as deep as what is posted, so this is a device that is short of something, or gone. The next
+            // arrival tries again.
             log::error!("{error}");
         }
         if let (Some(rail), true) = (rail, wc.status != 0 && wc.status != sys::WC_WR_FLUSH_ERR) {

@@ -81,7 +81,7 @@ impl Posted {
 }
 
 /// Whether request `a` comes after `b`; both are less than 2^31 apart.
-pub(super) const fn is_after(a: u32, b: u32) -> bool {
+const fn is_after(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) > 0
 }
 

@@ -59,9 +59,11 @@ impl ReceiveQueue {
         Ok(Self { domain: Arc::clone(domain), srq })
     }
 
+    /// Posts a chain; an error has the first that was not taken.
+    ///
     /// # Safety
     /// The chain from `first` is well formed, and its memory stays registered.
-    unsafe fn post(&self, first: *mut RecvWr) -> Result<(), NicError> {
+    unsafe fn post(&self, first: *mut RecvWr) -> Result<(), (*mut RecvWr, NicError)> {
         let mut bad = std::ptr::null_mut();
         // SAFETY: the queue lives; as promised by the caller.
         let failed = unsafe { ((*self.domain.context).ops.post_srq_recv)(self.srq, first, &raw mut bad) };
@@ -69,7 +71,7 @@ impl ReceiveQueue {
             return Ok(());
         }
         let error = std::io::Error::from_raw_os_error(failed);
-        Err(NicError::Device(format!("{}: receives cannot be posted: {error}", self.domain.name)))
+        Err((bad, NicError::Device(format!("{}: receives cannot be posted: {error}", self.domain.name))))
     }
 }
 
@@ -108,14 +110,19 @@ impl ImmReceives {
         if self.used < REFILL {
             return Ok(());
         }
-        self.used = 0;
+        self.used -= REFILL;
         self.refill()
     }
 
     #[cold]
     fn refill(&mut self) -> Result<(), NicError> {
+        let first = self.template.as_mut_ptr();
         // SAFETY: the template is a well-formed chain that names no memory.
-        unsafe { self.queue.post(self.template.as_mut_ptr()) }
+        unsafe { self.queue.post(first) }.map_err(|(bad, error)| {
+            let taken = (bad as usize).wrapping_sub(first as usize) / std::mem::size_of::<RecvWr>();
+            self.used += REFILL - taken.min(REFILL);
+            error
+        })
     }
 }
 
@@ -153,16 +160,18 @@ impl MessageBuffers {
         Ok(this)
     }
 
-    /// What came into a receive buffer; [`MessageBuffers::give_back`] follows.
-    pub(super) fn received(&self, idx: usize, nbytes: usize) -> &[u8] {
-        let (idx, nbytes) = (idx.min(Self::RECEIVES - 1), nbytes.min(Self::BYTES));
+    /// What came into a receive buffer, if it is one that was posted; [`MessageBuffers::give_back`] follows.
+    pub(super) fn received(&self, idx: usize, nbytes: usize) -> Option<&[u8]> {
+        if idx >= Self::RECEIVES || self.used.contains(&idx) {
+            return None;
+        }
         // SAFETY: inside the buffers; the NIC has completed the receive and will not write until it is posted again.
-        unsafe { std::slice::from_raw_parts(self.bytes.start.add(idx * Self::BYTES), nbytes) }
+        Some(unsafe { std::slice::from_raw_parts(self.bytes.start.add(idx * Self::BYTES), nbytes.min(Self::BYTES)) })
     }
 
     /// A receive buffer may be used again.
     pub(super) fn give_back(&mut self, idx: usize) -> Result<(), NicError> {
-        self.used.push(idx.min(Self::RECEIVES - 1));
+        self.used.push(idx);
         if self.used.len() < Self::RECEIVES / 8 {
             return Ok(());
         }
@@ -175,9 +184,12 @@ impl MessageBuffers {
             self.requests[self.used[pair]].next = next;
         }
         let Some(&first) = self.used.first() else { return Ok(()) };
-        self.used.clear();
         // SAFETY: a chain over distinct receives whose buffers live as long as the queue.
-        unsafe { self.queue.post(&raw mut self.requests[first]) }
+        let posted = unsafe { self.queue.post(&raw mut self.requests[first]) };
+        let refused = |bad| self.used.iter().position(|idx| std::ptr::eq(&raw const self.requests[*idx], bad));
+        let taken = posted.as_ref().err().and_then(|(bad, _)| refused(bad.cast_const()));
+        self.used.drain(..taken.unwrap_or(self.used.len()));
+        posted.map_err(|(_, error)| error)
     }
 
     /// Copies a message into a buffer; `None` when all are in use or it is too

@@ -80,7 +80,8 @@ struct null_cq {
   int armed, is_broken;
 };
 
-struct null_srq { struct srq srq; uint64_t ids[CQ_DEPTH]; uint32_t head, tail; };
+struct receive { uint64_t id, addr; uint32_t length; };
+struct null_srq { struct srq srq; struct receive receives[CQ_DEPTH]; uint32_t head, tail, depth; };
 
 static struct {
   long holds;           // completions are held back until the test lets them go
@@ -115,6 +116,7 @@ static struct {
   long num_writable;    // registrations that peers may write
   long port_without_gid; // of every device
   long is_prompt;       // what the device took is placed before it refuses the rest
+  long refuses_receives; // as `refuses`, of receives
   long num_heard;       // calls of ibv_get_async_event
   long num_unheeded;    // events that were read and not acknowledged
   long breaks_queues;   // a bit for each device: what comes to its queue of completions from its next poll on is lost
@@ -156,7 +158,7 @@ static void push(struct null_cq *cq, const struct wc *wc) {
   }
 }
 
-long null_nic_arrive(struct qp *of, uint32_t imm);
+static long arrive(struct qp *of, struct wc wc, const void *message);
 struct qp *null_nic_qp(uint32_t number);
 
 // With `delivers` an engine's poll reaches into another's queues, in another thread.
@@ -182,9 +184,13 @@ static uint32_t place(const struct null_qp *qp, const uint64_t *words) {
 
 // Out of the way: what others measure is the rest.
 static __attribute__((noinline, cold)) uint32_t deliver(struct null_qp *qp, const uint64_t *words) {
-  uint32_t status = knobs.delivers > 1 && words[0] >> 32 < 2 ? place(qp, words) : 0;
+  uint32_t opcode = words[0] >> 32, status = knobs.delivers > 1 && opcode < 2 ? place(qp, words) : 0;
+  struct wc wc = {.opcode = opcode == 1 ? 129 : 128, .imm_data = words[1] >> 32};
+  const void *message = NULL;
+  if (opcode == 2) wc.byte_len = (uint32_t)words[4], message = (const void *)words[3];
+  // Without a receive it is tried again until the sender gives up.
+  if (!status && opcode > 0 && arrive(null_nic_qp(qp->dest), wc, message) < 0) status = null_nic_qp(qp->dest) ? 13 : 12;
   if (status) qp->qp.state = 6;
-  if (!status && words[0] >> 32 == 1) null_nic_arrive(null_nic_qp(qp->dest), __builtin_bswap32(words[1] >> 32));
   return status;
 }
 
@@ -293,22 +299,50 @@ static int post_send(struct null_qp *qp, struct send_wr *wr, struct send_wr **ba
 static int post_moving(struct null_qp *qp, struct send_wr *wr, struct send_wr **bad) { return post(qp, wr, bad, 1); }
 
 static int post_srq_recv(struct null_srq *srq, struct recv_wr *wr, struct recv_wr **bad) {
-  (void)bad;
+  int error = 0;
   lock();
-  for (; wr; wr = wr->next) srq->ids[srq->head++ % CQ_DEPTH] = wr->wr_id;
+  for (; wr && !error; wr = wr->next) {
+    if (srq->head - srq->tail == srq->depth || knobs.refuses_receives == 1) {
+      *bad = wr;
+      error = ENOMEM;
+      break;
+    }
+    if (knobs.refuses_receives) knobs.refuses_receives--;
+    struct receive *to = &srq->receives[srq->head++ % CQ_DEPTH];
+    *to = (struct receive){.id = wr->wr_id};
+    if (wr->num_sge) to->addr = wr->sg_list->addr, to->length = wr->sg_list->length;
+  }
   unlock();
-  return 0;
+  return error;
 }
 
-// An immediate comes for a queue pair; the number of receives that are left, or -1 without any.
-long null_nic_arrive(struct qp *of, uint32_t imm) {
+// Something comes for a queue pair; the number of receives that are left, or -1 without any.
+static long arrive(struct qp *of, struct wc wc, const void *message) {
   if (!of) return -1;
   struct null_srq *srq = (struct null_srq *)of->srq;
   if (srq->head == srq->tail) return -1;
-  struct wc wc = {.wr_id = srq->ids[srq->tail++ % CQ_DEPTH], .opcode = 129, .qp_num = of->qp_num};
-  wc.imm_data = __builtin_bswap32(imm);
+  const struct receive *to = &srq->receives[srq->tail++ % CQ_DEPTH];
+  wc.wr_id = to->id, wc.qp_num = of->qp_num;
+  if (message && wc.byte_len > to->length) {
+    wc.status = 1;
+    of->state = 6;
+  } else if (message) {
+    memcpy((void *)to->addr, message, wc.byte_len);
+  }
   push((struct null_cq *)of->recv_cq, &wc);
   return srq->head - srq->tail;
+}
+long null_nic_arrive(struct qp *of, uint32_t imm) {
+  return arrive(of, (struct wc){.opcode = 129, .imm_data = __builtin_bswap32(imm)}, NULL);
+}
+long null_nic_message(struct qp *of, uint32_t status, const void *message, uint32_t length) {
+  return arrive(of, (struct wc){.opcode = 128, .status = status, .byte_len = length}, message);
+}
+
+// The device says what it likes, of a queue pair.
+void null_nic_say(struct qp *of, uint64_t wr_id, uint32_t status, uint32_t nonsense) {
+  struct wc wc = {wr_id, status, nonsense, nonsense, nonsense, nonsense, of->qp_num, nonsense, nonsense, 1, 1, 1, 1};
+  push((struct null_cq *)of->recv_cq, &wc);
 }
 
 // The queue pair of that number on a device, for `null_nic_arrive`.
@@ -544,7 +578,7 @@ struct cq *ibv_create_cq(struct context *context, int cqe, void *own, struct cha
 int ibv_destroy_cq(struct cq *cq) { free(cq); return 0; }
 struct srq *ibv_create_srq(struct pd *pd, struct srq_init *init) {
   struct null_srq *srq = calloc(1, sizeof *srq);
-  srq->srq.srq_context = init->srq_context;
+  srq->srq.srq_context = init->srq_context, srq->depth = init->max_wr;
   srq->srq.pd = pd, srq->srq.context = pd->context;
   return &srq->srq;
 }

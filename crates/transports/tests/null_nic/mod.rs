@@ -77,6 +77,8 @@ pub(crate) enum Knob {
     PortWithoutGid,
     /// What was taken is placed before the rest is refused.
     IsPrompt,
+    /// Receives are refused: 1 is the next, 2 the one after it.
+    RefusesReceives,
     /// Looks for announcements so far.
     NumHeard,
     /// Announcements that were read and not acknowledged.
@@ -118,13 +120,34 @@ pub(crate) fn knob(knob: Knob, value: Option<i64>) -> i64 {
 /// queue pair.
 #[allow(dead_code, reason = "as above")]
 pub(crate) fn arrive(queue_pair: u32, imm: u32) -> i64 {
-    let (find, arrive) = (symbol("null_nic_qp"), symbol("null_nic_arrive"));
-    // SAFETY: the library's functions have these types, and the queue pair lives.
+    // SAFETY: the library's function has this type, and the queue pair lives.
     unsafe {
-        let find: extern "C" fn(u32) -> *mut c_void = std::mem::transmute(find);
-        let arrive: extern "C" fn(*mut c_void, u32) -> c_long = std::mem::transmute(arrive);
+        let arrive: extern "C" fn(*mut c_void, u32) -> c_long = std::mem::transmute(symbol("null_nic_arrive"));
         arrive(find(queue_pair), imm)
     }
+}
+
+/// A message comes for a queue pair, and its receive ends with that status; the receives that are left, as above.
+#[allow(dead_code, reason = "as above")]
+pub(crate) fn message(queue_pair: u32, status: u32, bytes: &[u8]) -> i64 {
+    type Message = extern "C" fn(*mut c_void, u32, *const u8, u32) -> c_long;
+    // SAFETY: as above; the bytes live through the call.
+    let message: Message = unsafe { std::mem::transmute(symbol("null_nic_message")) };
+    message(find(queue_pair), status, bytes.as_ptr(), bytes.len() as u32)
+}
+
+/// The NIC reports a completion of a queue pair that is what it likes.
+#[allow(dead_code, reason = "as above")]
+pub(crate) fn say(queue_pair: u32, wr_id: u64, status: u32, nonsense: u32) {
+    // SAFETY: as above.
+    let say: extern "C" fn(*mut c_void, u64, u32, u32) = unsafe { std::mem::transmute(symbol("null_nic_say")) };
+    say(find(queue_pair), wr_id, status, nonsense);
+}
+
+fn find(queue_pair: u32) -> *mut c_void {
+    // SAFETY: the library's function has this type.
+    let find: extern "C" fn(u32) -> *mut c_void = unsafe { std::mem::transmute(symbol("null_nic_qp")) };
+    find(queue_pair)
 }
 
 /// A device announces something, by the library's code: of the queue pair of that number or of what it uses, or with 0 of
