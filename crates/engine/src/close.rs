@@ -109,9 +109,6 @@ const LAST_COPY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    // A test may unwrap: its panic is the report.
-    #![allow(clippy::unwrap_used)]
-
     use std::sync::Arc;
 
     use anyfabric_transports::loopback::{Fabric, Simulation};

@@ -173,9 +173,6 @@ const NOBODY: PeerIdx = PeerIdx::MAX;
 
 #[cfg(test)]
 mod tests {
-    // A test may unwrap: its panic is the report.
-    #![allow(clippy::unwrap_used)]
-
     use std::sync::Arc;
 
     use anyfabric_transports::Doorbell;

@@ -117,9 +117,6 @@ const MAX_BYTES: usize = 64 << 20;
 
 #[cfg(test)]
 mod tests {
-    // A test may unwrap: its panic is the report.
-    #![allow(clippy::unwrap_used)]
-
     use super::*;
 
     #[test]

@@ -196,9 +196,6 @@ const LOOKS: usize = 2;
 
 #[cfg(test)]
 mod tests {
-    // A test may unwrap: its panic is the report.
-    #![allow(clippy::unwrap_used)]
-
     use anyfabric_transports::{Clock, Doorbell};
 
     use super::*;

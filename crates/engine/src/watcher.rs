@@ -401,9 +401,6 @@ const IDLE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
-    // A test may unwrap: its panic is the report.
-    #![allow(clippy::unwrap_used)]
-
     use anyfabric_transports::loopback::{Fabric, Simulation};
 
     use super::*;

@@ -140,9 +140,6 @@ impl Cursor {
 
 #[cfg(test)]
 mod tests {
-    // A test may unwrap: its panic is the report.
-    #![allow(clippy::unwrap_used)]
-
     use anyfabric_plan::PageList;
     use proptest::prelude::*;
 

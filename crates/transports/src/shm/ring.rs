@@ -442,9 +442,6 @@ fn word(memory: &Mapping, at: usize) -> &AtomicU32 {
 
 #[cfg(test)]
 mod tests {
-    // A test may unwrap: its panic is the report.
-    #![allow(clippy::unwrap_used)]
-
     use super::*;
 
     /// Whatever came before it: nothing waits for room that is there.

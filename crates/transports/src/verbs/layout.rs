@@ -1,8 +1,5 @@
 //! Our layouts against the real header, where there is one.
 
-// A test may unwrap: its panic is the report.
-#![allow(clippy::unwrap_used)]
-
 use std::fmt::Write;
 use std::mem::{offset_of, size_of};
 use std::path::Path;
