@@ -223,7 +223,7 @@ impl Inner {
             max_message_bytes: accepted.max_message_bytes,
             version,
         };
-        self.establish(driver, peer, way, session, accepted.received, resumed);
+        self.establish(driver, peer, way, accepted.received, (!resumed).then_some(session));
     }
 
     fn rejected(&self, peer: &Arc<Peer>, purpose: &Purpose, rejection: Rejection) {
@@ -352,7 +352,7 @@ impl Inner {
             version,
         };
         let received = resume.map_or(0, |resume| resume.received);
-        self.establish(driver, &peer, way, session, received, resume.is_some());
+        self.establish(driver, &peer, way, received, resume.is_none().then_some(session));
     }
 
     pub(crate) fn accepted(&self, token: [u8; 16], received: u64) -> Accepted {

@@ -40,14 +40,14 @@ pub(crate) enum Way {
 impl Inner {
     // ---- sessions ------------------------------------------------------------------------------
 
+    /// `session`: a new one; none if that of the peer goes on over another connection.
     pub(crate) fn establish(
         &self,
         driver: &mut Driver,
         peer: &Arc<Peer>,
         way: Way,
-        session: Session,
         received: u64,
-        resumed: bool,
+        session: Option<Session>,
     ) {
         let now_ns = self.clock.now_ns();
         if let Err(error) = self.connect(peer, way, 0, received) {
@@ -58,7 +58,7 @@ impl Inner {
             let mut state = peer.state();
             state.backoff.connected(now_ns);
             state.heartbeat = Heartbeat::new(now_ns);
-            if resumed {
+            if session.is_none() {
                 state.phase = Phase::Up;
                 drop(state);
                 self.log(20, format!("{}: the control connection is back", peer.address));
@@ -66,7 +66,7 @@ impl Inner {
                 return;
             }
             state.established_ns = now_ns;
-            state.session = Some(session);
+            state.session = session;
         }
         self.choose_path(driver, peer);
         // Streams are made in the next look at the clock.
