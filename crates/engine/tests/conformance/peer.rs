@@ -69,25 +69,6 @@ impl State {
                 self.engines.push(Arc::new(engine));
                 Answer::Text(address)
             }
-            Ask::Allocate { engine, nbytes, memory } => {
-                let region = new_region(&self.engines[engine], nbytes, memory);
-                let descriptor = region.descriptor().map(|descriptor| descriptor.encode()).unwrap_or_default();
-                self.regions.push((engine, Arc::new(region)));
-                Answer::Region(self.regions.len() - 1, descriptor)
-            }
-            Ask::Fill { region, at, nbytes, seed } => {
-                pattern::fill(self.bytes(region, at, nbytes), seed, at);
-                Answer::Done
-            }
-            Ask::Check { region, at, nbytes, seed, base } => {
-                Answer::Checked(pattern::mismatch(self.bytes(region, at, nbytes), seed, base))
-            }
-            Ask::CheckPages { region, pages, nbytes, seed } => {
-                let wrong =
-                    |&(at, base): &(u64, u64)| pattern::mismatch(self.bytes(region, at, nbytes), seed, base).is_some();
-                Answer::Checked(pages.iter().find(|page| wrong(page)).map(|page| page.0))
-            }
-            Ask::Read { region, at, nbytes } => Answer::Bytes(self.bytes(region, at, nbytes).to_vec()),
             Ask::Connect { engine, address } => {
                 self.engines[engine].connect(&parse(&address)?, None)?;
                 Answer::Done
@@ -117,14 +98,6 @@ impl State {
                 self.counters[counter].close();
                 Answer::Done
             }
-            Ask::Revoke { region, timeout } => {
-                self.regions[region].1.revoke(None, timeout)?;
-                Answer::Done
-            }
-            Ask::CloseRegion { region, timeout } => {
-                self.regions[region].1.close(timeout);
-                Answer::Done
-            }
             Ask::CloseEngine { engine, timeout } => {
                 self.engines[engine].close(timeout);
                 Answer::Done
@@ -146,6 +119,46 @@ impl State {
                 let path = self.engines[engine].path(&parse(&address)?);
                 Answer::Text(format!("{}|{}|{}", path.transport, path.nics.join(","), path.reason))
             }
+            Ask::Exit => Answer::Done,
+            other => self.answer_of_memory(other)?,
+        })
+    }
+
+    fn answer_of_memory(&mut self, ask: Ask) -> Result<Answer> {
+        Ok(match ask {
+            Ask::Allocate { engine, nbytes, memory } => {
+                let region = new_region(&self.engines[engine], nbytes, memory);
+                let descriptor = region.descriptor().map(|descriptor| descriptor.encode()).unwrap_or_default();
+                self.regions.push((engine, Arc::new(region)));
+                Answer::Region(self.regions.len() - 1, descriptor)
+            }
+            Ask::Fill { region, at, nbytes, seed } => {
+                pattern::fill(self.bytes(region, at, nbytes), seed, at);
+                Answer::Done
+            }
+            Ask::Check { region, at, nbytes, seed, base } => {
+                Answer::Checked(pattern::mismatch(self.bytes(region, at, nbytes), seed, base))
+            }
+            Ask::CheckPages { region, pages, nbytes, seed } => {
+                let wrong =
+                    |&(at, base): &(u64, u64)| pattern::mismatch(self.bytes(region, at, nbytes), seed, base).is_some();
+                Answer::Checked(pages.iter().find(|page| wrong(page)).map(|page| page.0))
+            }
+            Ask::Read { region, at, nbytes } => Answer::Bytes(self.bytes(region, at, nbytes).to_vec()),
+            Ask::Revoke { region, timeout } => {
+                self.regions[region].1.revoke(None, timeout)?;
+                Answer::Done
+            }
+            Ask::CloseRegion { region, timeout } => {
+                self.regions[region].1.close(timeout);
+                Answer::Done
+            }
+            other => self.answer_of_process(other)?,
+        })
+    }
+
+    fn answer_of_process(&mut self, ask: Ask) -> Result<Answer> {
+        Ok(match ask {
             Ask::Forbid(what) => {
                 crate::forbid::forbid(what).expect("a right is given up");
                 Answer::Done
@@ -172,7 +185,6 @@ impl State {
                 Answer::Count(peers.iter().filter(|peer| peer.state == "new").count() as u64)
             }
             Ask::NumPackets => Answer::Count(num_packets()),
-            Ask::Exit => Answer::Done,
             operation => self.submit(operation)?,
         })
     }

@@ -51,6 +51,7 @@ pub(crate) fn baseline_copy_pages(
 }
 
 /// Full batches of `process_vm_writev` into another process.
+#[allow(clippy::too_many_arguments, reason = "the contract of the stub; nobody else calls it")]
 #[pyfunction]
 pub(crate) fn baseline_process_vm_writev(
     py: Python<'_>,

@@ -133,6 +133,7 @@ impl Book {
 
     /// Posts one batch of a part; how many writes, or `None` when the NIC did not
     /// take all of it.
+    #[allow(clippy::too_many_lines, reason = "what it has in its hands it would have to look up again")]
     fn post_part<N: Nic>(
         &mut self,
         nic: &mut N,
