@@ -108,6 +108,7 @@ impl Groups {
         let group = open(library, config, self.placement(config))?;
         for fd in group.event_fds() {
             let Some(fd) = fd else {
+                // ORDERING: see `must_be_polled`.
                 self.must_be_polled.store(true, Ordering::Relaxed);
                 continue;
             };

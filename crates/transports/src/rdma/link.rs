@@ -161,6 +161,7 @@ impl<N: Nic> RailLink<N> {
     fn bound(&self, request: u64, result: Result<Vec<(u64, u64)>, Refusal>) {
         let Some(binding) = lock(&self.bindings).answered(request) else { return };
         match result {
+            // ORDERING: messages come one after the other, the offer before.
             Ok(keys) if keys.len() == self.num_theirs.load(Ordering::Relaxed) && !keys.is_empty() => {
                 let keys = keys.into_iter().map(|(base, key)| RemoteMemory { base, key }).collect();
                 let held = self.group.state().book.hold(self.path, &binding);

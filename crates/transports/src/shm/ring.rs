@@ -34,7 +34,7 @@ use std::sync::OnceLock;
 
 use anyfabric_wire::{Refusal, WireImm};
 
-use crate::sync::atomic::{fence, AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::Arc;
 use crate::sys::Mapping;
 
@@ -321,8 +321,8 @@ impl Consumer {
 
     /// Tells the producer that it is given up.
     pub fn fence(&self) {
-        word(&self.memory, FENCED).store(1, Ordering::Release);
-        fence(Ordering::SeqCst);
+        // ORDERING: nothing depends on when it is seen; partner: `is_fenced`.
+        word(&self.memory, FENCED).store(1, Ordering::Relaxed);
     }
 }
 

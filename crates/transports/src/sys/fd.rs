@@ -98,6 +98,7 @@ fn install() {
 }
 
 extern "C" fn close_all() {
+    // ORDERING: the child of a fork has one thread.
     GENERATION.fetch_add(1, Ordering::Relaxed);
     for (idx, word) in OPEN.iter().enumerate() {
         let mut bits = word.swap(0, Ordering::Relaxed);

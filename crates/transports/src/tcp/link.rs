@@ -128,6 +128,7 @@ impl TcpLink {
         }
         self.limbo.release(idx);
         if self.missing_lanes().is_empty() {
+            // ORDERING: for people.
             self.was_whole.store(true, Ordering::Relaxed);
         }
         if idx > 0 {
@@ -202,6 +203,7 @@ impl TcpLink {
         let Payload::Write { source, binding, extents } = &op.payload else { return false };
         let (source, region, key, extents) = (Arc::clone(source), binding.region, binding.key, extents.clone());
         let speeds = self.speeds();
+        // ORDERING: only that turns differ matters.
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let shards = match &extents {
             Extents::One(extent) => shard_bytes(extent.nbytes, &speeds, SHARD_BYTES, turn),
