@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyfabric_engine::transports::libfabric::sys::version;
 use anyfabric_engine::transports::libfabric::Library;
 use anyfabric_engine::{Config, Engine, Region};
+use anyfabric_transports::loopback::Random;
 
 use crate::alias::Alias;
 use crate::ask::{Memory, Settings};
-use crate::pattern::Random;
 
 /// A way between two processes, and what is special about it.
 #[derive(Debug, Clone, Copy)]
@@ -186,7 +186,7 @@ pub(crate) fn random() -> Random {
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |now| now.as_nanos() as u64)
     });
     println!("ANYFABRIC_SEED={seed}");
-    Random(seed)
+    Random::new(seed)
 }
 
 /// Makes a module per case with a test per fabric.

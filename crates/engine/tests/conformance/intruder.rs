@@ -10,13 +10,13 @@ use anyfabric_engine::transports::shm::{ring_memory, LocalChannel};
 use anyfabric_engine::transports::sys::{connect_local, memfd, send_with_fds, Fd, Mapping};
 use anyfabric_engine::transports::Doorbell;
 use anyfabric_engine::{Address, EngineId};
+use anyfabric_transports::loopback::Random;
 use anyfabric_wire::handshake::{
     Accepted, Answer, Call, Hello, Host, Purpose, Seal, Side, Welcome, ANSWER_BYTES, SEAL_BYTES,
 };
 use anyfabric_wire::{Control, Frame, FrameKind, Local, Refusal, FLAG_LAST};
 
 use crate::harness::LONG;
-use crate::pattern::Random;
 
 /// A session with an engine, made by hand.
 pub(crate) struct Intruder {

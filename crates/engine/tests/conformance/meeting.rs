@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyfabric_engine::{Address, Code, Engine, EngineId, Remote, WriteOptions};
+use anyfabric_transports::loopback::Random;
 use anyfabric_wire::handshake::{
     Accepted, Answer, Call, Hello, Host, Purpose, Seal, Side, Verdict, Welcome, CALL_BYTES, SEAL_BYTES,
 };
@@ -14,7 +15,6 @@ use crate::ask::Ask;
 use crate::fabric::{on_fabrics, random, Fabric};
 use crate::harness::{assert_code, eventually, Peer, LONG};
 use crate::intruder::{Intro, Intruder, Knock};
-use crate::pattern::Random;
 
 on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
 on_fabrics! { [reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }

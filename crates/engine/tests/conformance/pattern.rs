@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+use anyfabric_transports::loopback::Random;
+
 /// Not a multiple of any page, frame, chunk or cache line.
 const PERIOD: usize = 65_521;
 
@@ -10,41 +12,8 @@ thread_local! {
     static BLOCKS: RefCell<HashMap<u64, Vec<u8>>> = RefCell::default();
 }
 
-/// Random numbers from a seed (splitmix64).
-#[derive(Debug, Clone)]
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    pub(crate) fn bytes(&mut self, nbytes: usize) -> Vec<u8> {
-        let mut bytes = vec![0; nbytes];
-        // By words: the emulated machine that runs this, not optimised, has every process make a block.
-        for word in bytes.chunks_mut(8) {
-            word.copy_from_slice(&self.next().to_le_bytes()[..word.len()]);
-        }
-        bytes
-    }
-
-    pub(crate) fn shuffle<T>(&mut self, list: &mut [T]) {
-        for idx in (1..list.len()).rev() {
-            list.swap(idx, self.below(idx as u64 + 1) as usize);
-        }
-    }
-}
-
 fn with_block<T>(seed: u64, use_block: impl FnOnce(&[u8]) -> T) -> T {
-    BLOCKS.with_borrow_mut(|blocks| use_block(blocks.entry(seed).or_insert_with(|| Random(seed).bytes(PERIOD))))
+    BLOCKS.with_borrow_mut(|blocks| use_block(blocks.entry(seed).or_insert_with(|| Random::new(seed).bytes(PERIOD))))
 }
 
 /// Fills `bytes` as the part of the seed's pattern that begins at `base`.

@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyfabric_engine::{Code, PageList, Result, ScatterTarget, Transfer, WriteOptions};
+use anyfabric_transports::loopback::Random;
 
 use crate::ask::{Answer, Ask};
 use crate::fabric::{on_fabrics, random, Fabric};
 use crate::harness::{eventually, fill, Pair, LONG};
 use crate::links::{number, set_link};
-use crate::pattern::Random;
 
 on_fabrics! { [storm] [verbs_2 VERBS_2, verbs_4_2 VERBS_4_2, verbs_1_3 VERBS_1_3] }
 
@@ -233,7 +233,7 @@ impl Storm {
 
 /// Up to what no buffer of a NIC holds.
 fn message(idx: u64) -> Vec<u8> {
-    let mut random = Random(idx);
+    let mut random = Random::new(idx);
     let nbytes = 8 + random.below(12_000) as usize;
     random.bytes(nbytes)
 }

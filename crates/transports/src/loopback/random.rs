@@ -43,4 +43,21 @@ impl Random {
     pub fn pick<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
         &choices[self.below(choices.len() as u64) as usize]
     }
+
+    /// So many bytes.
+    pub fn bytes(&mut self, nbytes: usize) -> Vec<u8> {
+        let mut bytes = vec![0; nbytes];
+        // By words: an emulated machine that runs tests, not optimised, has every process make a block.
+        for word in bytes.chunks_mut(8) {
+            word.copy_from_slice(&self.draw().to_le_bytes()[..word.len()]);
+        }
+        bytes
+    }
+
+    /// Puts a list into another order.
+    pub fn shuffle<T>(&mut self, list: &mut [T]) {
+        for idx in (1..list.len()).rev() {
+            list.swap(idx, self.below(idx as u64 + 1) as usize);
+        }
+    }
 }
