@@ -17,8 +17,14 @@ def rows(system, *levels):
     return [(check.name, row.level, row.subject) for check, row in told if row.level in levels]
 
 
+def slow_card(machine):
+    """The second NIC is a card of another kind, for something else."""
+    machine.port(1, "rate", "50 Gb/sec (2X EDR)")
+    machine.write("sys/bus/pci/devices/0000:84:00.0/device", "0x1015")
+
+
 def test_a_port_that_no_group_uses_needs_no_address(machine):
-    machine.port(1, "rate", "50 Gb/sec (4X QDR)")
+    slow_card(machine)
     machine.gids(1)
     machine.write("sys/class/net/eth1/mtu", "1500")
     assert machine.system.topology.nics[1].passed_over
@@ -28,6 +34,14 @@ def test_a_port_that_no_group_uses_needs_no_address(machine):
     }
     # But whoever names it means it.
     assert ("gid", "broken", "mlx5_1") in rows(replace(machine.system, named=("mlx5_1",)), "broken")
+
+
+def test_a_card_like_the_others_that_is_too_slow_to_be_used_is_told(machine):
+    machine.port(1, "rate", "10 Gb/sec (1X SDR)")
+    assert "less than a quarter" in machine.system.topology.nics[1].passed_over
+    assert ("speed", "warning", "mlx5_1") in rows(machine.system, "warning")
+    slow_card(machine)
+    assert "speed" not in {row[0] for row in rows(machine.system, "warning")}
 
 
 @pytest.mark.parametrize("name", ["mlx5_1", "mlx5_1:1", "eth1"])
@@ -52,7 +66,7 @@ def test_who_leaves_rdma_out_is_not_troubled_by_it(machine):
 
 
 def test_what_fails_over_a_nic_that_nobody_uses_is_no_fault(machine, monkeypatch):
-    machine.port(1, "rate", "50 Gb/sec (4X QDR)")
+    slow_card(machine)
 
     def fail(*_, **__):
         raise af.ResourceExhausted("out of locked memory")

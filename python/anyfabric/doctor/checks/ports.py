@@ -61,12 +61,16 @@ def link(system: System) -> Iterator[Finding]:
 def speed(system: System) -> Iterator[Finding]:
     """Whether a port is slower than its like, or its slot slower than the port."""
     nics = [nic for nic in system.nics if nic.state == "up"]
+    needed = [nic for nic in nics if system.needs(nic)]
     usual: dict[str, int] = {}
-    for fabric in {nic.fabric for nic in nics}:
-        rates = Counter(nic.gbps for nic in nics if nic.fabric == fabric)
+    for fabric in {nic.fabric for nic in needed}:
+        rates = Counter(nic.gbps for nic in needed if nic.fabric == fabric)
         usual[fabric] = max(rates, key=lambda gbps: (rates[gbps], gbps))
+    # One that is too slow to be used may be a card like those that are.
+    models: set[str] = set() if system.named else {_model(system, nic) for nic in needed} - {""}
     for nic in nics:
-        if nic.pci and system.needs(nic) and nic.gbps < usual[nic.fabric]:
+        is_like = nic in needed or _model(system, nic) in models
+        if nic.pci and is_like and nic.gbps < usual.get(nic.fabric, 0):
             found = f"{nic.gbps} Gbit/s, where most of its kind here have {usual[nic.fabric]}"
             interface = nic.netdevs[0] if nic.netdevs else nic.device
             yield warning(nic.name, found, f"look at cable, transceiver and switch port: ethtool {interface}")
@@ -153,6 +157,11 @@ def _is_here(system: System, name: str) -> bool:
     return any(
         device == known or device.startswith(f"{known}-") for known in system.names("sys/class/infiniband")
     )
+
+
+def _model(system: System, nic: Nic) -> str:
+    """The PCI device; empty where unknown."""
+    return system.text(f"sys/bus/pci/devices/{nic.pci}/device") if nic.pci else ""
 
 
 def _port(nic: Nic) -> str:
