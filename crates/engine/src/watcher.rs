@@ -176,7 +176,12 @@ impl Watcher {
         let content = dst.content(&src, extents);
         let transfer = Transfer::pending(Arc::clone(&self.inner), about, Arc::clone(&ticket));
         let imm = imm.map(|imm| (imm, count));
-        let trigger = Trigger { inner: Arc::clone(&self.inner), peer, content, imm, ticket };
+        self.arm(value, Trigger { inner: Arc::clone(&self.inner), peer, content, imm, ticket })?;
+        Ok(transfer)
+    }
+
+    /// From now on it fires at its value; now, if that is reached.
+    fn arm(&self, value: u64, trigger: Trigger) -> Result<()> {
         let (ticket, shared) = (Arc::clone(&trigger.ticket), Arc::downgrade(&self.shared));
         let waiter = {
             let mut armed = lock(&self.shared.armed);
@@ -197,7 +202,7 @@ impl Watcher {
         }));
         self.shared.fire_due();
         self.inner.watching.nudge();
-        Ok(transfer)
+        Ok(())
     }
 
     /// Whether it was closed.
