@@ -76,13 +76,13 @@ pub(crate) fn obstacle(
     link: &dyn Link,
     peer: &Peer,
     source: &Memory,
-    is_target_on_gpu: bool,
+    is_destination_on_gpu: bool,
     verify: bool,
 ) -> Option<String> {
     let who = match source.gpu_memory() {
         _ if link.reaches_gpu_memory() => return None,
         Some(memory) => format!("the source lies on {}", memory.gpu().label()),
-        None if is_target_on_gpu => "the destination lies on a GPU".to_owned(),
+        None if is_destination_on_gpu => "the destination lies on a GPU".to_owned(),
         None => return None,
     };
     let name = link.transport();

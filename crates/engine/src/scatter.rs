@@ -18,7 +18,7 @@ use crate::submit::{LegsOf, Order, Towards};
 use crate::transfer::{About, Transfer};
 use crate::{Engine, PeerGroup, Region, Remote, Result, WriteOptions};
 
-/// One destination of a scatter.
+/// One range of a scatter, and where it goes.
 #[derive(Debug, Clone)]
 pub struct ScatterTarget {
     /// A peer's region.

@@ -11,7 +11,7 @@ pub enum Mutant {
     CountBeforeCopy,
     /// Acknowledge a revocation without draining.
     SkipFence,
-    /// Do not compare keys at the target.
+    /// Do not compare keys at the receiver.
     IgnoreKey,
     /// Deliver one part of an operation twice.
     DoublePart,

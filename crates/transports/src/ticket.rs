@@ -96,7 +96,7 @@ pub struct Terms {
 /// Shared by who submitted an operation and by the parts that carry it out.
 ///
 /// Ends when the last part ends, or at the first failure; *quiesces* when no
-/// part will touch source or target any more, which after a failure is later.
+/// part will touch source or destination any more, which after a failure is later.
 /// An operation that ends well takes no lock.
 pub struct Ticket {
     state: AtomicU32,
