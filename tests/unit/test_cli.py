@@ -295,6 +295,19 @@ def test_perf_serve_prints_the_command_for_the_other_host():
             server.kill()
 
 
+def test_perf_serves_every_transport_of_one_client():
+    arguments = [*PROGRAM, "perf", "serve", "--listen", "127.0.0.1", "--once"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            command = server.stdout.readline().split()
+            more = ["--op", "send", "--sizes", "8", "--rounds", "10", "--json"]
+            done = run(*command[2:], *more, env=dict([command[0].split("=")]))
+            assert [row["transport"] for row in json.loads(done.stdout)["rows"]] == ["shm", "tcp"]
+            assert server.wait(20) == 0
+        finally:
+            server.kill()
+
+
 def test_perf_serves_over_nics(over_sockets):
     nics = over_sockets("127.0.0.1")
     arguments = [*PROGRAM, "perf", "serve", "--listen", "127.0.0.1", "--once", *nics]

@@ -47,6 +47,14 @@ def test_a_stranger_that_is_gone_before_its_answer_does_no_harm(engine, peer, da
     assert "without a case" in json.loads(peer.receive(timeout_s=10).data)["error"]
 
 
+def test_a_client_that_says_so_comes_again_for_what_is_left(engine, peer):
+    ask(peer, engine, b'{"do": "bye", "more": true}')
+    with af.Engine() as other:
+        ask(other, engine, b'{"do": "bye"}')
+        clients = [f"client {one.address}" for one in (peer, other)]
+        assert serve(engine) == ([clients[0], "client is done", clients[1], "client is done"], True)
+
+
 def test_a_client_that_is_gone_before_its_answer_was_the_one(engine):
     client = af.Engine()
     ask(client, engine, b'{"do": "check"}')

@@ -163,8 +163,9 @@ def _measure(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=messages(), transient=True) as progress:
         task = progress.add_task("starting", total=len(cases))
-        for pair in _pairs(cases):
-            with _link(pair[0], connect, settings) as link:
+        pairs = _pairs(cases)
+        for pair in pairs:
+            with _link(pair[0], connect, settings, more=pair is not pairs[-1]) as link:
                 for case in pair:
                     progress.update(task, description=_described(case))
                     row, beside = run_case(link, case, check=check)
@@ -182,7 +183,7 @@ def _pairs(cases: list[Case]) -> list[list[Case]]:
     return list(groups.values())
 
 
-def _link(case: Case, connect: str | None, given: Settings) -> AbstractContextManager[Link]:
+def _link(case: Case, connect: str | None, given: Settings, *, more: bool) -> AbstractContextManager[Link]:
     settings = {
         **given,
         "transports": [case.transport],
@@ -192,7 +193,7 @@ def _link(case: Case, connect: str | None, given: Settings) -> AbstractContextMa
     if case.transport not in OVER_NICS:
         settings.pop("nics", None)
     if connect is not None:
-        return remote_link(connect, settings)
+        return remote_link(connect, settings, more=more)
     # Both processes are ours: they need a secret only if the environment has one, and find it there.
     return local_link({**settings, "listen": "127.0.0.1:0"})
 

@@ -51,7 +51,7 @@ class Peer:
         """Answer requests until told to stop.
 
         Args:
-            once: Return after the first client's `bye` or loss.
+            once: Return after the first client's last `bye`, or its loss.
             alive: Asked every second; False ends the service.
         """
         while not (once and self._num_served) and alive():
@@ -83,7 +83,8 @@ class Peer:
             self._client = message.source
             self._report(f"client {message.source}")
         if asked == "bye":
-            self._forget("is done")
+            # With other settings it comes as another engine.
+            self._forget("is done", more=bool(request.get("more")))
             return
         try:
             self._send(message.source, self._tried(request))
@@ -138,11 +139,11 @@ class Peer:
             self._end.close()
             self._end = None
 
-    def _forget(self, why: str) -> None:
+    def _forget(self, why: str, *, more: bool = False) -> None:
         self._finish()
         self._report(f"client {why}")
         self._client = None
-        self._num_served += 1
+        self._num_served += not more
 
     def _refuse(self, stranger: af.Address, why: str) -> None:
         """Answer who is not served, and do not wait: it may be gone."""

@@ -65,10 +65,10 @@ class Link:
             raise af.TransferFailed(msg, operation="perf", peer=str(self.peer))
         return answer
 
-    def bye(self) -> None:
-        """Let the peer go; what was measured stands if it has gone before."""
+    def bye(self, *, more: bool = False) -> None:
+        """Let the peer go, or wait for an engine with `more`; what was measured stands if it has gone."""
         with suppress(af.ConnectionBroken):
-            self.engine.send(self.peer, b'{"do": "bye"}').wait(WAIT_S)
+            self.engine.send(self.peer, json.dumps({"do": "bye", "more": more}).encode()).wait(WAIT_S)
 
 
 @contextmanager
@@ -100,13 +100,13 @@ def local_link(settings: dict[str, Any]) -> Generator[Link]:
 
 
 @contextmanager
-def remote_link(address: str, settings: dict[str, Any]) -> Generator[Link]:
-    """Use an `anyfabric perf serve`, here or elsewhere."""
+def remote_link(address: str, settings: dict[str, Any], *, more: bool) -> Generator[Link]:
+    """Use an `anyfabric perf serve`, here or elsewhere, which shall wait for `more` afterwards."""
     with af.Engine(**settings) as engine:
         link = Link(engine, af.Address.parse(address), same_host=False)
         engine.connect(link.peer)
         yield link
-        link.bye()
+        link.bye(more=more)
 
 
 def run_case(link: Link, case: Case, *, check: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
