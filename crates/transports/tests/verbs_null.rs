@@ -128,6 +128,7 @@ fn the_verbs_nic_without_hardware() {
     a_receive_fails();
     receives_that_are_refused_are_posted_later();
     a_nic_that_talks_nonsense();
+    a_short_queue_of_completions_is_shared();
     chains_are_posted_at_once();
     one_goes_past_the_chain();
     nothing_is_allocated();
@@ -718,6 +719,19 @@ fn a_nic_that_talks_nonsense() {
             }
             assert_eq!(nic.room(*rail_idx), FULL);
         }
+    }
+}
+
+/// What arrives leaves room for what is posted, however short the device's queues are.
+fn a_short_queue_of_completions_is_shared() {
+    for max_cqe in [1024, 4096, 8320, 20_000] {
+        knob(Knob::MaxCqe, Some(max_cqe));
+        let (nic, rails, _memory) = nic(1);
+        knob(Knob::MaxCqe, Some(0));
+        assert_eq!(nic.room(rails[0]), FULL, "of {max_cqe}");
+        let receives =
+            arrive(number(&nic, rails[0], WRITES_AT), 1) + message(number(&nic, rails[0], MESSAGES_AT), 0, b"");
+        assert!((max_cqe / 4..max_cqe).contains(&receives), "{receives} of {max_cqe}");
     }
 }
 

@@ -88,8 +88,10 @@ impl Drop for ReceiveQueue {
 impl ImmReceives {
     /// Creates and fills the queue; `id` comes back with every completion.
     pub(super) fn new(queue: &CompletionQueue, id: u64) -> Result<Self, NicError> {
-        let most = usize::try_from(queue.domain.attributes.max_srq_wr).unwrap_or(0).max(REFILL);
-        let depth = IMM_DEPTH.min(most) / REFILL * REFILL;
+        let most = usize::try_from(queue.domain.attributes.max_srq_wr).unwrap_or(0);
+        // What is posted needs room in the queue too.
+        let half = queue.depth().saturating_sub(MessageBuffers::RECEIVES) / 2;
+        let depth = IMM_DEPTH.min(most).min(half).max(REFILL) / REFILL * REFILL;
         let queue = ReceiveQueue::new(queue, depth)?;
         let empty = RecvWr { wr_id: id, next: std::ptr::null_mut(), sg_list: std::ptr::null_mut(), num_sge: 0 };
         let mut template = Box::new([empty; REFILL]);

@@ -116,6 +116,7 @@ static struct {
   long num_writable;    // registrations that peers may write
   long port_without_gid; // of every device
   long is_prompt;       // what the device took is placed before it refuses the rest
+  long max_cqe;         // what the device tells, if anything
   long refuses_receives; // as `refuses`, of receives
   long num_heard;       // calls of ibv_get_async_event
   long num_unheeded;    // events that were read and not acknowledged
@@ -479,7 +480,7 @@ int ibv_query_device(struct context *context, char *attr) {
   memset(attr, 0, 232);
   *(int *)(attr + 108) = 65536;         // max_qp
   *(int *)(attr + 112) = DEPTH;         // max_qp_wr
-  *(int *)(attr + 132) = CQ_DEPTH / 2;  // max_cqe
+  *(int *)(attr + 132) = knobs.max_cqe ? (int)knobs.max_cqe : CQ_DEPTH / 2;
   *(int *)(attr + 216) = CQ_DEPTH / 2;  // max_srq_wr
   attr[227] = num_ports(context);       // phys_port_cnt
   return 0;

@@ -77,6 +77,8 @@ pub(crate) enum Knob {
     PortWithoutGid,
     /// What was taken is placed before the rest is refused.
     IsPrompt,
+    /// Completions that a queue can hold, if not 32768.
+    MaxCqe,
     /// Receives are refused: 1 is the next, 2 the one after it.
     RefusesReceives,
     /// Looks for announcements so far.
