@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyfabric_engine::transports::loopback::Random;
 use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{
-    Config, Counter, Engine, PageList, Region, Remote, Result, ScatterTarget, Transfer, WriteOptions,
+    Code, Config, Counter, Engine, PageList, Region, Remote, Result, ScatterTarget, Transfer, WriteOptions,
 };
 use null_nic::{eventually, knob, library, Knob};
 
@@ -77,15 +77,22 @@ impl Schedule {
         for round in 0..ROUNDS {
             // SAFETY: the whole region, and nothing is under way.
             unsafe { self.target.as_ptr().write_bytes(0, (NUM_SLOTS * SLOT) as usize) };
+            let mut messages = Vec::new();
             let sent: Vec<Sent> = (0..NUM_SLOTS)
                 .filter_map(|slot| {
                     self.meddle();
+                    if self.below(2) == 0 {
+                        let text = vec![slot as u8; 1 + self.below(8168) as usize];
+                        let transfer = self.here.send(self.there.address(), text.clone(), Some(DEADLINE)).unwrap();
+                        messages.push((transfer, text));
+                    }
                     self.send(1000 * round + slot as u32, slot).ok()
                 })
                 .collect();
             std::thread::sleep(Duration::from_millis(self.below(200)));
             calm();
-            for Sent { transfer, .. } in &sent {
+            for transfer in sent.iter().map(|sent| &sent.transfer).chain(messages.iter().map(|(transfer, _)| transfer))
+            {
                 let _ = transfer.wait(None);
                 transfer.wait_quiesced(Some(LONG)).unwrap();
             }
@@ -95,6 +102,7 @@ impl Schedule {
                 self.here.barrier(&[self.there.address().clone()], 999, None).unwrap().wait(Some(LONG)).unwrap();
             }
             sent.iter().for_each(|sent| self.check(sent));
+            self.check_messages(&messages);
         }
     }
 
@@ -119,7 +127,8 @@ impl Schedule {
             9 => drop(knob(Knob::FlushesNothing, Some(some & 1))),
             10 => drop(knob(Knob::NoQueuePairs, Some(some & 1))),
             11 => std::thread::sleep(Duration::from_micros(self.below(3000))),
-            12 if some & 1 == 1 => std::thread::sleep(Duration::from_millis(self.below(300))),
+            12 => drop(knob(Knob::BreaksQueues, Some(some))),
+            13 if some & 1 == 1 => std::thread::sleep(Duration::from_millis(self.below(300))),
             _ => {}
         }
     }
@@ -161,7 +170,12 @@ impl Schedule {
         let Sent { transfer, counter, slot, ranges, nbytes, is_pages } = sent;
         let is_done = transfer.error().is_none();
         if is_done {
-            eventually("what is done is counted", || counter.value() >= *ranges);
+            // Or it is told that something may be missing.
+            let has_failed = || {
+                let error = counter.wait(u64::MAX, Some(Duration::ZERO)).unwrap_err();
+                error.code == Code::TransferFailed
+            };
+            eventually("what is done is counted", || counter.value() >= *ranges || has_failed());
         }
         let counted = counter.value();
         assert!(counted <= *ranges, "{counted} of {ranges}");
@@ -172,6 +186,20 @@ impl Schedule {
                 assert!(there == bytes(&self.source, from, *nbytes), "range {range} of {ranges}, done: {is_done}");
             }
         }
+    }
+}
+
+impl Schedule {
+    /// Each that is done has come, and none twice.
+    fn check_messages(&self, messages: &[(Transfer, Vec<u8>)]) {
+        let mut came: Vec<_> =
+            std::iter::from_fn(|| self.there.receive(Some(Duration::ZERO)).ok()).map(|message| message.data).collect();
+        for (transfer, text) in messages {
+            let at = came.iter().position(|message| message == text);
+            assert!(at.is_some() || transfer.error().is_some(), "{} bytes are done and did not come", text.len());
+            at.into_iter().for_each(|at| drop(came.swap_remove(at)));
+        }
+        assert!(came.is_empty(), "{} came twice, or as something else", came.len());
     }
 }
 
@@ -187,7 +215,9 @@ fn engine(nics: std::ops::Range<u64>) -> Engine {
 
 /// Nothing fails any more.
 fn calm() {
-    for at_ease in [Knob::PortsDown, Knob::Refuses, Knob::Holds, Knob::FlushesNothing, Knob::NoQueuePairs] {
+    for at_ease in
+        [Knob::PortsDown, Knob::Refuses, Knob::Holds, Knob::FlushesNothing, Knob::NoQueuePairs, Knob::BreaksQueues]
+    {
         knob(at_ease, Some(0));
     }
     knob(Knob::FailsAfter, Some(-1));
