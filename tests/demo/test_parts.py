@@ -103,6 +103,11 @@ def test_stream_request_survives_its_note():
         ("one\ntwo\n\nthree\n\n\n\nfour\n\n", ["one\ntwo", "three", "four"]),
         ("\n\n only \n", ["only"]),
         ("Größe\r\n", ["Größe"]),
+        ("one\r\n\r\ntwo\rthree", ["one", "two\nthree"]),
+        # Neither a page's end nor what Unicode calls a line's is a line's end in a file.
+        ("one\f1\x1c2\u20283\x854\ntwo", ["one\f1\x1c2\u20283\x854", "two"]),
+        # As Windows begins its files.
+        ("\ufeffone\r\ntwo", ["one", "two"]),
     ],
 )
 def test_prompts_are_paragraphs_or_lines(tmp_path, content, prompts):

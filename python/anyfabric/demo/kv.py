@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,8 +55,8 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         ValueError: The file holds nothing.
     """
-    text = path.read_bytes().decode("utf-8", errors="surrogateescape")
-    lines = [line.rstrip() for line in text.strip().splitlines()]
+    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    lines = [line.rstrip() for line in re.split(r"\r\n?|\n", text.strip())]
     parts = "\n".join(lines).split("\n\n") if "" in lines else lines
     prompts = [part.strip("\n") for part in parts if part.strip()]
     if not prompts:
