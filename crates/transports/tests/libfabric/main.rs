@@ -8,6 +8,7 @@
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/allocations.rs"]
 mod allocations;
 mod choice;
 #[path = "../../../cuda/tests/fake/mod.rs"]
