@@ -258,7 +258,7 @@ impl Topology {
         let up: Vec<usize> = all.clone().filter(|idx| !passed_over.contains_key(idx)).collect();
         let fastest = up.iter().map(|idx| self.nics[*idx].gbps).max().unwrap_or(0);
         let (slow, quick): (Vec<usize>, Vec<usize>) =
-            up.into_iter().partition(|idx| self.nics[*idx].gbps < fastest / SLOW);
+            up.into_iter().partition(|idx| (1..fastest / SLOW).contains(&self.nics[*idx].gbps));
         for idx in slow {
             let why = format!("{} Gbit/s, less than a quarter of the fastest one's {fastest}", self.nics[idx].gbps);
             passed_over.insert(idx, why);

@@ -164,6 +164,11 @@ class System:
         return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 
     @cached_property
+    def takes_over_newer(self) -> bool:
+        """Whether the kernel is one that keeps its number and takes over what is new."""
+        return re.search(r"\.el\d|\.amzn", self.text("proc/sys/kernel/osrelease")) is not None
+
+    @cached_property
     def is_container(self) -> bool:
         """Whether the process runs in a container."""
         if self.exists(".dockerenv") or self.exists("run/.containerenv"):

@@ -158,6 +158,17 @@ fn a_virtual_machine_that_says_nothing_still_divides_its_nics() {
     assert!(groups.iter().all(|group| group.cpus.is_empty()) || groups[0].cpus.len() > 1);
 }
 
+/// A speed that cannot be read is no slow one.
+#[test]
+fn a_nic_of_unknown_speed_is_not_passed_over() {
+    let lines = "cpus 0-3 node 0\n\
+         nic mlx5_0 pci0000:10/0000:10:01.0/0000:11:00.0 node 0 link InfiniBand rate 400\n\
+         nic mlx5_1 pci0000:20/0000:20:01.0/0000:21:00.0 node 0 link InfiniBand rate 10\n\
+         nic mlx5_2 pci0000:30/0000:30:01.0/0000:31:00.0 node 0 link InfiniBand rate unknown\n";
+    let read = read_topology(&Machine::from(lines).root);
+    assert_eq!(read.usable(&Request::default()).0, [0, 2]);
+}
+
 /// In a container sysfs shows every device of the host; it was given those that have a node.
 #[test]
 fn a_container_takes_the_nics_and_counts_the_gpus_that_it_was_given() {

@@ -28,7 +28,11 @@ def gpu_memory(system: System) -> Iterator[Finding]:
         yield note("", "GPUs, but no NVIDIA driver: only host memory can be sent")
         return
     lacking = _lacking_for_dmabuf(system, driver)
-    if not system.gpus:
+    is_old = system.kernel < DMABUF_KERNEL and system.takes_over_newer
+    if not system.gpus and not lacking and is_old and not _peermem(system):
+        found = "the kernel takes over newer functions: dmabuf, of 5.12, may be there; nvidia-peermem is not"
+        yield note("", found, "modprobe nvidia-peermem")
+    elif not system.gpus:
         yield _reached(system, "", lacking)
     for gpu in system.gpus:
         subject = f"{gpu.device} ({gpu.name})"
@@ -46,7 +50,7 @@ def gpu_memory(system: System) -> Iterator[Finding]:
 
 
 def _reached(system: System, subject: str, lacking: str, writes: str = "") -> Finding:
-    peermem = next((name for name in PEERMEM_MODULES if system.exists(f"sys/module/{name}")), "")
+    peermem = _peermem(system)
     told = "; the driver flushes what NICs write before it is counted" if writes == "flushed" else ""
     if not lacking:
         return ok(subject, f"dmabuf{told}")
@@ -57,8 +61,13 @@ def _reached(system: System, subject: str, lacking: str, writes: str = "") -> Fi
     return broken(subject, found, mend)
 
 
+def _peermem(system: System) -> str:
+    """The peer-memory module that is loaded, if any."""
+    return next((name for name in PEERMEM_MODULES if system.exists(f"sys/module/{name}")), "")
+
+
 def _lacking_for_dmabuf(system: System, driver: str) -> str:
-    if system.kernel < DMABUF_KERNEL:
+    if (0, 0) < system.kernel < DMABUF_KERNEL and not system.takes_over_newer:
         return f"Linux {system.kernel[0]}.{system.kernel[1]} is older than 5.12"
     if "Open Kernel Module" not in driver:
         return "the NVIDIA driver is not the open one"

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["KERNEL_CHECKS", "nodes"]
 
 PIDFD_KERNEL = (5, 3)
-# Kernels of these keep their number and take over what is new.
-BACKPORTS = re.compile(r"\.el\d|\.amzn")
 
 # PCI vendor and device of NICs that are bought for RDMA, and the module that makes them RDMA devices.
 RDMA_HARDWARE = (
@@ -31,11 +29,11 @@ GIVEN_AWAY = ("vfio", "uio", "igb_uio")
 def version(system: System) -> Iterator[Finding]:
     """Whether the kernel has what the engine itself uses."""
     release = system.text("proc/sys/kernel/osrelease")
-    if not release:
+    if system.kernel == (0, 0):
         yield note("", "the kernel's version cannot be read")
     elif system.kernel >= PIDFD_KERNEL:
         yield ok("", f"Linux {release}")
-    elif BACKPORTS.search(release):
+    elif system.takes_over_newer:
         yield note("", f"Linux {release}, which takes over newer functions: pidfd_open, of 5.3, may be there")
     else:
         yield broken("", f"Linux {release} has no pidfd_open", "install Linux 5.3 or later")

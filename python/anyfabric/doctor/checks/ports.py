@@ -20,6 +20,10 @@ __all__ = ["PORT_CHECKS", "packet_bytes"]
 # What an RDMA packet may carry, and the most that the kernel reserves for the headers around it.
 PACKET_SIZES = (4096, 2048, 1024, 512, 256)
 HEADERS_BYTES = 96
+GIVE_GUID = (
+    "a virtual function is given one on the host: ip link set dev PHYSICAL vf NUMBER node_guid GUID, then "
+    "with port_guid, and bind its driver again"
+)
 
 
 def link(system: System) -> Iterator[Finding]:
@@ -70,7 +74,7 @@ def speed(system: System) -> Iterator[Finding]:
     models: set[str] = set() if system.named else {_model(system, nic) for nic in needed} - {""}
     for nic in nics:
         is_like = nic in needed or _model(system, nic) in models
-        if nic.pci and is_like and nic.gbps < usual.get(nic.fabric, 0):
+        if nic.pci and is_like and 0 < nic.gbps < usual.get(nic.fabric, 0):
             found = f"{nic.gbps} Gbit/s, where most of its kind here have {usual[nic.fabric]}"
             interface = nic.netdevs[0] if nic.netdevs else nic.device
             yield warning(nic.name, found, f"look at cable, transceiver and switch port: ethtool {interface}")
@@ -91,10 +95,13 @@ def gid(system: System) -> Iterator[Finding]:
         if nic.state != "up" or nic.fabric == "other":
             continue
         gids = _gids(system, nic)
+        if nic.fabric == "ethernet" and gids and not any(kind for _, kind in gids):
+            yield note(nic.name, "the kinds of its GIDs cannot be read")
+            continue
         if nic.fabric == "ethernet":
             gids = [(address, kind) for address, kind in gids if kind == "RoCE v2"]
         interface = nic.netdevs[0] if nic.netdevs else "INTERFACE"
-        give = f"ip addr add ADDRESS/24 dev {interface}"
+        give = f"ip addr add ADDRESS/24 dev {interface}" if nic.fabric == "ethernet" else GIVE_GUID
         if nic.netdevs == ("lo",):
             yield note(nic.name, "on the interface lo: its GIDs reach this host only")
         elif not gids and not system.names(f"{_port(nic)}/gids"):
