@@ -3,7 +3,7 @@
 //! Whoever holds the [`Driver`] takes turns: see `wait` for who that is.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -201,13 +201,7 @@ impl Inner {
                 KIND_OWN => match event.token & 0xff {
                     LISTENER => self.accept_calls(driver),
                     LOCAL_LISTENER => self.accept_joins(driver),
-                    // Completions: whoever drives polls them.
-                    NICS => self.forget_if_over(*event),
-                    NIC_ANNOUNCEMENTS => {
-                        let now_ns = self.clock.now_ns();
-                        self.groups.opened().for_each(|group| group.hear(now_ns));
-                        self.forget_if_over(*event);
-                    }
+                    NICS | NIC_ANNOUNCEMENTS => self.on_nics(*event),
                     _ => self.wake_fd.clear(),
                 },
                 KIND_MEET => self.step_meet(driver, idx),
@@ -220,14 +214,6 @@ impl Inner {
             self.handle_event(driver, event);
         }
         self.presence.set_hearing(false);
-    }
-
-    /// A device that is gone has nothing more to say, and its descriptors would be ready for ever.
-    fn forget_if_over(&self, event: Ready) {
-        if event.is_over {
-            // SAFETY: the group keeps it open for as long as the engine lives.
-            self.poller.remove(&unsafe { BorrowedFd::borrow_raw((event.token >> 8) as RawFd) });
-        }
     }
 
     fn ready_link(&self, driver: &Driver, idx: u32, event: Ready) {
@@ -482,14 +468,6 @@ pub(crate) fn join_token(id: u32) -> u64 {
     KIND_JOIN << 56 | u64::from(id) << 8
 }
 
-pub(crate) fn nic_token(fd: RawFd) -> u64 {
-    (fd as u64) << 8 | NICS
-}
-
-pub(crate) fn announcements_token(fd: RawFd) -> u64 {
-    (fd as u64) << 8 | NIC_ANNOUNCEMENTS
-}
-
 pub(crate) fn link_token(peer: u32, channel: u8) -> u64 {
     KIND_LINK << 56 | u64::from(peer) << 8 | u64::from(channel)
 }
@@ -497,9 +475,9 @@ pub(crate) fn link_token(peer: u32, channel: u8) -> u64 {
 pub(crate) const WAKE: u64 = 1;
 pub(crate) const LISTENER: u64 = 2;
 pub(crate) const LOCAL_LISTENER: u64 = 3;
-/// Of a NIC: that something has completed, and what its device announces.
-const NICS: u64 = 4;
-const NIC_ANNOUNCEMENTS: u64 = 5;
+/// With the descriptor above them: that something has completed, and what a device announces.
+pub(crate) const NICS: u64 = 4;
+pub(crate) const NIC_ANNOUNCEMENTS: u64 = 5;
 /// How long both sides have to introduce themselves: longer than a process that
 /// loads a model, or shares its cores with one, keeps its other threads waiting.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);

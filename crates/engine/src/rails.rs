@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use anyfabric_plan::MAX_SHARDS;
 use anyfabric_transports::rdma::{NicChoice, NicError, NicGroup, PathOptions, RailGroup, Standing};
-use anyfabric_transports::sys::{Interest, Poller};
+use anyfabric_transports::sys::{Interest, Poller, Ready};
 use anyfabric_transports::{libfabric, verbs, Clock, ControlPath, Failure, Sink};
 use anyfabric_wire::{NicLibrary, Rails};
 
 use crate::base::Base;
-use crate::driver::{announcements_token, nic_token, HANDSHAKE};
+use crate::driver::{HANDSHAKE, NICS, NIC_ANNOUNCEMENTS};
 use crate::inner::{lock, nanos, Inner};
 use crate::peer::{Peer, Phase};
 use crate::placement::Placement;
@@ -112,9 +112,9 @@ impl Groups {
                 self.must_be_polled.store(true, Ordering::Relaxed);
                 continue;
             };
-            watch(poller, fd, nic_token(fd))?;
+            watch(poller, fd, NICS)?;
         }
-        group.announcements().into_iter().try_for_each(|fd| watch(poller, fd, announcements_token(fd)))?;
+        group.announcements().into_iter().try_for_each(|fd| watch(poller, fd, NIC_ANNOUNCEMENTS))?;
         Ok(group)
     }
 
@@ -189,14 +189,28 @@ fn open(
     })
 }
 
-/// Watches a descriptor of a group.
-fn watch(poller: &Poller, fd: RawFd, token: u64) -> std::result::Result<(), NicError> {
+/// Watches a descriptor of a group, for what it tells.
+fn watch(poller: &Poller, fd: RawFd, what: u64) -> std::result::Result<(), NicError> {
+    let token = (fd as u64) << 8 | what;
     // SAFETY: the group keeps it open for as long as the engine lives.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     poller.add(&fd, token, Interest::Read).map_err(|error| NicError::Device(format!("epoll: {error}")))
 }
 
 impl Inner {
+    /// A descriptor of a group is ready. For completions nothing is to do: whoever drives polls them.
+    pub(crate) fn on_nics(&self, event: Ready) {
+        if event.token & 0xff == NIC_ANNOUNCEMENTS {
+            let now_ns = self.clock.now_ns();
+            self.groups.opened().for_each(|group| group.hear(now_ns));
+        }
+        if event.is_over {
+            // A device that is gone has nothing more to say, and its descriptors would be ready for ever.
+            // SAFETY: the group keeps it open for as long as the engine lives.
+            self.poller.remove(&unsafe { BorrowedFd::borrow_raw((event.token >> 8) as RawFd) });
+        }
+    }
+
     /// Begins to make a path over NICs, by the first library that may serve;
     /// false when none is left to try.
     pub(crate) fn try_rails(&self, peer: &Arc<Peer>) -> bool {
