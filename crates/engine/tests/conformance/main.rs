@@ -19,6 +19,8 @@ mod intruder;
 mod pattern;
 mod peer;
 mod proxy;
+#[path = "../../../transports/tests/common/seeds.rs"]
+mod seeds;
 
 mod barrier;
 mod bounds;
@@ -44,6 +46,7 @@ mod nic;
 mod sizes;
 mod storm;
 mod strangers;
+mod tumult;
 mod unread;
 mod visibility;
 mod watching;
