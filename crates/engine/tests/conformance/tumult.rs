@@ -6,11 +6,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyfabric_engine::{Code, Counter, Engine, PageList, Region, Remote, ScatterTarget, Transfer, WriteOptions};
+use anyfabric_transports::loopback::Random;
 
 use crate::ask::{Answer, Ask, Fault, How};
 use crate::fabric::{on_fabrics, Fabric};
 use crate::harness::{bytes, eventually, fill, Peer, PeerRegion, LONG};
-use crate::pattern::{mismatch, Random};
+use crate::pattern::mismatch;
 use crate::seeds;
 
 on_fabrics! { [tumult] [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED] }
@@ -116,7 +117,7 @@ impl Tumult {
             }
         }
         let (sent, bursts, taken_back, counters) = (Vec::new(), Vec::new(), Vec::new(), HashMap::new());
-        let random = Random(seed);
+        let random = Random::new(seed);
         let hammered = Some(fabric.region(&engine, HAMMERED_BYTES));
         let fabric = *fabric;
         Self {
@@ -491,7 +492,7 @@ impl Handle {
 }
 
 fn message(step: u64) -> Vec<u8> {
-    let mut random = Random(step);
+    let mut random = Random::new(step);
     let nbytes = 8 + random.below(2000) as usize;
     random.bytes(nbytes)
 }
