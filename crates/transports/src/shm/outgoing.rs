@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyfabric_plan::Extents;
 use anyfabric_wire::{Imm, WireImm};
 
 use super::link::{ShmLink, INLINE_BYTES};
@@ -97,7 +98,7 @@ impl ShmLink {
             self.end(op, Ok(()));
             return;
         };
-        if outgoing.backlog.is_empty() && outgoing.producer.push(&arrival(imm, count)) {
+        if outgoing.backlog.is_empty() && outgoing.producer.push_arrival(whole(imm), count) {
             self.notify_arrival(outgoing, count);
             self.end(op, Ok(()));
         } else {
@@ -156,7 +157,7 @@ impl ShmLink {
                 continue;
             }
             let Some((imm, count)) = op.imm else { break };
-            if !outgoing.producer.push(&arrival(imm, count)) {
+            if !outgoing.producer.push_arrival(whole(imm), count) {
                 break;
             }
             self.notify(&outgoing);
@@ -320,6 +321,12 @@ impl ShmLink {
 
     #[inline]
     pub(super) fn place_all(&self, write: &Inline<'_>, target: &Target) -> std::io::Result<()> {
+        if let (Target::Mapped(mapping), Extents::One(extent)) = (target, write.extents) {
+            let (src, dst) = (write.source.as_ptr().cast_const(), mapping.as_ptr());
+            // SAFETY: as in `place`, which would first look for more ranges.
+            unsafe { copy(src.add(extent.src as usize), dst.add(extent.dst as usize), extent.nbytes as usize) };
+            return Ok(());
+        }
         let (mut extent_idx, mut done) = (0, 0);
         let chunk = Chunk { extents: write.extents, extent_idx: &mut extent_idx, done: &mut done, left: u64::MAX };
         self.place(write.source, target, chunk)
@@ -347,7 +354,7 @@ impl ShmLink {
     #[inline]
     pub(super) fn push_arrival(&self, outgoing: &mut Outgoing, imm: Option<(Imm, u32)>) -> bool {
         let Some((imm, count)) = imm else { return true };
-        let pushed = outgoing.producer.push(&arrival(imm, count));
+        let pushed = outgoing.producer.push_arrival(whole(imm), count);
         if pushed {
             self.notify_arrival(outgoing, count);
         }
@@ -385,12 +392,12 @@ enum Step {
     Blocked,
 }
 
-fn arrival(imm: Imm, count: u32) -> Entry {
-    Entry::Arrival { imm: WireImm { imm, quarters: 4 }, count }
+fn whole(imm: Imm) -> WireImm {
+    WireImm { imm, quarters: 4 }
 }
 
 fn bounce_imm(imm: Option<(Imm, u32)>) -> Option<(WireImm, u32)> {
-    imm.map(|(imm, count)| (WireImm { imm, quarters: 4 }, count))
+    imm.map(|(imm, count)| (whole(imm), count))
 }
 
 thread_local! {

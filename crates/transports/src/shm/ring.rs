@@ -159,16 +159,23 @@ impl Producer {
     ///
     /// Everything this thread wrote before, to any mapped memory, is visible
     /// to who sees the entry.
-    #[inline]
     pub fn push(&mut self, entry: &Entry) -> bool {
+        self.publish(&encode(entry)[1..])
+    }
+
+    /// As [`Producer::push`], of the news that is hurried for.
+    #[inline]
+    pub fn push_arrival(&mut self, imm: WireImm, count: u32) -> bool {
+        self.publish(&[ARRIVAL, imm.encode(), count])
+    }
+
+    #[inline]
+    fn publish(&mut self, words: &[u32]) -> bool {
         if !self.has_room() {
             return false;
         }
-        let words = encode(entry);
-        // Most entries are arrivals, and those have three words.
-        let used = if words[1] == ARRIVAL { 4 } else { words.len() };
         let [stamp, rest @ ..] = entry_at(&self.memory, self.tail);
-        for (to, value) in rest.iter().zip(&words[1..used]) {
+        for (to, value) in rest.iter().zip(words) {
             // ORDERING: published by the stamp; the consumer has read what was there, see `refresh`.
             to.store(*value, Ordering::Relaxed);
         }
