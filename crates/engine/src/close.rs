@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyfabric_transports::{Failure, Link};
 use anyfabric_wire::Control;
 
+use crate::arrivals::Arrivals;
 use crate::driver::Driver;
 use crate::events::Event;
 use crate::inner::Inner;
@@ -69,7 +70,7 @@ impl Inner {
         driver.under_way.iter().for_each(|(ticket, _)| ticket.fail(Failure::Closed));
         for peer in self.peers() {
             for link in peer.links() {
-                link.poll(self);
+                link.poll(&Arrivals { inner: self, recent: &driver.recent });
             }
         }
         self.presence.set_turned_last();

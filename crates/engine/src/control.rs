@@ -20,6 +20,7 @@ use anyfabric_transports::Failure;
 use anyfabric_wire::handshake::{Hello, Welcome};
 use anyfabric_wire::Control;
 
+use crate::arrivals::Arrivals;
 use crate::base::Base;
 use crate::driver::{link_token, Driver, Release, HANDSHAKE, LOCAL_CHANNELS};
 use crate::events::Event;
@@ -230,7 +231,8 @@ impl Inner {
                 shm.forget_socket(&self.poller);
             }
             // It may have said goodbye before that.
-            peer.base.ready(0, Ready { token: 0, readable: true, writable: false, is_over: false }, self);
+            let arrivals = Arrivals { inner: self, recent: &driver.recent };
+            peer.base.ready(0, Ready { token: 0, readable: true, writable: false, is_over: false }, &arrivals);
             return self.push_event(Event::Parted(peer.idx, why.to_owned()));
         }
         if !peer.base.disconnect(channel, why) {

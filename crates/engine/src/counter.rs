@@ -12,6 +12,7 @@
 mod missed;
 mod state;
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -146,6 +147,18 @@ pub(crate) struct Counters {
     num_waiters: AtomicUsize,
 }
 
+/// Those that arrivals were for lately, each at the place of its imm, in the hands of whoever drives: what is found here
+/// costs no look at what others may change.
+#[derive(Default)]
+pub(crate) struct Recent([Cell<Option<Arc<State>>>; NUM_AT_HAND]);
+
+impl Recent {
+    #[inline]
+    fn place(&self, imm: Imm) -> &Cell<Option<Arc<State>>> {
+        &self.0[imm.value() as usize % NUM_AT_HAND]
+    }
+}
+
 #[derive(Default)]
 struct Table {
     by_imm: FxHashMap<u32, Entry>,
@@ -229,12 +242,19 @@ impl Counters {
     /// # Errors
     /// [`Refusal::Full`]: there is no counter, and no room to keep it for one.
     #[inline]
-    pub(crate) fn add(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> std::result::Result<(), Refusal> {
-        let recent = self.recent(imm).load();
-        // ORDERING: an arrival that overtakes the end of its counter came before it.
-        if let Some(state) = recent.as_ref().filter(|it| it.imm == imm && !it.closed.load(Ordering::Acquire)) {
+    pub(crate) fn add(
+        &self,
+        recent: &Recent,
+        peer: PeerIdx,
+        imm: Imm,
+        quarters: u64,
+    ) -> std::result::Result<(), Refusal> {
+        let place = recent.place(imm);
+        let known = place.take().filter(|it| it.counts(imm));
+        if let Some(state) = known.or_else(|| self.recent(imm).load_full().filter(|it| it.counts(imm))) {
             if let Some(whole) = state.fractions.whole(peer, quarters) {
                 state.add(whole, &self.doorbell);
+                place.set(Some(state));
                 return Ok(());
             }
         }
@@ -427,3 +447,4 @@ impl Table {
 /// Places for counters that arrivals find without a lock. Engines hand out imms in
 /// sequence, so as many that are open at a time do not collide.
 const NUM_RECENT: usize = 256;
+const NUM_AT_HAND: usize = 16;

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyfabric_transports::sys::{self, Fd, Interest, Ready};
-use anyfabric_transports::{Failure, Link};
+use anyfabric_transports::{Failure, Link, PeerIdx};
 use anyfabric_wire::handshake::Purpose;
 use anyfabric_wire::{Control, Imm};
 
+use crate::arrivals::Arrivals;
+use crate::counter::Recent;
 use crate::events::Event;
 use crate::inner::{nanos, Inner};
 use crate::join::Join;
@@ -32,6 +34,7 @@ pub(crate) struct Driver {
     /// Immediates that peers want back, to be answered once none is under way.
     pub(crate) retires: Vec<(Arc<Peer>, Imm)>,
     pub(crate) under_way: UnderWay,
+    pub(crate) recent: Recent,
     /// That ever came.
     pub(crate) num_heartbeats: usize,
     /// The listener is not watched: descriptors had run out.
@@ -73,6 +76,7 @@ impl Driver {
             releases: Vec::new(),
             retires: Vec::new(),
             under_way: UnderWay::default(),
+            recent: Recent::default(),
             num_heartbeats: 0,
             listener_rests: false,
             next_id: 0,
@@ -135,6 +139,10 @@ impl Driver {
         })
     }
 
+    pub(crate) fn live_peer(&self, idx: PeerIdx) -> Option<&Arc<Peer>> {
+        self.peers.binary_search_by_key(&idx, |peer| peer.idx).ok().map(|at| &self.peers[at])
+    }
+
     pub(crate) fn take_ready(&mut self) -> Vec<Ready> {
         std::mem::take(&mut self.ready)
     }
@@ -155,21 +163,22 @@ impl Inner {
         }
         let first_deadline_ns = driver.under_way.take(&self.rings);
         driver.expect(first_deadline_ns);
+        let arrivals = Arrivals { inner: self, recent: &driver.recent };
         let mut moved = false;
         driver.awaits_room = false;
         for idx in 0..driver.peers.len() {
             let peer = &driver.peers[idx];
             if let Some(shm) = peer.shm() {
-                moved |= shm.poll(self);
+                moved |= shm.poll(&arrivals);
                 driver.awaits_room |= shm.awaits_room();
             }
-            moved |= peer.base.poll(self);
+            moved |= peer.base.poll(&arrivals);
             if !peer.is_clear() {
                 moved |= peer.dispatch_waiting(self.presence.has_listened(self.clock.now_ns()));
             }
         }
         for group in self.groups.opened() {
-            moved |= group.poll(self);
+            moved |= group.poll(&arrivals);
         }
         while let Some(event) = self.take_event() {
             self.handle_event(driver, event);
@@ -214,16 +223,6 @@ impl Inner {
             self.handle_event(driver, event);
         }
         self.presence.set_hearing(false);
-    }
-
-    fn ready_link(&self, driver: &Driver, idx: u32, event: Ready) {
-        let known = driver.peers.binary_search_by_key(&idx, |peer| peer.idx).ok();
-        let Some(peer) = known.map(|at| Arc::clone(&driver.peers[at])).or_else(|| self.peer(idx)) else { return };
-        let channel = (event.token & 0xff) as u8;
-        match peer.shm() {
-            Some(shm) if channel >= LOCAL_CHANNELS => shm.ready(channel, event, self),
-            _ => peer.base.ready(channel, event, self),
-        }
     }
 
     fn handle_event(&self, driver: &mut Driver, event: Event) {

@@ -9,15 +9,16 @@ use std::time::Duration;
 pub(crate) use anyfabric_transports::lock;
 use anyfabric_transports::loopback::Endpoint;
 use anyfabric_transports::sys::{self, fork_generation, EventFd, Fd, Interest, Mapping, Poller};
-use anyfabric_transports::{Clock, Doorbell, Failure, Link, PeerIdx, Region, RegionTable, Sink, TicketOffice};
+use anyfabric_transports::{Clock, Doorbell, Failure, Link, Region, RegionTable, TicketOffice};
 use anyfabric_wire::handshake::Host;
-use anyfabric_wire::{Address, Control, EngineId, Imm, Refusal};
+use anyfabric_wire::{Address, Control, EngineId, Imm};
 
-use crate::counter::Counters;
+use crate::arrivals::Arrivals;
+use crate::counter::{Counters, Recent};
 use crate::driver::{Driver, Listeners, LISTENER, LOCAL_LISTENER, WAKE};
 use crate::events::{Event, EventLog};
 use crate::meet::random;
-use crate::messages::{Message, Messages};
+use crate::messages::Messages;
 use crate::peer::{Peer, Phase};
 use crate::peers::PeerTable;
 use crate::placement::Pinning;
@@ -273,9 +274,10 @@ impl Inner {
             return;
         }
         // What the peer had published before its end still counts: answers that overtook each other on two ways.
+        let arrivals = Arrivals { inner: self, recent: &Recent::default() };
         for link in peer.links() {
             for _ in 0..LAST_TURNS {
-                if !link.poll(self) {
+                if !link.poll(&arrivals) {
                     break;
                 }
             }
@@ -313,62 +315,6 @@ impl Inner {
 
     pub(crate) fn is_quarantined(&self, region: &Region) -> bool {
         !region.granted_to().is_empty()
-    }
-}
-
-impl Sink for Inner {
-    fn arrived(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> std::result::Result<(), Refusal> {
-        let result = self.counters.add(peer, imm, quarters);
-        if result.is_err() {
-            self.push_event(Event::EarlyFull(peer));
-        }
-        result
-    }
-
-    fn invisible(&self, peer: PeerIdx, imm: Imm, why: &str) {
-        self.log(40, format!("an arrival of imm {} is not counted, for its bytes are not visible: {why}", imm.value()));
-        let name = self.peer(peer).map_or_else(String::new, |peer| peer.address.to_string());
-        if self.counters.invisible(peer, &name, imm).is_err() {
-            self.push_event(Event::EarlyFull(peer));
-        }
-    }
-
-    fn missed(&self, peer: PeerIdx, why: &str) {
-        let Some(peer) = self.peer(peer) else { return };
-        self.log(40, format!("counts of {} may lack arrivals: {why}", peer.address));
-        self.counters.missed(peer.idx, peer.address.engine, &peer.address.to_string());
-    }
-
-    fn message(&self, peer: PeerIdx, bytes: Vec<u8>) -> std::result::Result<(), Refusal> {
-        if bytes.len() > self.config.max_message_bytes as usize {
-            return Err(Refusal::TooLarge);
-        }
-        let source = self.peer(peer).ok_or(Refusal::Closing)?.address.clone();
-        self.messages.push(peer, Message { data: bytes, source })?;
-        self.doorbell.notify();
-        Ok(())
-    }
-
-    fn control(&self, peer: PeerIdx, bytes: &[u8]) {
-        self.push_event(Event::Control(peer, bytes.to_vec()));
-    }
-
-    fn heard(&self, peer: PeerIdx) {
-        if let Some(peer) = self.peers.known().by_idx.get(&peer) {
-            peer.heard(self.clock.now_ns());
-        }
-    }
-
-    fn broken(&self, peer: PeerIdx, channel: u8, why: &str) {
-        self.push_event(Event::Broken(peer, channel, why.to_owned()));
-    }
-
-    fn overrun(&self, peer: PeerIdx, why: &str) {
-        self.push_event(Event::Overrun(peer, why.to_owned()));
-    }
-
-    fn exited(&self, peer: PeerIdx) {
-        self.push_event(Event::Exited(peer));
     }
 }
 

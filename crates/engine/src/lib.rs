@@ -28,6 +28,7 @@
 //! are visible; every wait has a deadline; a dead peer fails what concerns it
 //! and nothing else.
 
+mod arrivals;
 mod backoff;
 mod base;
 mod calls;

@@ -14,8 +14,9 @@ use anyfabric_transports::sys::{Interest, Poller, Ready};
 use anyfabric_transports::{libfabric, verbs, Clock, ControlPath, Failure, Sink};
 use anyfabric_wire::{NicLibrary, Rails};
 
+use crate::arrivals::Arrivals;
 use crate::base::Base;
-use crate::driver::{HANDSHAKE, NICS, NIC_ANNOUNCEMENTS};
+use crate::driver::{Driver, HANDSHAKE, NICS, NIC_ANNOUNCEMENTS};
 use crate::inner::{lock, nanos, Inner};
 use crate::peer::{Peer, Phase};
 use crate::placement::Placement;
@@ -209,6 +210,11 @@ impl Inner {
             // SAFETY: the group keeps it open for as long as the engine lives.
             self.poller.remove(&unsafe { BorrowedFd::borrow_raw((event.token >> 8) as RawFd) });
         }
+    }
+
+    /// From now on descriptors announce what comes; false when some NIC promises no event.
+    pub(crate) fn arm_nics(&self, driver: &Driver) -> bool {
+        self.groups.arm(&Arrivals { inner: self, recent: &driver.recent })
     }
 
     /// Begins to make a path over NICs, by the first library that may serve;

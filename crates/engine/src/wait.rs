@@ -338,7 +338,7 @@ impl Inner {
         presence.user_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_blocked(Blocked::Driver);
         self.doorbell.reset_patience();
-        let is_armed = self.groups.arm(self);
+        let is_armed = self.arm_nics(&driver);
         // NICs that promise no event are the worker's, which looks at them again and again.
         if !self.poll_links(&mut driver) && is_armed && !done() {
             self.doorbell.set_patience(patience);

@@ -201,6 +201,11 @@ impl Inner {
 
     pub(crate) const fn start_worker(&self) {}
 
+    /// No NIC.
+    pub(crate) const fn arm_nics(&self, _driver: &Driver) -> bool {
+        true
+    }
+
     #[track_caller]
     pub(crate) fn poll_links(&self, driver: &mut Driver) -> bool {
         let mut has_moved = false;
@@ -298,10 +303,6 @@ impl Counters {
 pub(crate) struct Groups;
 
 impl Groups {
-    pub(crate) const fn arm(&self, _inner: &Inner) -> bool {
-        true
-    }
-
     pub(crate) const fn must_be_polled(&self) -> bool {
         false
     }

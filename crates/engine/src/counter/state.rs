@@ -41,6 +41,13 @@ impl State {
         }
     }
 
+    /// Whether an arrival of `imm` is for it. One that overtakes its end came before it.
+    #[inline]
+    pub(super) fn counts(&self, imm: Imm) -> bool {
+        // ORDERING: the end alone.
+        self.imm == imm && !self.closed.load(Ordering::Acquire)
+    }
+
     #[inline]
     pub(crate) fn value(&self) -> u64 {
         // ORDERING: acquire the bytes; partner: `add`. Sequentially consistent because a sleeper looks here

@@ -105,7 +105,7 @@ impl Inner {
         self.presence.set_next_tick(driver.next_tick_ns());
         self.presence.worker_blocked.store(true, Ordering::SeqCst);
         self.doorbell.set_blocked(Blocked::Worker);
-        let is_armed = self.groups.arm(self);
+        let is_armed = self.arm_nics(&driver);
         let timeout = if self.poll_links(&mut driver) || self.presence.is_stopped() {
             Duration::ZERO
         } else {
