@@ -1,12 +1,12 @@
 //! The engine: what moves bytes between processes.
 
 use std::any::Any;
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 use anyfabric_plan::{Extents, PageList};
-use anyfabric_transports::{Inline, Region as Memory};
+use anyfabric_transports::{try_lock, Inline, Region as Memory};
 use anyfabric_wire::{Address, Imm};
 
 use crate::checks::{check_alike, check_imm, check_pages};
@@ -27,7 +27,10 @@ use crate::{Code, Config, Error, Message, Region, Result};
 /// Closed on drop.
 pub struct Engine {
     pub(crate) inner: Arc<Inner>,
+    /// Held by whoever closes the engine, until all of it is closed.
     worker: Mutex<Option<JoinHandle<()>>>,
+    worker_id: Option<ThreadId>,
+    closer_id: OnceLock<ThreadId>,
 }
 
 /// How a write is to be made.
@@ -63,11 +66,12 @@ impl Engine {
             .spawn(move || shared.work())
             .map_err(|error| Error::system("the worker thread", &error).during("start"))?;
         inner.presence.set_worker(worker.thread().clone());
-        Ok(Self { inner, worker: Mutex::new(Some(worker)) })
+        let worker_id = Some(worker.thread().id());
+        Ok(Self { inner, worker: Mutex::new(Some(worker)), worker_id, closer_id: OnceLock::new() })
     }
 
     pub(crate) const fn without_worker(inner: Arc<Inner>) -> Self {
-        Self { inner, worker: Mutex::new(None) }
+        Self { inner, worker: Mutex::new(None), worker_id: None, closer_id: OnceLock::new() }
     }
 
     /// Where this engine is reached.
@@ -265,20 +269,24 @@ impl Engine {
 
     /// Stops taking work, waits for what is under way until the timeout, fails
     /// the rest with `Closed`, and frees everything. Idempotent, from any
-    /// thread.
+    /// thread: a second one returns when the first does.
     pub fn close(&self, timeout: Duration) {
         if self.inner.check_fork().is_err() {
             return;
         }
+        let this = std::thread::current().id();
+        let is_worker = self.worker_id == Some(this);
+        // What is dropped or told meanwhile may come back here, and the worker is waited for.
+        let may_wait = !is_worker && self.closer_id.get() != Some(&this);
+        let Some(mut worker) = (if may_wait { Some(lock(&self.worker)) } else { try_lock(&self.worker) }) else {
+            return;
+        };
         if self.inner.set_closed() {
+            let _ = self.closer_id.set(this);
             self.inner.finish(timeout);
         }
-        // A second caller waits for the first here.
-        let mut worker = lock(&self.worker);
-        if let Some(worker) = worker.take() {
-            if worker.thread().id() != std::thread::current().id() {
-                let _ = worker.join();
-            }
+        if let Some(worker) = worker.take_if(|_| !is_worker) {
+            let _ = worker.join();
         }
         self.inner.stop_listening();
     }
