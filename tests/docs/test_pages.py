@@ -7,6 +7,7 @@ import functools
 import itertools
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -27,12 +28,15 @@ PAGES = sorted({page for folder in FOLDERS for page in ROOT.glob(folder)})
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`((?:make|anyfabric|cargo|python3?|\.venv/bin/python) [^`\n]+)`")
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+RUST_EXAMPLES = sorted(ROOT.glob("examples/*.rs"))
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "python").with_suffix("").parts).removesuffix(".__init__")
     for path in ROOT.glob("python/**/*.py")
     if ">>> " in path.read_text(encoding="utf-8")
 )
 TIMEOUT_S = 50
+# Where the tests in Rust did not run before.
+COMPILE_S = 600
 
 
 def blocks(language):
@@ -56,8 +60,8 @@ def commands():
     return [pytest.param(words, id=f"{name}: {' '.join(words)[:50]}") for words, name in found.items()]
 
 
-def run(arguments, folder):
-    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S)
+def run(arguments, folder, timeout_s=TIMEOUT_S):
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=timeout_s)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -94,7 +98,8 @@ def test_commands_exist(words):
         crate = ROOT / "crates" / given["-p"].removeprefix("anyfabric-")
         for option, folder in (("--test", "tests"), ("--bench", "benches"), ("--example", "examples")):
             if name := given.get(option):
-                assert [path for path in (crate / folder).glob(f"{name}*") if path.stem == name]
+                found = [*(crate / folder).glob(f"{name}*"), *ROOT.glob(f"examples/{name}.rs")]
+                assert [path for path in found if path.stem == name]
     elif "-m" in given:
         module = Path(*given["-m"].split("."))
         files = (module.with_suffix(".py"), module / "__main__.py")
@@ -116,7 +121,16 @@ def test_examples(example, tmp_path):
     run([sys.executable, str(example)], tmp_path)
 
 
+@pytest.mark.timeout(COMPILE_S)
+@pytest.mark.skipif(shutil.which("cargo") is None, reason="cargo is missing")
+@pytest.mark.parametrize("example", RUST_EXAMPLES, ids=lambda path: path.name)
+def test_rust_examples(example):
+    command = ["cargo", "run", "--quiet", "-p", "anyfabric-engine", "--example", example.stem]
+    assert "received 4194304 bytes" in run(command, ROOT, COMPILE_S)
+
+
 def test_every_kind_of_documentation_was_found():
     assert MODULES
     assert EXAMPLES
+    assert RUST_EXAMPLES
     assert {page.name for page in PAGES} >= {"README.md", "CONTRIBUTING.md", "benchmarks.md", "doctor.md"}
