@@ -124,8 +124,14 @@ impl Config {
         if let Some(fault) = self.verbs.fault().or_else(|| self.libfabric.fault()) {
             return fail(fault);
         }
-        if self.queue_depth == 0 || self.heartbeats_lost == 0 || self.heartbeat.is_zero() {
-            return fail("queue_depth, heartbeats_lost and heartbeat must not be zero".into());
+        if self.queue_depth == 0 {
+            return fail("queue_depth is 0, expected 1 or more".into());
+        }
+        if self.heartbeats_lost == 0 {
+            return fail("heartbeats_lost is 0, expected 1 or more".into());
+        }
+        if self.heartbeat.is_zero() {
+            return fail("heartbeat is 0 s, expected more".into());
         }
         if self.max_message_bytes > Config::MAX_MESSAGE_BYTES {
             let limit = Config::MAX_MESSAGE_BYTES;

@@ -26,3 +26,17 @@ fn an_empty_secret_is_none() {
         (Code::InvalidArgument, "the secret is empty; give none, or one of some bytes")
     );
 }
+
+#[test]
+fn a_setting_that_must_not_be_zero_is_named() {
+    let config = Config::default;
+    let refused = [
+        (Config { queue_depth: 0, ..config() }, "queue_depth is 0, expected 1 or more"),
+        (Config { heartbeats_lost: 0, ..config() }, "heartbeats_lost is 0, expected 1 or more"),
+        (Config { heartbeat: Duration::ZERO, ..config() }, "heartbeat is 0 s, expected more"),
+    ];
+    for (config, told) in refused {
+        let error = Engine::new(config).unwrap_err();
+        assert_eq!((error.code, error.message.as_str()), (Code::InvalidArgument, told));
+    }
+}
