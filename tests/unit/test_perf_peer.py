@@ -55,6 +55,13 @@ def test_a_client_that_says_so_comes_again_for_what_is_left(engine, peer):
         assert serve(engine) == ([clients[0], "client is done", clients[1], "client is done"], True)
 
 
+def test_a_client_that_said_so_and_is_gone_was_the_one(engine, peer, monkeypatch):
+    monkeypatch.setattr(perf_peer, "WAIT_S", 0)
+    ask(peer, engine, b'{"do": "bye", "more": true}')
+    reports, ended = serve(engine)
+    assert (reports[1:], ended) == (["client is done", "client did not come again"], True)
+
+
 def test_a_client_that_is_gone_before_its_answer_was_the_one(engine):
     client = af.Engine()
     ask(client, engine, b'{"do": "check"}')

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +47,16 @@ class Peer:
         self._report = report
         self._client: af.Address | None = None
         self._num_served = 0
+        # When to give up a client that said it comes again.
+        self._comes_by_s = math.inf
         self._end: End | None = None
 
     def serve(self, *, once: bool, alive: Callable[[], bool] = lambda: True) -> None:
         """Answer requests until told to stop.
 
         Args:
-            once: Return after the first client's last `bye`, or its loss.
+            once: Return after the first client's last `bye`, or its loss; also when it said that it comes
+                again, and did not.
             alive: Asked every second; False ends the service.
         """
         while not (once and self._num_served) and alive():
@@ -59,6 +64,8 @@ class Peer:
                 message = self._engine.receive(timeout_s=POLL_S)
             except af.WaitTimeout:
                 self._forget_if_lost()
+                if self._client is None and time.monotonic() > self._comes_by_s:
+                    self._forget("did not come again")
                 continue
             # Whoever said `bye` may have gone since.
             if message.source != self._client:
@@ -144,6 +151,7 @@ class Peer:
         self._report(f"client {why}")
         self._client = None
         self._num_served += not more
+        self._comes_by_s = time.monotonic() + WAIT_S if more else math.inf
 
     def _refuse(self, stranger: af.Address, why: str) -> None:
         """Answer who is not served, and do not wait: it may be gone."""
