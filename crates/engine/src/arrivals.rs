@@ -4,7 +4,7 @@ use anyfabric_transports::sys::Ready;
 use anyfabric_transports::{Link, PeerIdx, Sink};
 use anyfabric_wire::{Imm, Refusal};
 
-use crate::counter::Recent;
+use crate::counter::AtHand;
 use crate::driver::{Driver, LOCAL_CHANNELS};
 use crate::events::Event;
 use crate::inner::Inner;
@@ -13,7 +13,7 @@ use crate::messages::Message;
 /// Where links report what arrives.
 pub(crate) struct Arrivals<'d> {
     pub(crate) inner: &'d Inner,
-    pub(crate) recent: &'d Recent,
+    pub(crate) at_hand: &'d AtHand,
 }
 
 impl Inner {
@@ -21,7 +21,7 @@ impl Inner {
     pub(crate) fn ready_link(&self, driver: &Driver, idx: u32, event: Ready) {
         let Some(peer) = driver.live_peer(idx).cloned().or_else(|| self.peer(idx)) else { return };
         let channel = (event.token & 0xff) as u8;
-        let arrivals = Arrivals { inner: self, recent: &driver.recent };
+        let arrivals = Arrivals { inner: self, at_hand: &driver.at_hand };
         match peer.shm() {
             Some(shm) if channel >= LOCAL_CHANNELS => shm.ready(channel, event, &arrivals),
             _ => peer.base.ready(channel, event, &arrivals),
@@ -31,7 +31,7 @@ impl Inner {
 
 impl Sink for Arrivals<'_> {
     fn arrived(&self, peer: PeerIdx, imm: Imm, quarters: u64) -> std::result::Result<(), Refusal> {
-        let result = self.inner.counters.add(self.recent, peer, imm, quarters);
+        let result = self.inner.counters.add(self.at_hand, peer, imm, quarters);
         if result.is_err() {
             self.inner.push_event(Event::EarlyFull(peer));
         }

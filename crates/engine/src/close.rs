@@ -70,7 +70,7 @@ impl Inner {
         driver.under_way.iter().for_each(|(ticket, _)| ticket.fail(Failure::Closed));
         for peer in self.peers() {
             for link in peer.links() {
-                link.poll(&Arrivals { inner: self, recent: &driver.recent });
+                link.poll(&Arrivals { inner: self, at_hand: &driver.at_hand });
             }
         }
         self.presence.set_turned_last();

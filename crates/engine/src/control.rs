@@ -231,7 +231,7 @@ impl Inner {
                 shm.forget_socket(&self.poller);
             }
             // It may have said goodbye before that.
-            let arrivals = Arrivals { inner: self, recent: &driver.recent };
+            let arrivals = Arrivals { inner: self, at_hand: &driver.at_hand };
             peer.base.ready(0, Ready { token: 0, readable: true, writable: false, is_over: false }, &arrivals);
             return self.push_event(Event::Parted(peer.idx, why.to_owned()));
         }

@@ -147,12 +147,12 @@ pub(crate) struct Counters {
     num_waiters: AtomicUsize,
 }
 
-/// Those that arrivals were for lately, each at the place of its imm, in the hands of whoever drives: what is found here
-/// costs no look at what others may change.
+/// Counters that arrivals were for lately, each at the place of its imm, in the hands of whoever drives: what is found
+/// here costs no look at what others may change.
 #[derive(Default)]
-pub(crate) struct Recent([Cell<Option<Arc<State>>>; NUM_AT_HAND]);
+pub(crate) struct AtHand([Cell<Option<Arc<State>>>; NUM_AT_HAND]);
 
-impl Recent {
+impl AtHand {
     #[inline]
     fn place(&self, imm: Imm) -> &Cell<Option<Arc<State>>> {
         &self.0[imm.value() as usize % NUM_AT_HAND]
@@ -244,12 +244,12 @@ impl Counters {
     #[inline]
     pub(crate) fn add(
         &self,
-        recent: &Recent,
+        at_hand: &AtHand,
         peer: PeerIdx,
         imm: Imm,
         quarters: u64,
     ) -> std::result::Result<(), Refusal> {
-        let place = recent.place(imm);
+        let place = at_hand.place(imm);
         let known = place.take().filter(|it| it.counts(imm));
         if let Some(state) = known.or_else(|| self.recent(imm).load_full().filter(|it| it.counts(imm))) {
             if let Some(whole) = state.fractions.whole(peer, quarters) {

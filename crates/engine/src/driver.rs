@@ -13,7 +13,7 @@ use anyfabric_wire::handshake::Purpose;
 use anyfabric_wire::{Control, Imm};
 
 use crate::arrivals::Arrivals;
-use crate::counter::Recent;
+use crate::counter::AtHand;
 use crate::events::Event;
 use crate::inner::{nanos, Inner};
 use crate::join::Join;
@@ -34,7 +34,7 @@ pub(crate) struct Driver {
     /// Immediates that peers want back, to be answered once none is under way.
     pub(crate) retires: Vec<(Arc<Peer>, Imm)>,
     pub(crate) under_way: UnderWay,
-    pub(crate) recent: Recent,
+    pub(crate) at_hand: AtHand,
     /// That ever came.
     pub(crate) num_heartbeats: usize,
     /// The listener is not watched: descriptors had run out.
@@ -76,7 +76,7 @@ impl Driver {
             releases: Vec::new(),
             retires: Vec::new(),
             under_way: UnderWay::default(),
-            recent: Recent::default(),
+            at_hand: AtHand::default(),
             num_heartbeats: 0,
             listener_rests: false,
             next_id: 0,
@@ -163,7 +163,7 @@ impl Inner {
         }
         let first_deadline_ns = driver.under_way.take(&self.rings);
         driver.expect(first_deadline_ns);
-        let arrivals = Arrivals { inner: self, recent: &driver.recent };
+        let arrivals = Arrivals { inner: self, at_hand: &driver.at_hand };
         let mut moved = false;
         driver.awaits_room = false;
         for idx in 0..driver.peers.len() {

@@ -178,7 +178,7 @@ mod tests {
     use anyfabric_transports::Doorbell;
 
     use super::*;
-    use crate::counter::{Counters, Recent};
+    use crate::counter::{AtHand, Counters};
 
     fn counters() -> Counters {
         Counters::new(Arc::new(Doorbell::private().unwrap()))
@@ -194,7 +194,7 @@ mod tests {
         let imms = |peer| peer * MAX_EARLY..(peer + 1) * MAX_EARLY;
         peers
             .map(|peer| {
-                imms(peer).filter(|value| counters.add(&Recent::default(), peer, imm(*value), 4).is_ok()).count()
+                imms(peer).filter(|value| counters.add(&AtHand::default(), peer, imm(*value), 4).is_ok()).count()
             })
             .sum()
     }
@@ -219,7 +219,7 @@ mod tests {
         let counters = counters();
         assert_eq!(fill(&counters, 0..PEERS + 2), MAX_EARLY_OF_ALL);
         assert!(!counters.early(|early| early.has_room(PEERS + 9)));
-        assert_eq!(counters.add(&Recent::default(), PEERS + 9, imm(1 << 28), 4), Err(Refusal::Full));
+        assert_eq!(counters.add(&AtHand::default(), PEERS + 9, imm(1 << 28), 4), Err(Refusal::Full));
         // What was kept is whole, and what was not is told.
         assert_eq!(open(&counters, 0).unwrap(), 1);
         for value in [PEERS * MAX_EARLY, 1 << 28] {
@@ -228,8 +228,8 @@ mod tests {
             assert!(error.message.contains(&format!("{MAX_EARLY_OF_ALL} of all")), "{error}");
         }
         // One was taken, so there is room for one.
-        assert_eq!(counters.add(&Recent::default(), PEERS + 9, imm(1 << 28 | 1), 4), Ok(()));
-        assert_eq!(counters.add(&Recent::default(), PEERS + 9, imm(1 << 28 | 2), 4), Err(Refusal::Full));
+        assert_eq!(counters.add(&AtHand::default(), PEERS + 9, imm(1 << 28 | 1), 4), Ok(()));
+        assert_eq!(counters.add(&AtHand::default(), PEERS + 9, imm(1 << 28 | 2), 4), Err(Refusal::Full));
     }
 
     #[test]

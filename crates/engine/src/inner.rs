@@ -14,7 +14,7 @@ use anyfabric_wire::handshake::Host;
 use anyfabric_wire::{Address, Control, EngineId, Imm};
 
 use crate::arrivals::Arrivals;
-use crate::counter::{Counters, Recent};
+use crate::counter::{AtHand, Counters};
 use crate::driver::{Driver, Listeners, LISTENER, LOCAL_LISTENER, WAKE};
 use crate::events::{Event, EventLog};
 use crate::meet::random;
@@ -274,7 +274,7 @@ impl Inner {
             return;
         }
         // What the peer had published before its end still counts: answers that overtook each other on two ways.
-        let arrivals = Arrivals { inner: self, recent: &Recent::default() };
+        let arrivals = Arrivals { inner: self, at_hand: &AtHand::default() };
         for link in peer.links() {
             for _ in 0..LAST_TURNS {
                 if !link.poll(&arrivals) {

@@ -214,7 +214,7 @@ impl Inner {
 
     /// From now on descriptors announce what comes; false when some NIC promises no event.
     pub(crate) fn arm_nics(&self, driver: &Driver) -> bool {
-        self.groups.arm(&Arrivals { inner: self, recent: &driver.recent })
+        self.groups.arm(&Arrivals { inner: self, at_hand: &driver.at_hand })
     }
 
     /// Begins to make a path over NICs, by the first library that may serve;
