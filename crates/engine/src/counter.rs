@@ -448,3 +448,28 @@ impl Table {
 /// sequence, so as many that are open at a time do not collide.
 const NUM_RECENT: usize = 256;
 const NUM_AT_HAND: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever drives still has the one that was closed, and that of another imm in its place.
+    #[test]
+    fn an_arrival_counts_where_its_imm_is_open() {
+        let counters = Counters::new(Arc::new(Doorbell::private().unwrap()));
+        let at_hand = AtHand::default();
+        let arrives = |imm| assert_eq!(counters.add(&at_hand, 1, imm, 4), Ok(()));
+        let open = |imm| counters.open(Some(imm), Vec::new(), |_| String::new()).unwrap();
+        let [imm, other] = [7, 7 + NUM_AT_HAND as u32].map(|value| Imm::new(value).unwrap());
+        let (first, beside) = (open(imm), open(other));
+        (0..3).for_each(|_| arrives(imm));
+        arrives(other);
+        arrives(imm);
+        counters.close(&first);
+        // Kept for the next, although the first is at hand.
+        arrives(imm);
+        let second = open(imm);
+        arrives(imm);
+        assert_eq!([first.value(), second.value(), beside.value()], [4, 2, 1]);
+    }
+}
