@@ -54,7 +54,8 @@ pub trait Nic: Send + 'static {
         None
     }
 
-    /// Acts on what was announced by the last look. Rails that break are told at the next poll.
+    /// Acts on what was announced by the last look, and tries again what its device refused. Rails that break are told at
+    /// the next poll.
     fn heed(&mut self) {}
 
     // ---- rails ---------------------------------------------------------------------------------

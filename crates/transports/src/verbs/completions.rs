@@ -118,7 +118,7 @@ impl VerbsNic {
         };
         if let Err(error) = posted {
             // The queue is as deep as what is posted, so this is a device that is short of something, or gone. The next
-            // arrival tries again.
+            // arrival tries again, or the next look at the port.
             log::error!("{error}");
         }
         if let (Some(rail), true) = (rail, wc.status != 0 && wc.status != sys::WC_WR_FLUSH_ERR) {

@@ -251,6 +251,9 @@ impl Nic for VerbsNic {
                 }
             }
         }
+        // That the device refused was said when it did so first.
+        let _ = self.imms.make_up();
+        let _ = self.messages.make_up();
     }
 
     fn open(&mut self) -> Result<RailIdx, NicError> {

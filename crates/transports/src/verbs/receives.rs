@@ -116,6 +116,15 @@ impl ImmReceives {
         self.refill()
     }
 
+    /// Posts what was refused before, for perhaps nothing arrives any more with which it would be posted.
+    pub(super) fn make_up(&mut self) -> Result<(), NicError> {
+        while self.used >= REFILL {
+            self.used -= REFILL;
+            self.refill()?;
+        }
+        Ok(())
+    }
+
     #[cold]
     fn refill(&mut self) -> Result<(), NicError> {
         let first = self.template.as_mut_ptr();
@@ -174,6 +183,11 @@ impl MessageBuffers {
     /// A receive buffer may be used again.
     pub(super) fn give_back(&mut self, idx: usize) -> Result<(), NicError> {
         self.used.push(idx);
+        self.make_up()
+    }
+
+    /// Posts what waits for that, if it is enough.
+    pub(super) fn make_up(&mut self) -> Result<(), NicError> {
         if self.used.len() < Self::RECEIVES / 8 {
             return Ok(());
         }

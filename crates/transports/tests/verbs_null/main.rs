@@ -104,6 +104,7 @@ fn the_verbs_nic_without_hardware() {
     messages::a_message_finds_no_receive();
     messages::a_receive_fails();
     messages::receives_that_are_refused_are_posted_later();
+    messages::receives_come_back_when_none_is_left();
     faults::a_nic_that_talks_nonsense();
     queues::a_short_queue_of_completions_is_shared();
     posting::chains_are_posted_at_once();

@@ -108,3 +108,19 @@ pub(crate) fn receives_that_are_refused_are_posted_later() {
     let left = [arrive(pairs[0], 1), message(pairs[1], 0, b"")];
     assert!(left[0] >= 8192 - 2 * 64 && left[1] >= 128 - 2 * 16, "{left:?}");
 }
+
+/// So long that none is left: nothing arrives any more with which the next ones could be posted.
+pub(crate) fn receives_come_back_when_none_is_left() {
+    let (mut nic, rails, _memory) = nic(1);
+    let pairs = [number(&nic, rails[0], WRITES_AT), number(&nic, rails[0], MESSAGES_AT)];
+    let mut seen = Seen::default();
+    knob(Knob::RefusesReceives, Some(1));
+    while arrive(pairs[0], 1) >= 0 {}
+    while message(pairs[1], 0, b"") >= 0 {}
+    while nic.poll(&mut seen) {}
+    nic.heed();
+    assert_eq!([arrive(pairs[0], 1), message(pairs[1], 0, b"")], [-1, -1]);
+    knob(Knob::RefusesReceives, Some(0));
+    nic.heed();
+    assert_eq!([arrive(pairs[0], 1), message(pairs[1], 0, b"")], [8191, 127], "as many as at first");
+}
