@@ -93,7 +93,7 @@ impl Schedule {
             calm();
             for transfer in sent.iter().map(|sent| &sent.transfer).chain(messages.iter().map(|(transfer, _)| transfer))
             {
-                let _ = transfer.wait(None);
+                let _ = transfer.wait(Some(LONG));
                 transfer.wait_quiesced(Some(LONG)).unwrap();
             }
             eventually("all rails stand", || self.here.path(self.there.address()).state == "ready");
