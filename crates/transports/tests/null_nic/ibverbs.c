@@ -217,7 +217,8 @@ static void complete(struct null_qp *qp) {
 }
 
 static int poll_cq(struct null_cq *cq, int count, struct wc *wcs) {
-  if (knobs.breaks_queues >> device_of(cq->cq.context) & 1) {
+  // The baseline polls a queue of no device.
+  if (knobs.breaks_queues && knobs.breaks_queues >> device_of(cq->cq.context) & 1) {
     __atomic_fetch_and(&knobs.breaks_queues, ~(1l << device_of(cq->cq.context)), __ATOMIC_SEQ_CST);
     cq->is_broken = 1;
   }
