@@ -37,6 +37,8 @@ pub(crate) struct PeerTable {
 pub(crate) struct Known {
     /// A barrier looks for each of its peers. Names are theirs to choose, so the hash is keyed.
     by_engine: HashMap<EngineId, Arc<Peer>, RandomState>,
+    /// The same, in the order in which they came, which is mostly that of a barrier.
+    in_order: Vec<(EngineId, Arc<Peer>)>,
     pub(crate) by_idx: BTreeMap<PeerIdx, Arc<Peer>>,
     /// Of those, the lost ones, oldest first.
     lost: VecDeque<PeerIdx>,
@@ -55,6 +57,7 @@ impl PeerTable {
         let _guard = lock(&self.change);
         let mut known = Known::clone(&self.known.load());
         let result = change(&mut known);
+        known.list_in_order();
         self.known.store(Arc::new(known));
         result
     }
@@ -69,6 +72,25 @@ impl Known {
     #[inline]
     pub(crate) fn find(&self, engine: EngineId) -> Option<&Arc<Peer>> {
         self.by_engine.get(&engine)
+    }
+
+    /// As [`Known::find`]; `next` is the place of whoever came after the last that was found.
+    #[inline]
+    pub(crate) fn find_next(&self, engine: EngineId, next: &mut usize) -> Option<&Arc<Peer>> {
+        if let Some((_, peer)) = self.in_order.get(*next).filter(|(known, _)| *known == engine) {
+            *next += 1;
+            return Some(peer);
+        }
+        let peer = self.find(engine)?;
+        *next = self.in_order.partition_point(|(_, other)| other.idx <= peer.idx);
+        Some(peer)
+    }
+
+    fn list_in_order(&mut self) {
+        let Self { by_engine, by_idx, in_order, .. } = self;
+        let is_listed = |peer: &&Arc<Peer>| by_engine.get(&peer.address.engine).is_some_and(|it| it.idx == peer.idx);
+        in_order.clear();
+        in_order.extend(by_idx.values().filter(is_listed).map(|peer| (peer.address.engine, Arc::clone(peer))));
     }
 
     /// Those that are not lost, in the order of their numbers.

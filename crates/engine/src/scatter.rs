@@ -158,7 +158,8 @@ impl Engine {
         let mut entry = inner.rings.draft();
         let known = inner.peers.known();
         let mut at_hand = ArrayVec::<&Arc<Peer>, AT_HAND>::new();
-        for address in others() {
+        self.name_peers_again(&known, peers, &mut at_hand, &mut entry.recipients);
+        for address in others().skip(at_hand.len()) {
             match known.find(address.engine).filter(|peer| peer.takes(true)) {
                 Some(peer) => {
                     let _ = at_hand.try_push(peer);
@@ -187,6 +188,25 @@ impl Engine {
             inner.submit_legs(others().filter_map(find).map(signal), &of);
         }
         Ok(Transfer::pending(Arc::clone(inner), about, ticket))
+    }
+
+    /// Names the peers of a barrier up to the first that takes none, or in whose place another was named before; without
+    /// a call, as [`Engine::name_again`].
+    #[inline(never)]
+    fn name_peers_again<'k>(
+        &self,
+        known: &'k Known,
+        peers: &[Address],
+        at_hand: &mut ArrayVec<&'k Arc<Peer>, AT_HAND>,
+        recipients: &mut Recipients,
+    ) {
+        let mut next = 0;
+        for address in peers.iter().filter(|address| address.engine != self.inner.address.engine) {
+            let known = known.find_next(address.engine, &mut next).filter(|peer| peer.takes(true));
+            let again = known.filter(|peer| !at_hand.is_full() && recipients.add_again(&peer.operations, 0));
+            let Some(peer) = again else { break };
+            at_hand.push(peer);
+        }
     }
 
     /// As [`Engine::find`], of a peer whose route is not known, or is lost by now.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyfabric_engine::transports::loopback::Fault;
-use anyfabric_engine::{Code, Engine, Region, Transfer, WriteOptions};
+use anyfabric_engine::{Code, Counter, Engine, Region, Transfer, WriteOptions};
 
 use crate::world::{code, for_seeds, id, ms, peek, remote, World};
 
@@ -214,6 +214,26 @@ fn a_barrier_counts_once_a_participant() {
             world.run(ms(200));
             assert!(counters.iter().all(|counter| counter.value() == round * (engines.len() as u64 - 1)));
         }
+    });
+}
+
+#[test]
+fn a_barrier_reaches_whom_it_lists_in_any_order() {
+    for_seeds(60, |world| {
+        let here = world.engine();
+        let others: Vec<Engine> = (0..world.random.between(2, 6)).map(|_| world.engine()).collect();
+        let counters: Vec<_> = others.iter().map(|engine| engine.counter(Some(9), &[]).unwrap()).collect();
+        let mut due = vec![0; others.len()];
+        for _ in 0..8 {
+            let num_listed = world.random.between(1, 8);
+            let listed: Vec<_> =
+                (0..num_listed).map(|_| world.random.between(0, others.len() as u64 - 1) as usize).collect();
+            let addresses: Vec<_> = listed.iter().map(|idx| others[*idx].address().clone()).collect();
+            here.barrier(&addresses, 9, None).unwrap().wait(None).unwrap();
+            listed.iter().for_each(|idx| due[*idx] += 1);
+        }
+        world.run(ms(200));
+        assert_eq!(counters.iter().map(Counter::value).collect::<Vec<_>>(), due);
     });
 }
 
