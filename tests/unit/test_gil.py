@@ -180,3 +180,22 @@ def test_taking_memory_back(what):
     engine.close()
     writer.kill()
     writer.communicate()
+
+
+def test_a_daemon_thread_that_waits_at_the_end_does_no_harm():
+    """It hears that the engine is closed while the interpreter ends, which ended the process with SIGABRT."""
+    code = """if True:
+        import threading, anyfabric as af
+        engine = af.Engine()
+        def serve():
+            while True:
+                try:
+                    engine.receive(timeout_s=1)
+                except af.AnyFabricError:
+                    pass
+        for _ in range(4):
+            threading.Thread(target=serve, daemon=True).start()
+    """
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

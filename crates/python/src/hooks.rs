@@ -15,5 +15,21 @@ pub(crate) fn call<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     static HOOKS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
     let hooks = HOOKS.get_or_try_init(py, || py.import("anyfabric._hooks").map(Bound::unbind))?;
-    hooks.bind(py).getattr(name)?.call1(arguments)
+    let parks = ParksWhenUnwound;
+    let answer = hooks.bind(py).getattr(name).and_then(|hook| hook.call1(arguments));
+    std::mem::forget(parks);
+    answer
+}
+
+/// Python before 3.14 unwinds a daemon thread that wants the GIL once the
+/// interpreter ends, and Rust would abort the process for it: the thread sleeps
+/// until the process is gone.
+struct ParksWhenUnwound;
+
+impl Drop for ParksWhenUnwound {
+    fn drop(&mut self) {
+        while !std::thread::panicking() {
+            std::thread::park();
+        }
+    }
 }
