@@ -364,13 +364,13 @@ impl Counters {
     /// Closes a counter; returns the sources that must say that nothing with
     /// its imm is under way before it is handed out again.
     fn close(&self, state: &State) -> Vec<EngineId> {
-        // ORDERING: the swap alone decides who closes.
-        if state.closed.swap(true, Ordering::AcqRel) {
-            return Vec::new();
-        }
         let sources = state.lock().sources.clone();
         {
             let mut table = self.lock();
+            // ORDERING: the swap alone decides who closes; under the lock, for who finds it closed may open it again.
+            if state.closed.swap(true, Ordering::AcqRel) {
+                return Vec::new();
+            }
             table.by_imm.remove(&state.imm.value());
             table.fractions.forget(state.imm);
             let recent = self.recent(state.imm);
@@ -471,5 +471,20 @@ mod tests {
         let second = open(imm);
         arrives(imm);
         assert_eq!([first.value(), second.value(), beside.value()], [4, 2, 1]);
+    }
+
+    /// Whoever finds it closed, by whichever thread, may open it again.
+    #[test]
+    fn what_is_closed_is_out_of_the_table() {
+        let counters = Counters::new(Arc::new(Doorbell::private().unwrap()));
+        let state = counters.open(Imm::new(7), Vec::new(), |_| String::new()).unwrap();
+        std::thread::scope(|scope| {
+            let table = counters.lock();
+            scope.spawn(|| counters.close(&state));
+            std::thread::sleep(Duration::from_millis(50));
+            let is_closed = state.closed.load(Ordering::Relaxed);
+            assert!(!is_closed || !table.by_imm.contains_key(&7), "it says that it is closed, and is in the table");
+        });
+        assert!(state.closed.load(Ordering::Relaxed) && counters.lock().by_imm.is_empty());
     }
 }
