@@ -61,7 +61,7 @@ models!(fractions: a_whole_is_made_once, peers_have_places_of_their_own; needs &
 ]);
 
 models!(ring: entries_come_whole, payload_is_kept_until_read; needs &[
-    "push: stamp.swap(self.tail.wrapping_add(1), Ordering::SeqCst);",
+    "publish: stamp.swap(self.tail.wrapping_add(1), Ordering::SeqCst);",
     "has_news: entry_at(&self.memory, self.head)[0].load(Ordering::Acquire) == self.head.wrapping_add(1)",
     "publish_head: word(&self.memory, HEAD).store(self.head, Ordering::Release);",
     "refresh: let head = word(&self.memory, HEAD).load(Ordering::Acquire);",
