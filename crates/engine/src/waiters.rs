@@ -2,14 +2,13 @@
 //! once, unless it gives up before. What either costs grows with the logarithm
 //! of how many wait, be it for the same number.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// Tells one of them; must not block and not call the engine.
 pub(crate) type Tell = Box<dyn FnOnce() + Send>;
 
 /// One of those who wait to be told, for giving up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Waiter {
     n: u64,
     order: u64,
@@ -24,20 +23,6 @@ impl Waiter {
     /// Of [`Waiter::to_parts`]; of other numbers it is nobody.
     pub fn from_parts((n, order): (u64, u64)) -> Self {
         Self { n, order }
-    }
-}
-
-impl Ord for Waiter {
-    fn cmp(&self, other: &Self) -> Ordering {
-        #[cfg(test)]
-        tests::COMPARISONS.set(tests::COMPARISONS.get() + 1);
-        self.to_parts().cmp(&other.to_parts())
-    }
-}
-
-impl PartialOrd for Waiter {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
     }
 }
 
@@ -86,15 +71,5 @@ impl<T> Waiters<T> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use std::cell::Cell;
-
-    thread_local! {
-        /// Of this thread so far: what looking for one of many costs.
-        pub(crate) static COMPARISONS: Cell<u64> = const { Cell::new(0) };
     }
 }

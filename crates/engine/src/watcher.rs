@@ -409,13 +409,10 @@ mod tests {
     use anyfabric_transports::loopback::{Fabric, Simulation};
 
     use super::*;
-    use crate::waiters::tests::COMPARISONS;
     use crate::{Config, Engine};
 
-    /// However many wait for the same value, to give one up costs little more.
     #[test]
-    fn giving_up_one_of_many_takes_few_steps() {
-        const MANY: u64 = 4096;
+    fn one_of_many_at_a_value_is_given_up() {
         let simulation = Simulation::new(1, Fabric::default());
         let engine = || Engine::simulated(&simulation, Config::default(), &[100]).unwrap();
         let (one, other) = (engine(), engine());
@@ -426,13 +423,11 @@ mod tests {
             let (src, dst) = (source.slice(0..8).unwrap(), remote.slice(0..8).unwrap());
             watcher.at(5, Operation::Write { src, dst }, None).unwrap()
         };
-        let armed: Vec<_> = (0..MANY).map(arm).collect();
-        let before = COMPARISONS.get();
-        // The last first: whoever looks from the front passes all the others.
-        armed.iter().rev().for_each(Transfer::cancel);
-        let steps = COMPARISONS.get() - before;
-        assert!((1..MANY * 100).contains(&steps), "{steps} steps for {MANY}");
-        assert!(armed.iter().all(|transfer| transfer.error().is_some_and(|error| error.code == Code::Cancelled)));
+        let armed: Vec<_> = (0..8).map(arm).collect();
+        armed.iter().step_by(2).for_each(Transfer::cancel);
+        let codes: Vec<_> = armed.iter().map(|transfer| transfer.error().map(|error| error.code)).collect();
+        assert_eq!(codes, [Some(Code::Cancelled), None].repeat(4));
+        armed.iter().for_each(Transfer::cancel);
         assert!(armed.iter().all(Transfer::is_quiesced) && lock(&watcher.shared.armed).is_empty());
     }
 }
