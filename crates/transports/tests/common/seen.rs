@@ -1,5 +1,7 @@
 //! What a NIC reported, for tests of every library.
 
+use std::collections::HashMap;
+
 use anyfabric_transports::rdma::{Completions, Fault, RailIdx};
 
 /// Everything that a NIC reported.
@@ -29,7 +31,18 @@ impl Completions for Seen {
     }
 }
 
+// Not every test asks in both ways.
+#[allow(dead_code)]
 impl Seen {
+    /// How each batch ended, once or more often.
+    pub(crate) fn ended(&self) -> HashMap<u32, Vec<Result<(), Fault>>> {
+        let mut ended = HashMap::<_, Vec<_>>::new();
+        for (_, token, result) in &self.completed {
+            ended.entry(*token).or_default().push(*result);
+        }
+        ended
+    }
+
     /// How a batch ended.
     pub(crate) fn result(&self, token: u32) -> Option<Result<(), Fault>> {
         self.completed.iter().find(|(_, of, _)| *of == token).map(|(_, _, result)| *result)

@@ -1,5 +1,7 @@
 //! A request or a device that fails: what ends, what goes on, and what is not reported.
 
+use std::collections::HashMap;
+
 use crate::*;
 
 /// One request of many fails, each in turn and with every status: batches end once, other rails go on, and a rail that
@@ -36,12 +38,13 @@ pub(crate) fn every_failure_at_every_place() {
         knob(Knob::Status, Some(status));
         knob(Knob::Holds, Some(0));
         while nic.poll(&mut seen) {}
-        assert_eq!(seen.ended.len(), 30, "place {place}");
+        let ended = seen.ended();
+        assert_eq!(ended.len(), 30, "place {place}");
         let [(broken, why)] = seen.broken[..] else { panic!("place {place}: {:?}", seen.broken) };
         assert_eq!(why, fault);
         let mut failed = false;
         for token in 0..30 {
-            let ends = &seen.ended[&token];
+            let ends = &ended[&token];
             assert_eq!(ends.len(), 1, "batch {token} at place {place}");
             if owners[&token] != broken {
                 assert_eq!(ends[0], Ok(()), "another rail's");
@@ -75,13 +78,13 @@ pub(crate) fn what_the_device_does_not_take() {
     while nic.poll(&mut seen) {}
     nic.poll(&mut seen);
     assert_eq!(seen.broken, [(rails[0], Fault::Local(12))]);
-    assert_eq!(seen.ended[&1].len() + seen.ended[&2].len(), 2);
-    assert!(seen.ended[&2][0].is_err());
+    assert_eq!(seen.ended()[&1].len() + seen.ended()[&2].len(), 2);
+    assert!(seen.ended()[&2][0].is_err());
     assert_eq!(nic.send(rails[0], b"message", 3), Err(Fault::Local(12)));
     assert_eq!(nic.signal(rails[1], 1, 4), Ok(true));
     nic.flush(rails[1]).unwrap();
     while nic.poll(&mut seen) {}
-    assert_eq!(seen.ended[&4], [Ok(())]);
+    assert_eq!(seen.ended()[&4], [Ok(())]);
 
     // A batch of several chains ends wherever the device stops to take it: also when what it took is placed by then, and
     // nothing says so, for only the last was to be announced.
@@ -97,7 +100,7 @@ pub(crate) fn what_the_device_does_not_take() {
         while nic.poll(&mut seen) {}
         nic.poll(&mut seen);
         assert_eq!(seen.broken, [(rail, Fault::Local(12))]);
-        assert_eq!(seen.ended, HashMap::from([(5, vec![Err(Fault::Local(12))])]), "request {refused:?} is refused");
+        assert_eq!(seen.ended(), HashMap::from([(5, vec![Err(Fault::Local(12))])]), "request {refused:?} is refused");
         nic.close(rail);
     }
     knob(Knob::IsPrompt, Some(0));
@@ -121,7 +124,7 @@ pub(crate) fn held_back_until_closed() {
     let again = rail(&mut nic);
     assert_eq!(again, rails[0], "the number is used again");
     nic.poll(&mut seen);
-    assert!(seen.ended.is_empty() && seen.broken.is_empty());
+    assert!(seen.ended().is_empty() && seen.broken.is_empty());
     assert_eq!(nic.room(again), FULL);
     nic.fence(again);
     while nic.poll(&mut seen) {}
@@ -159,7 +162,7 @@ pub(crate) fn a_device_that_is_gone_is_fenced_all_the_same() {
     nic.fence(rails[0]);
     assert_eq!(arrive(number, 1), -1, "there is no queue pair for it");
     nic.poll(&mut seen);
-    assert_eq!(seen.ended, HashMap::from([1, 2].map(|token| (token, vec![Err(Fault::Flushed)]))));
+    assert_eq!(seen.ended(), HashMap::from([1, 2].map(|token| (token, vec![Err(Fault::Flushed)]))));
     assert_eq!(nic.post(rails[0], &batch(3)), Err(Fault::Flushed));
     nic.close(rails[0]);
     knob(Knob::IsGone, Some(0));
@@ -201,8 +204,8 @@ pub(crate) fn a_nic_that_talks_nonsense() {
         knob(Knob::Holds, Some(0));
         while nic.poll(&mut seen) {}
         nic.poll(&mut seen);
-        assert_eq!(seen.ended.len() as u32, posted);
-        assert!(seen.ended.values().all(|ends| ends.len() == 1), "{:?}", seen.ended);
+        assert_eq!(seen.ended().len() as u32, posted);
+        assert!(seen.ended().values().all(|ends| ends.len() == 1), "{:?}", seen.ended());
         for rail_idx in &mut rails {
             if random(4) == 0 || seen.broken.iter().any(|(broken, _)| broken == rail_idx) {
                 nic.close(*rail_idx);

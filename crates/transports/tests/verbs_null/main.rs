@@ -13,8 +13,8 @@ mod messages;
 mod null_nic;
 mod posting;
 mod queues;
-
-use std::collections::HashMap;
+#[path = "../common/seen.rs"]
+mod seen;
 
 use anyfabric_plan::Extent;
 use anyfabric_transports::rdma::{
@@ -22,32 +22,7 @@ use anyfabric_transports::rdma::{
 };
 use anyfabric_transports::verbs::{open, VerbsMemory, VerbsNic, VerbsSettings};
 use null_nic::{announce, arrive, knob, library, message, say, Knob};
-
-#[derive(Default)]
-struct Seen {
-    ended: HashMap<u32, Vec<Result<(), Fault>>>,
-    broken: Vec<(RailIdx, Fault)>,
-    arrived: Vec<(RailIdx, u32)>,
-    messages: Vec<(RailIdx, Vec<u8>)>,
-}
-
-impl Completions for Seen {
-    fn completed(&mut self, _rail: RailIdx, token: u32, result: Result<(), Fault>) {
-        self.ended.entry(token).or_default().push(result);
-    }
-
-    fn arrived(&mut self, rail: RailIdx, imm: u32) {
-        self.arrived.push((rail, imm));
-    }
-
-    fn message(&mut self, rail: RailIdx, message: &[u8]) {
-        self.messages.push((rail, message.to_vec()));
-    }
-
-    fn broken(&mut self, rail: RailIdx, why: Fault) {
-        self.broken.push((rail, why));
-    }
-}
+use seen::Seen;
 
 fn settings() -> VerbsSettings {
     VerbsSettings { library: Some(library().to_owned()), ..VerbsSettings::default() }

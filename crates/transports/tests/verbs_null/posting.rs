@@ -31,7 +31,7 @@ pub(crate) fn chains_are_posted_at_once() {
     assert_eq!((after.0 - before.0, after.1 - before.1), (1, 32));
     let mut seen = Seen::default();
     while nic.poll(&mut seen) {}
-    assert_eq!(seen.ended.len(), 8, "each batch ends, though one request asked for a completion");
+    assert_eq!(seen.ended().len(), 8, "each batch ends, though one request asked for a completion");
 }
 
 /// A request that goes alone is handed over at once, behind what is held back of its own rail and of no other.
@@ -48,7 +48,7 @@ pub(crate) fn one_goes_past_the_chain() {
     assert_eq!(nic.post_one(rails[0], &one(3)), Ok(true));
     assert_eq!(requests() - before, 9);
     while nic.poll(&mut seen) {}
-    assert!((1..4).all(|token| seen.ended[&token] == [Ok(())]));
+    assert!((1..4).all(|token| seen.ended()[&token] == [Ok(())]));
     // What the device does not take ends with a fault, behind what it took.
     knob(Knob::Holds, Some(1));
     assert_eq!(nic.post_one(rails[0], &one(4)), Ok(true));
@@ -59,8 +59,8 @@ pub(crate) fn one_goes_past_the_chain() {
     knob(Knob::Holds, Some(0));
     while nic.poll(&mut seen) {}
     nic.poll(&mut seen);
-    assert_eq!((seen.ended[&4].len(), seen.ended[&5].len(), seen.ended.contains_key(&6)), (1, 1, false));
-    assert!(seen.ended[&5][0].is_err());
+    assert_eq!((seen.ended()[&4].len(), seen.ended()[&5].len(), seen.ended().contains_key(&6)), (1, 1, false));
+    assert!(seen.ended()[&5][0].is_err());
     assert_eq!(seen.broken, [(rails[0], Fault::Local(libc::ENOMEM as u32))]);
     // As many as there is room for.
     knob(Knob::Holds, Some(1));

@@ -24,8 +24,8 @@ pub(crate) fn a_queue_that_breaks_ends_every_rail_and_is_renewed() {
         while nic.poll(&mut seen) {}
         seen.broken.sort_unstable_by_key(|(rail, _)| *rail);
         assert_eq!(seen.broken, rails.iter().map(|rail| (*rail, missed)).collect::<Vec<_>>());
-        assert_eq!(seen.ended.len(), 60);
-        assert!(seen.ended.values().all(|ends| *ends == [Err(missed)]), "{:?}", seen.ended);
+        assert_eq!(seen.ended().len(), 60);
+        assert!(seen.ended().values().all(|ends| *ends == [Err(missed)]), "{:?}", seen.ended());
         assert!(!nic.poll(&mut seen) && seen.broken.len() == 3, "once");
         assert_eq!(nic.post(rails[0], &batch(200)), Err(missed));
         // One is made before the others are closed.
@@ -43,7 +43,7 @@ pub(crate) fn a_queue_that_breaks_ends_every_rail_and_is_renewed() {
         let before = seen.broken.len();
         while nic.poll(&mut seen) {}
         assert_eq!(
-            (&seen.ended[&201][..], &seen.arrived[..], seen.broken.len()),
+            (&seen.ended()[&201][..], &seen.arrived[..], seen.broken.len()),
             (&[Ok(())][..], &[(rails[1], 1)][..], before)
         );
     }
@@ -120,8 +120,8 @@ pub(crate) fn what_a_device_announces() {
         }
         knob(Knob::Holds, Some(0));
         while nic.poll(&mut seen) | other.poll(&mut seen) {}
-        assert_eq!(seen.ended.len(), 4, "event {code}");
-        for (token, ends) in &seen.ended {
+        assert_eq!(seen.ended().len(), 4, "event {code}");
+        for (token, ends) in &seen.ended() {
             assert_eq!(ends[..], [faults[*token as usize % 2].map_or(Ok(()), Err)], "event {code}, {token}");
         }
         for rail in rails {
@@ -133,7 +133,7 @@ pub(crate) fn what_a_device_announces() {
             Ok(true)
         );
         while other.poll(&mut seen) {}
-        assert_eq!(seen.ended[&9], [Ok(())]);
+        assert_eq!(seen.ended()[&9], [Ok(())]);
         assert_eq!(knob(Knob::NumUnheeded, None), 0, "a queue pair with one cannot be destroyed");
     }
     announce(8, 0, DEVICE_FATAL);
