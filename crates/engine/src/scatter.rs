@@ -157,12 +157,12 @@ impl Engine {
         let mut about = About { operation: OPERATION, peer: None, region: None, nbytes: 0 };
         let mut entry = inner.rings.draft();
         let known = inner.peers.known();
-        let mut at_hand = ArrayVec::<&Arc<Peer>, AT_HAND>::new();
-        self.name_peers_again(&known, peers, &mut at_hand, &mut entry.recipients);
-        for address in others().skip(at_hand.len()) {
+        let mut found = ArrayVec::<&Arc<Peer>, MAX_FOUND>::new();
+        self.name_peers_again(&known, peers, &mut found, &mut entry.recipients);
+        for address in others().skip(found.len()) {
             match known.find(address.engine).filter(|peer| peer.takes(true)) {
                 Some(peer) => {
-                    let _ = at_hand.try_push(peer);
+                    let _ = found.try_push(peer);
                     entry.recipients.add(peer.idx, &peer.operations, 0);
                 }
                 None => {
@@ -180,8 +180,8 @@ impl Engine {
         let ticket = inner.begin(entry, order).map_err(|error| about.name(inner, error))?;
         let of = LegsOf { ticket: &ticket, source: None, imm, verify: false, num: num_parts };
         let signal = |peer| Towards { peer, target: None };
-        if at_hand.len() == num_parts {
-            inner.submit_legs(at_hand.into_iter().map(signal), &of);
+        if found.len() == num_parts {
+            inner.submit_legs(found.into_iter().map(signal), &of);
         } else {
             let known = inner.peers.known();
             let find = |address| self.find(&known, address, imm, &ticket);
@@ -197,15 +197,16 @@ impl Engine {
         &self,
         known: &'k Known,
         peers: &[Address],
-        at_hand: &mut ArrayVec<&'k Arc<Peer>, AT_HAND>,
+        found: &mut ArrayVec<&'k Arc<Peer>, MAX_FOUND>,
         recipients: &mut Recipients,
     ) {
         let mut next = 0;
         for address in peers.iter().filter(|address| address.engine != self.inner.address.engine) {
-            let known = known.find_next(address.engine, &mut next).filter(|peer| peer.takes(true));
-            let again = known.filter(|peer| !at_hand.is_full() && recipients.add_again(&peer.operations, 0));
-            let Some(peer) = again else { break };
-            at_hand.push(peer);
+            let Some(peer) = known.find_next(address.engine, &mut next).filter(|peer| peer.takes(true)) else { break };
+            if found.is_full() || !recipients.add_again(&peer.operations, 0) {
+                break;
+            }
+            found.push(peer);
         }
     }
 
@@ -243,4 +244,4 @@ impl Engine {
 }
 
 /// Peers that are looked up once only.
-const AT_HAND: usize = 256;
+const MAX_FOUND: usize = 256;
