@@ -62,11 +62,18 @@ impl Inner {
         self.has_events.store(true, Ordering::Release);
     }
 
+    #[inline]
     pub(crate) fn take_event(&self) -> Option<Event> {
         // ORDERING: see `push_event`.
-        if !self.has_events.load(Ordering::Acquire) {
-            return None;
+        if self.has_events.load(Ordering::Acquire) {
+            self.pop_event()
+        } else {
+            None
         }
+    }
+
+    #[inline(never)]
+    fn pop_event(&self) -> Option<Event> {
         let mut events = lock(&self.events);
         let event = events.pop_front();
         if events.is_empty() {

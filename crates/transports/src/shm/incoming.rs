@@ -2,12 +2,14 @@
 //! the Unix socket. Everything here was written by another process.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use anyfabric_wire::{Access, Local, Refusal};
 
 use super::link::{ShmLink, DRAIN};
 use super::ring::{Consumer, Entry, ENTRIES};
+use crate::copy::prefetch_for_write;
 use crate::mutant::Mutant;
 use crate::sys::{self, Fd, Mapping};
 use crate::{copy, lock, Backing, Failure, Sink, Target};
@@ -29,6 +31,9 @@ impl ShmLink {
             incoming.consumer.publish_head(true);
             return false;
         }
+        // Who answers writes where it wrote before, and the peer has read that line meanwhile.
+        // ORDERING: a hint.
+        prefetch_for_write(self.last_dst.load(Ordering::Relaxed));
         for _ in 0..DRAIN {
             match incoming.consumer.pop() {
                 None => break,

@@ -1,7 +1,7 @@
 //! One process's way to another on the same host.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
@@ -69,6 +69,8 @@ pub struct ShmLink {
     /// What may still have been written to when the link was closed.
     left: Mutex<Vec<Arc<Binding>>>,
     pub(super) closed: AtomicBool,
+    /// Where the last short write went; only ever asked for.
+    pub(super) last_dst: AtomicPtr<u8>,
     /// The peer's process has exited, or has let go of our memory.
     is_out: AtomicBool,
     pub(super) stats: PeerStats,
@@ -121,6 +123,7 @@ impl ShmLink {
             bindings: Mutex::default(),
             left: Mutex::default(),
             closed: AtomicBool::new(false),
+            last_dst: AtomicPtr::default(),
             is_out: AtomicBool::new(false),
             stats: PeerStats::new(1),
         }
@@ -283,7 +286,10 @@ impl Link for ShmLink {
         };
         if let (Target::Mapped(mapping), Extents::One(extent)) = (target, write.extents) {
             // Its owner has read what lay there; that line comes back while the rest is looked at. The count waits for it.
-            prefetch_for_write(mapping.as_ptr().wrapping_add(extent.dst as usize));
+            let dst = mapping.as_ptr().wrapping_add(extent.dst as usize);
+            prefetch_for_write(dst);
+            // ORDERING: a hint.
+            self.last_dst.store(dst, Ordering::Relaxed);
         }
         let early = Mutant::CountBeforeCopy.is_on();
         let mut outgoing = lock(&self.outgoing);
