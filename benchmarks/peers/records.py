@@ -49,7 +49,8 @@ class Round:
         max_ns: Slowest call.
         foreign_cpu: Share of the machine's cores that other processes used meanwhile.
         ring_ns: What a bare ring took, the slower of before and after the turn; 0 for not known.
-        is_near: Whether that was at most `FAR` times the best of the run. Others do not count where some do.
+        is_near: Whether that was at most `FAR` times what the quickest quarter of them took. Others do not
+            count where some do.
     """
 
     num_calls: int

@@ -175,8 +175,13 @@ def measure_all(
 
 
 def near_ns(rings: Sequence[int]) -> int:
-    """Return the most that a ring may take for a turn to count, after the rings seen so far."""
-    return records.FAR * min(filter(None, rings), default=0)
+    """Return the most that a ring may take for a turn to count, after the rings seen so far.
+
+    Against the quickest quarter and not the best: on a host that lends two threads of one core for a moment,
+    a ring once takes a third of what it takes otherwise, and no other turn would count.
+    """
+    seen = sorted(filter(None, rings))
+    return records.FAR * records.percentile(seen, 25) if seen else 0
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

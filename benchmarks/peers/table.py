@@ -146,8 +146,8 @@ def _placement(record: Record) -> str:
     far = sum(not turn.is_near for turn in turns) / len(turns)
     return (
         f"A bare ring took {min(rings)} to {max(rings)} ns beside the turns: the host moves the cores of a "
-        f"virtual machine. Turns beside which it took more than {records.FAR} times its best ({far:.0%}) do "
-        f"not count."
+        f"virtual machine. Turns beside which it took more than {records.FAR} times what it took in the "
+        f"quickest quarter ({far:.0%}) do not count."
     )
 
 

@@ -128,8 +128,14 @@ def test_a_turn_on_cores_far_apart_is_taken_again(monkeypatch):
 
 
 def test_a_turn_is_taken_three_times_at_most(monkeypatch):
-    turns = measured_between(monkeypatch, [70, *[240] * 6])
+    turns = measured_between(monkeypatch, [70, 70, *[240] * 5])
     assert [turn.is_near for turn in turns] == [False] * 3
+
+
+def test_one_ring_that_was_quick_by_luck_does_not_put_the_others_far(monkeypatch):
+    turns = measured_between(monkeypatch, [160, 160, 160, 47, 47, *[160] * 20], num_rounds=5)
+    assert {turn.ring_ns for turn in turns} == {47, 160}
+    assert all(turn.is_near for turn in turns)
 
 
 def test_the_best_ring_may_come_last(monkeypatch):
