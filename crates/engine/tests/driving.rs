@@ -8,7 +8,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyfabric_engine::transports::lock;
-use anyfabric_engine::{Address, Code, Config, Engine, PageList, Region, Remote, Transfer, WriteOptions};
+use anyfabric_engine::transports::sys::{affinity, pin, thread_id};
+use anyfabric_engine::{Address, Code, Config, Engine, PageList, Polling, Region, Remote, Transfer, WriteOptions};
 
 const LONG: Duration = Duration::from_secs(40);
 
@@ -129,6 +130,25 @@ fn room_in_a_ring_is_soon_found() {
     }
 }
 
+/// An engine that never blocks, and has no news, leaves the core to a thread that has no other.
+#[test]
+fn a_worker_without_news_leaves_its_core() {
+    let alone = lock(&ALONE);
+    pin(thread_id(), &affinity(thread_id()).unwrap()[..1]).unwrap();
+    // Its worker runs where this thread does.
+    let config = Config { polling: Polling::Busy, transports: vec!["shm".into()], ..Config::default() };
+    let engine = Engine::new(config).unwrap();
+    std::thread::sleep(PAUSE);
+    let before = (cpu_time(libc::CLOCK_THREAD_CPUTIME_ID), cpu_time(libc::CLOCK_PROCESS_CPUTIME_ID));
+    let (mut own, began) = (Duration::ZERO, Instant::now());
+    while own < TICK && began.elapsed() < LONG {
+        own = cpu_time(libc::CLOCK_THREAD_CPUTIME_ID) - before.0;
+    }
+    let workers = cpu_time(libc::CLOCK_PROCESS_CPUTIME_ID) - before.1 - own;
+    assert!(workers < own / 4, "beside {own:?} of this thread the worker took {workers:?}");
+    drop((engine, alone));
+}
+
 /// The median of some tries.
 fn median(mut took: impl FnMut() -> Duration) -> Duration {
     let mut all: Vec<_> = (0..NUM_TRIES).map(|_| took()).collect();
@@ -151,6 +171,14 @@ fn num_sleeps() -> i64 {
         assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage), 0);
         usage.ru_nvcsw
     }
+}
+
+/// How long this thread, or the whole process, has computed.
+fn cpu_time(clock: libc::clockid_t) -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call fills in the time.
+    assert_eq!(unsafe { libc::clock_gettime(clock, &raw mut time) }, 0);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Two engines of this process, the first with a region of its own and one of the second's.

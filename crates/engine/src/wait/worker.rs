@@ -58,9 +58,15 @@ impl Inner {
             let moved = self.poll_links(&mut driver);
             self.tick(&mut driver, now_ns);
             if busy {
-                self.listen(&mut driver, now_ns);
+                let heard = self.listen(&mut driver, now_ns);
                 drop(driver);
-                std::hint::spin_loop();
+                if moved || heard {
+                    news_ns = now_ns;
+                }
+                if now_ns.saturating_sub(news_ns) >= nanos(SHORTEST_LINGER) {
+                    // Who writes over shm drives nothing, and may have no core but this one.
+                    thread::yield_now();
+                }
                 continue;
             }
             if moved {
