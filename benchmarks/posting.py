@@ -14,7 +14,6 @@ import argparse
 import json
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,10 +32,6 @@ REPOSITORY = Path(__file__).parents[1]
 RECORDS = REPOSITORY / "benchmarks" / "records"
 SHOWN_IN = REPOSITORY / "docs" / "benchmarks.md"
 KIND = "posting"
-# Processes among which the rounds are divided: a host of virtual machines is slow for seconds, which would
-# otherwise be all of a row.
-TURNS = 7
-TIMES = ("post_ns", "whole_ns", "first_post_ns", "library_ns")
 # Rounds under callgrind, and the function around them.
 COUNTED, COUNTED_IN = 4, "posting::counted"
 # Instructions of our own a request, at most; the command fails beyond: see the goals of docs/benchmarks.md.
@@ -77,16 +72,6 @@ def run(command: list[str]) -> list[dict[str, Any]]:
     """Run the benchmark; return its rows."""
     done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
-
-def median_of(turns: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the rows of several runs as one: medians of their times, sums of rounds and requests."""
-    return [
-        alike[0]
-        | {name: statistics.median(row[name] for row in alike) for name in TIMES}
-        | {name: sum(row[name] for row in alike) for name in ("rounds", "requests")}
-        for alike in zip(*turns, strict=True)
-    ]
 
 
 def instructions_by_object(text: str) -> Counter[str]:
@@ -139,8 +124,7 @@ def version(*command: str) -> str:
 def measure(rounds: int, *, with_instructions: bool) -> dict[str, Any]:
     """Measure everything; return the record."""
     program = build()
-    rounds_a_turn = -(-rounds // TURNS)
-    rows = median_of([run([str(program), "--rounds", str(rounds_a_turn)]) for _ in range(TURNS)])
+    rows = run([str(program), "--rounds", str(rounds)])
     if with_instructions:
         for row in rows:
             row.update(count_instructions(program, f"{row['library']}/{row['row']}"))
