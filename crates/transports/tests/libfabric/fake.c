@@ -5,9 +5,11 @@
 // layout `fake.rs` repeats. Structures are those of rdma/*.h as far as they are used; `layout.rs` holds the same
 // offsets against the real headers.
 
+#define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -51,9 +53,12 @@ struct fake {
     uint64_t key_bytes;  // of memory
     uint64_t no_receives;  // error of receives that are posted
     uint64_t writable;  // memories that peers may write
+    uint64_t down;  // a bit for each NIC whose link carries nothing: what goes over it never completes
     // When a write was posted first after this was set to 0, where nothing is moved.
     uint64_t posted_ns;
     char provider[32], fabric[32];
+    // Where a test plays /sys/class/net: the system's names of the NICs lead there.
+    char machine[256];
 };
 struct fake fake = {.cq_data_size = 8, .ep_cnt = 64, .nics = 1, .key_bytes = 8, .version = 1 << 16 | 22, .has_source = 1,
     .has_delivery_complete = 1, .has_write_data = 1, .posted_ns = 1, .provider = "fake", .fabric = "fake"};
@@ -97,7 +102,8 @@ struct endpoint { struct fid fid; const void *ops, *cm, *msg, *rma; struct cq *c
     struct msg receives[kMaxReceives]; struct iovec buffers[kMaxReceives]; size_t num_receives;
     void *held[kMaxReceives]; size_t num_held;
     struct waiting late[kMaxReceives]; size_t num_late; };
-struct plain { struct fid fid; const void *ops, *mr; };
+struct plain { struct fid fid; const void *ops, *mr; uint64_t nic; };
+struct nic { struct fid fid; char **device, *rest[2], *name; };
 
 static struct memory *memories[kMaxMemory];
 static struct endpoint *endpoints[kMaxEndpoints];
@@ -276,6 +282,7 @@ static int av_open(void *domain, void *attr, struct fid **out, void *context) {
     *out = &av->fid;
     return 0;
 }
+static int is_down(const struct endpoint *ep) { return fake.down >> ((struct plain *)ep->domain)->nic & 1; }
 static struct endpoint *find(uint64_t id) { return id && id <= kMaxEndpoints ? endpoints[id - 1] : NULL; }
 // How the receiver's table names a sender.
 static uint64_t source_of(const struct endpoint *from, const struct endpoint *at) {
@@ -338,10 +345,10 @@ static int mr_regattr(struct fid *domain, const struct mr_attr *attr, uint64_t f
     return -ENOMEM;
 }
 // Where a write lands; NULL for what a NIC would refuse.
-static uint8_t *landing(const struct rma_iov *to) {
+static uint8_t *landing(const void *domain, const struct rma_iov *to) {
     for (size_t idx = 0; idx < kMaxMemory; idx++) {
         struct memory *mr = memories[idx];
-        if (!mr || mr->key != to->key || !mr->enabled || !(mr->access & FLAG(13))) continue;
+        if (!mr || mr->domain != domain || mr->key != to->key || !mr->enabled || !(mr->access & FLAG(13))) continue;
         uint64_t offset = mr_mode_in_use & MR_VIRT_ADDR ? to->addr - (uint64_t)mr->address : to->addr;
         return offset <= mr->len && to->len <= mr->len - offset ? mr->address + offset : NULL;
     }
@@ -387,7 +394,8 @@ static ssize_t ep_sendmsg(struct endpoint *ep, const struct msg *msg, uint64_t f
     if (fake.again_every && ++fake.posts % fake.again_every == 0) return -EAGAIN;
     fake.flags = flags;
     use(msg->context); use(msg->iov->iov_base);
-    if (!to || fake.swallow) return hold_back(ep, msg->context) || hold_back(ep, msg->iov->iov_base);
+    if (!to || fake.swallow || is_down(ep) || is_down(to))
+        return hold_back(ep, msg->context) || hold_back(ep, msg->iov->iov_base);
     if (!take_receive(to, &receive, &buffer)) return -EAGAIN;
     size_t len = msg->iov->iov_len < buffer.iov_len ? msg->iov->iov_len : buffer.iov_len;
     memcpy(buffer.iov_base, msg->iov->iov_base, len);
@@ -421,9 +429,9 @@ static ssize_t ep_writemsg(struct endpoint *ep, const struct msg_rma *msg, uint6
     scribble(msg->context);
     use(msg->context);
     struct endpoint *to = find(ep->av->ids[msg->addr]);
-    if (!to || fake.swallow) return hold_back(ep, msg->context);
+    if (!to || fake.swallow || is_down(ep) || is_down(to)) return hold_back(ep, msg->context);
     if (fake.writes == fake.fail_nth) { complete(ep->cq, done, 0, (int)fake.fail_with); return 0; }
-    uint8_t *at = landing(msg->rma);
+    uint8_t *at = landing(to->domain, msg->rma);
     if (!at || msg->rma_count != 1) { complete(ep->cq, done, 0, EACCES); return 0; }
     if (msg->iov_count) memcpy(at, msg->iov->iov_base, msg->iov->iov_len);
     if (flags & REMOTE_CQ_DATA) {
@@ -512,10 +520,11 @@ static const struct { size_t size; void *av_open, *cq_open, *endpoint; } domain_
 static const struct { size_t size; void *reg, *regv, *regattr; } mr_ops = {32, NULL, NULL, mr_regattr};
 static int domain_open(void *fabric, struct fi_info *info, struct fid **out, void *context) {
     (void)fabric; (void)context;
-    if (fake.shut >> (info->domain->name[4] - '0') & 1) return -EACCES;
+    uint64_t nic = (uint64_t)(info->domain->name[4] - '0');
+    if (fake.shut >> nic & 1) return -EACCES;
     mr_mode_in_use = (uint64_t)info->domain->mr_mode;
     struct plain *domain = calloc(1, sizeof *domain);
-    domain->fid.ops = &plain_ops; domain->ops = &domain_ops; domain->mr = &mr_ops;
+    domain->fid.ops = &plain_ops; domain->ops = &domain_ops; domain->mr = &mr_ops; domain->nic = nic;
     *out = &domain->fid;
     return 0;
 }
@@ -542,6 +551,13 @@ static void *copy_of(const void *from, size_t len) {
     if (from) memcpy(to, from, len);
     return to;
 }
+static struct nic *nic_of(const char *domain) {
+    if (!fake.machine[0] || !domain) return NULL;
+    struct nic *nic = calloc(1, sizeof *nic);
+    if (asprintf(&nic->name, "../../..%s/%s", fake.machine, domain) < 0) abort();
+    nic->device = &nic->name;
+    return nic;
+}
 struct fi_info *dupinfo(const struct fi_info *from) {
     struct fi_info *info = copy_of(from, sizeof *info);
     info->next = NULL;
@@ -553,11 +569,13 @@ struct fi_info *dupinfo(const struct fi_info *from) {
     info->domain->name = copy_text(info->domain->name);
     info->fabric->name = copy_text(info->fabric->name);
     info->fabric->prov_name = copy_text(info->fabric->prov_name);
+    info->nic = nic_of(info->domain->name);
     return info;
 }
 void freeinfo(struct fi_info *info) {
     while (info) {
         struct fi_info *next = info->next;
+        if (info->nic) free(((struct nic *)info->nic)->name), free(info->nic);
         free(info->domain->name); free(info->fabric->name); free(info->fabric->prov_name);
         free(info->tx); free(info->rx); free(info->ep); free(info->domain); free(info->fabric); free(info);
         info = next;
@@ -593,6 +611,7 @@ int getinfo(uint32_t version, const char *node, const char *service, uint64_t fl
         info->domain->name = strdup("fake0"); info->domain->name[4] += (char)nic; info->domain->mr_mode = (int)mr_mode;
         info->domain->mr_key_size = fake.key_bytes; info->domain->cq_data_size = fake.cq_data_size; info->domain->ep_cnt = fake.ep_cnt;
         info->fabric->name = strdup(fake.fabric); info->fabric->prov_name = strdup(fake.provider);
+        info->nic = nic_of(info->domain->name);
         *out = info;
     }
     return 0;

@@ -64,9 +64,11 @@ pub(crate) struct Fake {
     pub(crate) key_bytes: u64,
     pub(crate) no_receives: u64,
     pub(crate) writable: u64,
+    pub(crate) down: u64,
     pub(crate) posted_ns: u64,
     provider: [u8; 32],
     fabric: [u8; 32],
+    machine: [u8; 256],
 }
 
 impl Fake {
@@ -76,6 +78,13 @@ impl Fake {
             field.fill(0);
             field[..text.len()].copy_from_slice(text.as_bytes());
         }
+    }
+
+    /// A folder that says of each NIC what /sys/class/net would.
+    #[allow(dead_code, reason = "for tests of engines, which share this file")]
+    pub(crate) fn place(&mut self, machine: &Path) {
+        let text = machine.to_str().unwrap();
+        self.machine[..text.len()].copy_from_slice(text.as_bytes());
     }
 }
 
