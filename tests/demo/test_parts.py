@@ -3,6 +3,7 @@
 import itertools
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ torch = pytest.importorskip("torch", reason="the demo needs torch")
 pytest.importorskip("transformers", reason="the demo needs transformers")
 
 from anyfabric.demo import metrics, paging
+from anyfabric.demo.decode import Decoder
 from anyfabric.demo.kv import read_prompts
 from anyfabric.demo.llm import LayerCache, Llm, Span, cache_bytes, cache_from_bytes
 from anyfabric.demo.prefill import StreamRequest
-from anyfabric.demo.report import paint, printable
+from anyfabric.demo.report import paint, printable, to_json
 from anyfabric.demo.text import stories
 
 MODEL = Path(paging.__file__).parent / "model"
@@ -235,3 +237,20 @@ def test_a_broken_checkpoint_is_named(tmp_path, file):
     (tmp_path / file).write_bytes(b"{}")
     with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded"):
         Llm(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "alone", "problem", "identical"),
+    [([1, 2], [1, 2], None, True), ([1, 2], [1, 3], None, False), ([1, 2], [1, 2], "page 3", False)],
+)
+def test_other_tokens_or_other_bytes_are_not_identical(llm, tokens, alone, problem, identical):
+    span = metrics.LayerTimes(layer_idx=0, compute=(0, 1), ready_ns=1, transfer=(1, 2))
+    times = metrics.StreamTimes(begin_ns=0, reached_ns=3, first_token_ns=4, layers=(span,))
+    prompts = {"prompts": ["Once"], "model": MODEL, "new_tokens": 2, "chunk_tokens": 8, "rounds": 1}
+    decoder = SimpleNamespace(
+        prompts=[llm.encode("Once")], _llm=llm, _carriers={}, _settings=SimpleNamespace(**prompts)
+    )
+    checked = {"tokens": tokens, "tokens_alone": alone}
+    result = Decoder._describe(decoder, 0, [{"stream": times, "alone": 1.0}], checked, problem)
+    assert (result["identical"], result["tokens_identical"]) == (identical, tokens == alone)
+    assert to_json([result], {}, {}, prompts)["all_identical"] is identical

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from anyfabric.cli import perf_peer
 from anyfabric.cli.perf_cases import Case
 from anyfabric.cli.perf_ops import End
 from anyfabric.cli.perf_peer import Peer
+from anyfabric.cli.perf_run import Link, run_case
 
 
 def ask(engine, server, data):
@@ -104,3 +106,34 @@ def test_what_cannot_be_done_is_said(engine, peer, monkeypatch, error):
     ask(peer, engine, b'{"do": "bye"}')
     serve(engine)
     assert json.loads(peer.receive(timeout_s=10).data)["error"] == f"cannot `prepare`: {error!r}"
+
+
+def spoil_bytes(monkeypatch):
+    monkeypatch.setattr(End, "expected_checksum", lambda _: 0)
+    return "bytes of CRC-32"
+
+
+def spoil_count(monkeypatch):
+    ask = Link.ask
+
+    def miscounted(link, what, **rest):
+        answer = ask(link, what, **rest)
+        return {**answer, "counted": 0} if what == "check" else answer
+
+    monkeypatch.setattr(Link, "ask", miscounted)
+    return "the target counted 0 arrivals"
+
+
+@pytest.mark.parametrize("spoil", [spoil_bytes, spoil_count])
+def test_what_arrives_otherwise_fails_the_measurement(engine, peer, monkeypatch, spoil):
+    message = spoil(monkeypatch)
+    serving = threading.Thread(target=Peer(peer).serve, kwargs={"once": True})
+    serving.start()
+    engine.connect(peer.address)
+    link = Link(engine, peer.address, same_host=True)
+    case = Case("shm", "pages", "adaptive", "allocated", size_bytes=64, pages=4, rounds=10)
+    with pytest.raises(af.TransferFailed, match=message):
+        run_case(link, case, check=True)
+    link.bye()
+    serving.join(10)
+    assert not serving.is_alive()
