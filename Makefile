@@ -32,7 +32,7 @@ demo: $(STAMPS)/demo $(STAMPS)/native ## Stream a transformer's KV cache from a 
 	@$(BIN)/anyfabric demo kv $(ARGS)
 
 .PHONY: test
-test: $(STAMPS)/test $(STAMPS)/demo $(STAMPS)/native ## Run every test; end with a list of what was skipped, and why
+test: $(STAMPS)/test $(STAMPS)/demo $(STAMPS)/native ## Run every test that needs no RDMA NIC; end with what was skipped, and why
 	@tools/test_rust.sh
 	@$(BIN)/python -m pytest $(ARGS)
 
@@ -44,6 +44,7 @@ test-rdma: tools-present ## Run the RDMA tests in a virtual machine with Soft-Ro
 check: $(STAMPS)/check $(STAMPS)/native ## Formatters, linters, types, the stub, the layers, the docs
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	cargo clippy --quiet -p anyfabric-engine --features mutants --all-targets -- -D warnings
 	$(BIN)/python tools/crate_graph.py
 	$(BIN)/ruff format --quiet --check $(PYTHON_FOLDERS)
 	$(BIN)/ruff check --quiet $(PYTHON_FOLDERS)

@@ -170,7 +170,7 @@ class Decoder:
         self._check_tail(request, len(taken))
         cache = DynamicCache()
         for layer_idx, layer_pages in enumerate(pages if num_tokens else []):
-            cache.update(*load(self._pages, layer_pages, num_tokens), layer_idx)  # pyright: ignore[reportUnknownMemberType] - transformers is typed in part
+            cache.update(*load(self._pages, layer_pages, num_tokens), layer_idx)
         new, first_token_ns = self._generate(tokens[-1], cache, new_tokens)
         self._mailbox.send(Note("report"))
         report = self._mailbox.receive().head

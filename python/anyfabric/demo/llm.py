@@ -57,7 +57,7 @@ class LayerCache(DynamicCache):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add a chunk's keys and values `[1, num_kv_heads, num_tokens, head_dim]` of one layer."""
-        out = super().update(key_states, value_states, layer_idx, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType] - transformers is typed in part
+        out = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         self._on_layer(layer_idx, key_states, value_states)
         return out
 
@@ -222,5 +222,5 @@ def cache_from_bytes(data: torch.Tensor, shape: KvShape, num_tokens: int) -> Dyn
             shape.num_layers, 2, 1, shape.num_kv_heads, num_tokens, shape.head_dim
         )
         for layer_idx in range(shape.num_layers):
-            cache.update(rows[layer_idx, 0].clone(), rows[layer_idx, 1].clone(), layer_idx)  # pyright: ignore[reportUnknownMemberType] - transformers is typed in part
+            cache.update(rows[layer_idx, 0].clone(), rows[layer_idx, 1].clone(), layer_idx)
     return cache

@@ -69,7 +69,7 @@ def model_config() -> LlamaConfig:
 def train(config: LlamaConfig, phases: tuple[Phase, ...], *, seed: int, minutes: float) -> LlamaForCausalLM:
     """Train from scratch, for the given phases or until the time is over."""
     torch.set_num_threads(1)
-    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType] - transformers is typed in part
+    torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     model.train()
     optimizers = _optimizers(model)
