@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use anyfabric_plan::Extents;
 use anyfabric_wire::{Local, Refusal};
 
 use super::incoming::Incoming;
@@ -13,7 +12,6 @@ use super::local::LocalChannel;
 use super::outgoing::{given_up, Job, Outgoing};
 use super::ring::{Consumer, Producer};
 use super::witness::Witness;
-use crate::copy::prefetch_for_write;
 use crate::mutant::Mutant;
 use crate::sys::{is_readable_within, Fd, Interest, Mapping, Poller, Ready};
 use crate::{
@@ -284,13 +282,7 @@ impl Link for ShmLink {
             Target::Owner => return None,
             target => target,
         };
-        if let (Target::Mapped(mapping), Extents::One(extent)) = (target, write.extents) {
-            // Its owner has read what lay there; that line comes back while the rest is looked at. The count waits for it.
-            let dst = mapping.as_ptr().wrapping_add(extent.dst as usize);
-            prefetch_for_write(dst);
-            // ORDERING: a hint.
-            self.last_dst.store(dst, Ordering::Relaxed);
-        }
+        self.ask_for_line(write, target);
         let early = Mutant::CountBeforeCopy.is_on();
         let mut outgoing = lock(&self.outgoing);
         if write.imm.is_some() {

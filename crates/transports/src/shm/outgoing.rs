@@ -14,7 +14,7 @@ use anyfabric_wire::{Imm, WireImm};
 use super::link::{ShmLink, INLINE_BYTES};
 use super::ring::{Entry, Producer, AREA};
 use super::walk::{Ahead, Chunk, Range};
-use crate::copy::prefetch;
+use crate::copy::{prefetch, prefetch_for_write};
 use crate::sys::{self, Foreign, ForeignWrite};
 use crate::{copy, lock, Doorbell, Failure, Inline, Op, Payload, Region, Target};
 
@@ -316,6 +316,18 @@ impl ShmLink {
         match error.raw_os_error() {
             Some(libc::ESRCH) => Failure::PeerLost("its process has exited".into()),
             _ => Failure::System(format!("process_vm_writev to process {}: {error}", self.pid)),
+        }
+    }
+
+    /// The owner has read what lies where this goes; that line comes back while the rest is looked at. The count waits
+    /// for it.
+    #[inline]
+    pub(super) fn ask_for_line(&self, write: &Inline<'_>, target: &Target) {
+        if let (Target::Mapped(mapping), Extents::One(extent)) = (target, write.extents) {
+            let dst = mapping.as_ptr().wrapping_add(extent.dst as usize);
+            prefetch_for_write(dst);
+            // ORDERING: a hint.
+            self.last_dst.store(dst, Ordering::Relaxed);
         }
     }
 
