@@ -376,6 +376,13 @@ SETTINGS: tuple[Setting, ...] = (
         _integer(0, 6),
     ),
     Setting(
+        "rnr_timer",
+        "ANYFABRIC_RNR_TIMER",
+        26,
+        "How long a verbs peer that takes no more arrivals asks to be left alone, as InfiniBand encodes it",
+        _integer(0, 31),
+    ),
+    Setting(
         "relaxed_ordering",
         "ANYFABRIC_RELAXED_ORDERING",
         True,  # noqa: FBT003 - a value like the others

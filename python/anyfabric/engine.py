@@ -61,6 +61,7 @@ class Engine(_core.Engine):
         ack_timeout: int | None = None,
         retry_count: int | None = None,
         rnr_retry: int | None = None,
+        rnr_timer: int | None = None,
         relaxed_ordering: bool | None = None,
         verbs_library: str | None = None,
         libfabric_provider: str | None = None,
@@ -106,6 +107,8 @@ class Engine(_core.Engine):
                 Default: 16.
             retry_count: Times that verbs sends an unanswered packet again. Default: 6.
             rnr_retry: Times that verbs asks again when a peer takes no more arrivals. Default: 6.
+            rnr_timer: How long such a peer asks to be left alone, 0 to 31 as InfiniBand encodes it.
+                Default: 26, which is 82 ms.
             relaxed_ordering: Let a NIC's writes to memory pass one another on the bus. Default: True.
             verbs_library: Path of libibverbs. Without it: the one that the system finds.
             libfabric_provider: The only provider to use, which may be software (`"tcp"`). Without it:

@@ -45,6 +45,7 @@ fn set(config: &mut Config, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bo
         "ack_timeout" => config.verbs.timeout = value.extract()?,
         "retry_count" => config.verbs.retry_count = value.extract()?,
         "rnr_retry" => config.verbs.rnr_retry = value.extract()?,
+        "rnr_timer" => config.verbs.rnr_timer = value.extract()?,
         "relaxed_ordering" => config.verbs.relaxed_ordering = value.extract()?,
         "verbs_library" => config.verbs.library = value.extract()?,
         "libfabric_provider" => config.libfabric.provider = value.extract()?,

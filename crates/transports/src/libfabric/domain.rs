@@ -331,7 +331,8 @@ impl FabricDomain {
     fn explain(&self, error: FabricError, nbytes: u64) -> NicError {
         let (nic, limit) = (self.provider.nic.clone(), locked_memory_limit());
         match error {
-            FabricError::Call { code: libc::ENOMEM, .. } if limit < nbytes => {
+            // It is the limit of all that is registered.
+            FabricError::Call { code: libc::ENOMEM, .. } if limit != libc::RLIM_INFINITY => {
                 NicError::LockedMemory { nic, nbytes, limit }
             }
             error => NicError::Device(format!("{nic} cannot register {nbytes} bytes: {error}")),

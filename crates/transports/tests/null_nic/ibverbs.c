@@ -121,6 +121,8 @@ static struct {
   long num_heard;       // calls of ibv_get_async_event
   long num_unheeded;    // events that were read and not acknowledged
   long breaks_queues;   // a bit for each device: what comes to its queue of completions from its next poll on is lost
+  // Of the last queue pair, as it was told.
+  long pkey_index, traffic_class, service_level, rnr_timer, timeout, retry_count, rnr_retry;
 } knobs = {.fails_after = -1, .posted_ns = 1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -603,7 +605,13 @@ struct qp *ibv_create_qp(struct pd *pd, struct init *init) {
 }
 int ibv_modify_qp(struct qp *qp, uint32_t *attr, int mask) {
   if (knobs.is_gone) return EIO;
-  if (mask & 1 << 7) knobs.sgid_index = ((uint8_t *)attr)[76];
+  const uint8_t *bytes = (const uint8_t *)attr;
+  if (mask & 1 << 4) knobs.pkey_index = bytes[120] | bytes[121] << 8;
+  if (mask & 1 << 7) knobs.sgid_index = bytes[76], knobs.traffic_class = bytes[78], knobs.service_level = bytes[82];
+  if (mask & 1 << 9) knobs.timeout = bytes[130];
+  if (mask & 1 << 10) knobs.retry_count = bytes[131];
+  if (mask & 1 << 11) knobs.rnr_retry = bytes[132];
+  if (mask & 1 << 15) knobs.rnr_timer = bytes[128];
   if (mask & 1) qp->state = attr[0];
   if (mask & 1 << 20) ((struct null_qp *)qp)->dest = attr[7];
   return 0;

@@ -87,6 +87,14 @@ pub(crate) enum Knob {
     NumUnheeded,
     /// A bit for each device whose queue of completions breaks at its next poll; another one does not.
     BreaksQueues,
+    /// Of the last queue pair, as it was told.
+    PkeyIndex,
+    TrafficClass,
+    ServiceLevel,
+    RnrTimer,
+    Timeout,
+    RetryCount,
+    RnrRetry,
 }
 
 /// Path of the library, built at the first call.

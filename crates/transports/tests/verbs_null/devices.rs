@@ -45,7 +45,58 @@ pub(crate) fn devices_and_what_is_wrong_with_them() {
     // SAFETY: nothing is registered.
     let refused = unsafe { nic.domain().register(bytes.as_mut_ptr(), 64, true) }.unwrap_err();
     assert!(matches!(refused, NicError::LockedMemory { nbytes: 64, .. } | NicError::Device(_)), "{refused}");
+    let given = lock_at_most(1 << 20);
+    // SAFETY: as above.
+    let refused = unsafe { nic.domain().register(bytes.as_mut_ptr(), 64, true) }.unwrap_err().to_string();
+    assert!(refused.contains("1048576") && refused.contains("ulimit -l"), "{refused}");
+    lock_at_most(given);
     knob(Knob::NoMemory, Some(0));
+}
+
+/// Every setting, each with a value of its own, and a GID that is not the first.
+pub(crate) fn settings_reach_the_queue_pair() {
+    knob(Knob::GidIndex, Some(5));
+    let settings = VerbsSettings {
+        gid_index: Some(5),
+        traffic_class: 106,
+        service_level: 3,
+        pkey_index: 517,
+        timeout: 19,
+        retry_count: 4,
+        rnr_retry: 2,
+        rnr_timer: 21,
+        ..settings()
+    };
+    let mut nic = open(NicChoice::Named(&["null0".into()]), &settings).unwrap().remove(0);
+    let rail = nic.open().unwrap();
+    let address = nic.address(rail);
+    nic.connect(rail, &address).unwrap();
+    let told = [
+        (Knob::SgidIndex, 5),
+        (Knob::TrafficClass, 106),
+        (Knob::ServiceLevel, 3),
+        (Knob::PkeyIndex, 517),
+        (Knob::Timeout, 19),
+        (Knob::RetryCount, 4),
+        (Knob::RnrRetry, 2),
+        (Knob::RnrTimer, 21),
+    ];
+    for (of, value) in told {
+        assert_eq!(knob(of, None), value, "{of:?}");
+    }
+    knob(Knob::GidIndex, Some(0));
+}
+
+/// How much memory may be locked from now on, in bytes; returns what might be before.
+fn lock_at_most(nbytes: libc::rlim_t) -> libc::rlim_t {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structures live through the calls.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit), 0);
+        let wanted = libc::rlimit { rlim_cur: nbytes, ..limit };
+        assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const wanted), 0);
+    }
+    limit.rlim_cur
 }
 
 /// Nobody named it; the others serve. Whoever names one wants that one.
@@ -67,6 +118,8 @@ pub(crate) fn one_that_cannot_be_opened_is_left_out() {
         knob(Knob::Narrow, Some(0));
         let named = open(NicChoice::Named(&list(&["null1", "null2"])), &settings());
         assert!(named.err().unwrap().to_string().starts_with("null2"));
+        let why = open(NicChoice::Named(&list(&["null2"])), &settings()).err().unwrap().to_string();
+        assert_eq!(why.contains("/dev/infiniband"), matches!(knob_of, Knob::Shut), "{why}");
         knob(knob_of, Some(i64::MAX));
         assert!(opened(&["null3", "null1"], 2).unwrap_err().to_string().starts_with("null3"), "the first error");
         assert!(opened(&[], 2).unwrap_err().to_string().starts_with("null0"), "the first error");
