@@ -107,8 +107,8 @@ class Engine(_core.Engine):
                 Default: 16.
             retry_count: Times that verbs sends an unanswered packet again. Default: 6.
             rnr_retry: Times that verbs asks again when a peer takes no more arrivals. Default: 6.
-            rnr_timer: How long such a peer asks to be left alone, 0 to 31 as InfiniBand encodes it.
-                Default: 26, which is 82 ms.
+            rnr_timer: How long such a peer asks to be left alone, as InfiniBand encodes it; 26 is 82 ms.
+                Default: 26.
             relaxed_ordering: Let a NIC's writes to memory pass one another on the bus. Default: True.
             verbs_library: Path of libibverbs. Without it: the one that the system finds.
             libfabric_provider: The only provider to use, which may be software (`"tcp"`). Without it:

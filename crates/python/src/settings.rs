@@ -83,4 +83,4 @@ fn internal(py: Python<'_>, message: String) -> PyErr {
     exception(py, &native::Error::new(native::Code::Internal, message).during("start"))
 }
 
-const NUM_SETTINGS: usize = 31;
+const NUM_SETTINGS: usize = 32;
