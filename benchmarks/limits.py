@@ -208,6 +208,7 @@ def many_engines(pipe: Connection, num_engines: int, transport: str) -> None:
         called = [af.Address.from_bytes(address)]
         for transfer in [engine.barrier(called, imm=CALLED) for engine in engines]:
             transfer.wait(30)
+        pipe.send(None)
     for engine in engines:
         engine.close(timeout_s=0.1)
 
@@ -237,6 +238,8 @@ def measure_peers(num_peers: int = 256) -> dict[str, float]:
                     ours.send(engine.address.to_bytes())
                 engine.counter(imm=CALLED).wait(num_peers, 30)
                 found[f"callers_256_{transport}_s"] = time.monotonic() - began
+                for ours, _ in pipes:
+                    ours.recv()  # what the callers know to be done
             with af.Engine(transports=(transport,)) as engine:
                 before = num_descriptors()
                 began = time.monotonic()
