@@ -29,14 +29,14 @@ impl Book {
         }
         let is_message = matches!(&op.payload, Payload::Message(_));
         let imm = op.imm.map(|(imm, _)| imm);
-        let page_bytes = match &op.payload {
-            Payload::Write { extents: Extents::Pages { lists, .. }, .. } => Some(lists.src.page_bytes()),
-            _ => None,
+        let unit = match &op.payload {
+            Payload::Write { extents: Extents::Pages { lists, .. }, .. } => lists.src.page_bytes(),
+            _ => 1,
         };
         let flight = Flight { op, parts_left: shards.len() as u32, failure: None, is_split, began_ns: now_ns };
         let flight = self.flights.insert(flight);
         for (idx, Shard { nic_idx: rail_no, start, len, quarters }) in shards.iter().copied().enumerate() {
-            let mut imm = imm.map(|imm| WireImm { imm, quarters: if page_bytes.is_some() { 4 } else { quarters } });
+            let mut imm = imm.map(|imm| WireImm { imm, quarters });
             if Mutant::DropQuarter.is_on() && is_split && idx == 0 {
                 imm = imm.filter(|imm| imm.quarters > 1).map(|imm| WireImm { quarters: imm.quarters - 1, ..imm });
             }
@@ -54,7 +54,7 @@ impl Book {
             };
             let part = self.parts.insert(part);
             if let Some(path) = self.paths.get_mut(path_idx) {
-                path.stats.nic(rail_no).sent_alone(if is_message { nbytes } else { len * page_bytes.unwrap_or(1) });
+                path.stats.nic(rail_no).sent_alone(if is_message { nbytes } else { len * unit });
                 path.rails[rail_no].queue(is_bulk, is_message).push_back(part);
             }
             self.set_dirty(path_idx, rail_no);
