@@ -9,6 +9,7 @@ use anyfabric_transports::rdma::{Batch, Domain, Fault, Marks, Nic, NicError};
 
 use crate::fake::{Copy, Fake};
 use crate::faked::{check_all_arrives, pages, with};
+use crate::locked::lock_at_most;
 use crate::support::{Pair, Region};
 
 #[test]
@@ -329,32 +330,27 @@ fn a_queue_is_as_deep_as_what_may_complete() {
     with(|fake| (efa(fake), fake.deepest = 5_000).1, |copy, _| assert_eq!(copy.get().depth, 1 << 12));
 }
 
-/// Where an address of a rail has the name of its endpoint.
-const NAME_AT: usize = 40;
-const MR_PROV_KEY: u64 = 1 << 6;
-const MR_ENDPOINT: u64 = 1 << 9;
-const RX_CQ_DATA: u64 = 1 << 56;
-
 /// Also where one region alone would be within it: it is the limit of all that is registered.
 #[test]
 fn the_limit_of_locked_memory_is_named() {
     with(
         |_| {},
         |copy, pair| {
-            let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             let mut bytes = [0_u8; 64];
             copy.get().memory_fails = 1;
-            // SAFETY: the structures live through the calls, and nothing is registered.
-            let refused = unsafe {
-                assert_eq!(libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit), 0);
-                let little = libc::rlimit { rlim_cur: 1 << 20, ..limit };
-                assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const little), 0);
-                let refused = pair.here.domain().register(bytes.as_mut_ptr(), 64, true).err().unwrap().to_string();
-                assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit), 0);
-                refused
-            };
+            let given = lock_at_most(1 << 20);
+            // SAFETY: nothing is registered.
+            let refused =
+                unsafe { pair.here.domain().register(bytes.as_mut_ptr(), 64, true) }.err().unwrap().to_string();
             assert!(refused.contains("1048576") && refused.contains("ulimit -l"), "{refused}");
+            lock_at_most(given);
             copy.get().memory_fails = 0;
         },
     );
 }
+
+/// Where an address of a rail has the name of its endpoint.
+const NAME_AT: usize = 40;
+const MR_PROV_KEY: u64 = 1 << 6;
+const MR_ENDPOINT: u64 = 1 << 9;
+const RX_CQ_DATA: u64 = 1 << 56;

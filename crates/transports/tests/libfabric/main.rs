@@ -18,6 +18,8 @@ mod fake;
 mod faked;
 mod gpu;
 mod layout;
+#[path = "../common/locked.rs"]
+mod locked;
 mod peer;
 mod processes;
 mod rails;

@@ -8,6 +8,8 @@
 mod allocations;
 mod devices;
 mod faults;
+#[path = "../common/locked.rs"]
+mod locked;
 mod messages;
 #[path = "../null_nic/mod.rs"]
 mod null_nic;
