@@ -5,6 +5,7 @@
 
 #[path = "../../transports/tests/libfabric/fake.rs"]
 mod fake;
+mod filled;
 #[path = "../../transports/tests/null_nic/mod.rs"]
 mod null_nic;
 #[path = "../../transports/tests/libfabric/support.rs"]
@@ -18,6 +19,7 @@ use std::time::Duration;
 use anyfabric_engine::transports::libfabric::FabricSettings;
 use anyfabric_engine::{Code, Config, Counter, Engine, Region, Remote, Transfer, WriteOptions};
 use fake::{Copy, Fake};
+use filled::fill;
 use null_nic::eventually;
 
 /// What is on it fails, and nothing else; the other one goes on, and it is used again when it is back.
@@ -112,9 +114,7 @@ impl Pair {
         let config = Config { transports: vec!["libfabric".into()], nics, libfabric, ..Config::default() };
         let (here, there) = (Engine::new(config.clone()).unwrap(), Engine::new(config).unwrap());
         let (source, target) = (here.allocate(NBYTES).unwrap(), there.allocate(NBYTES).unwrap());
-        let bytes: Vec<u8> = (0..NBYTES).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
-        // SAFETY: as long as the region, and nobody uses it yet.
-        unsafe { source.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        fill(&source);
         let remote = here.import(&target.descriptor().unwrap().encode()).unwrap();
         here.connect(there.address(), Some(LONG)).unwrap();
         let path = here.path(there.address());

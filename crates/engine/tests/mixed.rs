@@ -6,6 +6,7 @@
 mod fabrics;
 #[path = "../../transports/tests/libfabric/fake.rs"]
 mod fake;
+mod filled;
 #[path = "../../transports/tests/null_nic/mod.rs"]
 mod null_nic;
 #[path = "../../transports/tests/libfabric/support.rs"]
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use anyfabric_engine::{Address, Config, Counter, Engine, Region, Remote, ScatterTarget, WriteOptions};
 use fabrics::{Fabric, Libfabric, Verbs};
+use filled::fill;
 use null_nic::{eventually, knob, Knob};
 
 /// Each peer offers one transport, and the engine all of them.
@@ -36,9 +38,7 @@ fn peers_on_different_transports() {
     }
     let here = Engine::new(all).unwrap();
     let source = here.allocate(NBYTES).unwrap();
-    let bytes: Vec<u8> = (0..NBYTES).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
-    // SAFETY: as long as the region, and nobody uses it yet.
-    unsafe { source.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    let bytes = fill(&source);
     let peers: Vec<Peer> = of_peers.into_iter().map(|config| Peer::new(&here, config)).collect();
 
     // All of them under way at the same time, of every length.

@@ -4,6 +4,7 @@
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
+mod filled;
 #[path = "../../transports/tests/null_nic/mod.rs"]
 mod null_nic;
 
@@ -13,6 +14,7 @@ use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{
     Code, Config, Counter, Engine, PageList, Region, Remote, ScatterTarget, Transfer, WriteOptions,
 };
+use filled::fill;
 use null_nic::{carried, eventually, knob, library, Knob};
 
 const NBYTES: u64 = 4 << 20;
@@ -46,9 +48,7 @@ impl Pair {
     fn new(here: usize, there: usize) -> Self {
         let (here, there) = (engine(here), engine(there));
         let (source, target) = (here.allocate(NBYTES).unwrap(), there.allocate(NBYTES).unwrap());
-        let bytes: Vec<u8> = (0..NBYTES).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
-        // SAFETY: as long as the region, and nobody uses it yet.
-        unsafe { source.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        fill(&source);
         let remote = here.import(&target.descriptor().unwrap().encode()).unwrap();
         here.connect(there.address(), Some(LONG)).unwrap();
         let counter = there.counter(Some(IMM), &[]).unwrap();
