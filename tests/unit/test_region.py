@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
 import weakref
 
 import numpy as np
@@ -107,6 +113,41 @@ def test_a_region_keeps_its_array_until_it_is_closed(engine):
     assert region.closed
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("is_registered", [False, True])
+def test_who_closes_beside_another_waits_too(is_registered):
+    """For a writer that was stopped and may still write; once the first has given up nobody waits again."""
+    program = (
+        "import anyfabric as af, sys\n"
+        "engine = af.Engine()\n"
+        "to = af.Descriptor.from_bytes(bytes.fromhex(sys.argv[1]))\n"
+        "engine.write(engine.allocate(64), to).wait(10)\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with af.Engine(heartbeat_s=60) as engine:
+        region = engine.register(np.zeros(64, np.uint8)) if is_registered else engine.allocate(64)
+        command = [sys.executable, "-c", program, region.descriptor().to_bytes().hex()]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+            try:
+                assert writer.stdout.readline() == b"\n"
+                writer.send_signal(signal.SIGSTOP)
+                os.waitpid(writer.pid, os.WUNTRACED)
+                first = threading.Thread(target=region.close, kwargs={"timeout_s": 1.0})
+                first.start()
+                while not region.closed:
+                    time.sleep(0.001)
+                began = time.monotonic()
+                region.close(timeout_s=0.3)
+                assert 0.3 <= time.monotonic() - began < 1
+                first.join()
+                began = time.monotonic()
+                region.close(timeout_s=10)
+                assert time.monotonic() - began < 5
+                assert [kept["region"] for kept in engine.info()["quarantine"]] == [region.id]
+            finally:
+                writer.kill()
 
 
 def test_a_dropped_region_gives_its_array_back(engine):

@@ -154,7 +154,8 @@ impl Region {
     }
 
     /// Revokes for everybody and forgets the region. The memory is kept until
-    /// its last transfer has quiesced and no writer can touch it.
+    /// its last transfer has quiesced and no writer can touch it. A thread that
+    /// closes while another does waits too.
     pub fn close(&self, timeout: Duration) {
         if self.inner.check_fork().is_ok() {
             self.inner.close_region(&self.memory, timeout);

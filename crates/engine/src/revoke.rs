@@ -139,13 +139,17 @@ impl Inner {
     }
 
     /// Closes a region for good. Bytes that a writer might still touch are
-    /// kept, and listed as quarantined, until it has exited or answered.
+    /// kept, and listed as quarantined, until it has exited or answered. Whoever
+    /// closes it once more waits as the first does.
     pub(crate) fn close_region(&self, region: &Arc<Region>, timeout: Duration) {
-        if !region.close() {
+        let is_first = region.close();
+        if is_first {
+            self.regions.remove(region.id);
+        } else if timeout.is_zero() || self.is_closed() {
+            // A closed engine has fenced everybody.
             return;
         }
-        self.regions.remove(region.id);
-        if !self.fence(region, None, timeout) {
+        if !self.fence(region, None, timeout) && is_first {
             self.revokes.quarantine(Arc::clone(region));
             // Without a timeout nobody expected an answer: it comes in a moment.
             let level = if timeout.is_zero() { 10 } else { 30 };

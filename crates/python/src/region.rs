@@ -37,12 +37,24 @@ struct State {
     /// `None` once closed, unless the memory is the engine's own.
     native: Option<Arc<native::Region>>,
     owner: Option<Py<PyAny>>,
+    /// Some `close` has come to its end.
+    is_closed: bool,
+}
+
+impl State {
+    /// The end of a `close`: what a closed region holds no longer.
+    fn release(&mut self) -> (Option<Arc<native::Region>>, Option<Py<PyAny>>) {
+        self.is_closed = true;
+        let owner = self.owner.take();
+        let native = if owner.is_some() { self.native.take() } else { None };
+        (native, owner)
+    }
 }
 
 impl Region {
     pub(crate) fn new(native: native::Region, owner: Option<Py<PyAny>>, engine: &Bound<'_, Engine>) -> Self {
         let (id, nbytes, writable, device) = (native.id(), native.nbytes(), native.is_writable(), native.device());
-        let state = Mutex::new(State { native: Some(Arc::new(native)), owner });
+        let state = Mutex::new(State { native: Some(Arc::new(native)), owner, is_closed: false });
         Self { state, engine: engine.clone().unbind(), id, nbytes, writable, device }
     }
 
@@ -189,13 +201,9 @@ impl Region {
     fn close(&self, py: Python<'_>, timeout_s: Seconds) -> PyResult<()> {
         let Seconds(timeout) = timeout_s;
         let began = Instant::now();
-        let (region, owner) = {
-            let mut state = self.state();
-            let is_ours = state.owner.is_none();
-            let region = if is_ours { state.native.clone() } else { state.native.take() };
-            (region, state.owner.take())
-        };
-        let Some(region) = region.filter(|region| !region.is_closed()) else { return Ok(()) };
+        // Whoever comes while another thread closes waits as that one does.
+        let region = Some(self.state()).filter(|state| !state.is_closed).and_then(|state| state.native.clone());
+        let Some(region) = region else { return Ok(()) };
         if self.engine.get().native.check_fork().is_err() {
             return Ok(());
         }
@@ -204,11 +212,14 @@ impl Region {
             region.wait_fenced(None, std::time::Duration::ZERO)
         });
         let left = timeout.saturating_sub(began.elapsed());
-        if !fenced && !left.is_zero() {
-            wait_until(py, Some(left), |slice| region.wait_fenced(None, slice))?;
-        }
-        drop((region, owner));
-        Ok(())
+        let waited = if fenced || left.is_zero() {
+            Ok(true)
+        } else {
+            wait_until(py, Some(left), |slice| region.wait_fenced(None, slice))
+        };
+        let released = self.state().release();
+        drop(released);
+        waited.map(|_| ())
     }
 
     fn __repr__(&self) -> String {
