@@ -3,11 +3,10 @@
 //! Whoever holds the [`Driver`] takes turns: see `wait` for who that is.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyfabric_transports::sys::{self, Fd, Interest, Ready};
+use anyfabric_transports::sys::Ready;
 use anyfabric_transports::{Failure, Link, PeerIdx};
 use anyfabric_wire::handshake::Purpose;
 use anyfabric_wire::{Control, Imm};
@@ -17,6 +16,7 @@ use crate::counter::AtHand;
 use crate::events::Event;
 use crate::inner::{nanos, Inner};
 use crate::join::Join;
+use crate::listeners::Listeners;
 use crate::meet::{Calling, Meet};
 use crate::peer::{Peer, Phase};
 use crate::under_way::UnderWay;
@@ -37,8 +37,6 @@ pub(crate) struct Driver {
     pub(crate) at_hand: AtHand,
     /// That ever came.
     pub(crate) num_heartbeats: usize,
-    /// The listener is not watched: descriptors had run out.
-    listener_rests: bool,
     next_id: u32,
     ready: Vec<Ready>,
     /// Those that are not lost.
@@ -50,12 +48,6 @@ pub(crate) struct Driver {
     is_expecting: bool,
     /// Of the last look at all links.
     awaits_room: bool,
-}
-
-/// Where an engine is reached.
-pub(crate) struct Listeners {
-    pub(crate) control: Fd,
-    pub(crate) local: Fd,
 }
 
 /// A peer's revocation that we have not answered yet.
@@ -78,7 +70,6 @@ impl Driver {
             under_way: UnderWay::default(),
             at_hand: AtHand::default(),
             num_heartbeats: 0,
-            listener_rests: false,
             next_id: 0,
             ready: Vec::new(),
             peers: Vec::new(),
@@ -113,7 +104,7 @@ impl Driver {
     }
 
     /// A peer is sought: time matters more from now on.
-    fn hurry(&mut self, now_ns: u64) {
+    pub(crate) fn hurry(&mut self, now_ns: u64) {
         self.next_tick_ns = self.next_tick_ns.min(now_ns + nanos(MEETING_TICK));
     }
 
@@ -287,65 +278,6 @@ impl Inner {
         }
     }
 
-    fn accept_calls(&self, driver: &mut Driver) {
-        let Some(listener) = driver.listeners.as_ref().map(|listeners| listeners.control.as_raw_fd()) else { return };
-        for _ in 0..ACCEPTS {
-            // SAFETY: no address is asked for; the call returns a new descriptor, which is then ours alone.
-            let accepted = unsafe {
-                let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-                let none = std::ptr::null_mut();
-                libc::accept4(listener, none, none.cast(), flags)
-            };
-            if accepted < 0 {
-                let error = std::io::Error::last_os_error();
-                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-                    self.rest_listener(driver, &error);
-                }
-                return;
-            }
-            // SAFETY: as above.
-            let stream = Fd::new(unsafe { OwnedFd::from_raw_fd(accepted) });
-            // Our own calls do not count: connecting to many peers must not turn callers away.
-            let callers = driver.meets.iter().filter(|(_, meet)| meet.call.is_none());
-            if let Some(id) = oldest_of_many(callers.map(|(id, meet)| (*id, meet.deadline_ns))) {
-                driver.meets.remove(&id);
-            }
-            let deadline_ns = self.clock.now_ns() + nanos(HANDSHAKE);
-            if let Ok(meet) = Meet::accept(stream, Arc::clone(&self.secret), deadline_ns) {
-                let id = driver.next_id();
-                if self.poller.add(meet.stream(), meet_token(id), Interest::Read).is_ok() {
-                    driver.meets.insert(id, meet);
-                }
-            }
-        }
-    }
-
-    /// No descriptor is left for a caller: looks away until the next tick,
-    /// instead of being woken for it again and again.
-    fn rest_listener(&self, driver: &mut Driver, error: &std::io::Error) {
-        if let Some(listeners) = &driver.listeners {
-            self.poller.remove(&listeners.control);
-        }
-        if !driver.listener_rests {
-            self.log(40, format!("cannot accept a peer: {error}; raise the limit (ulimit -n)"));
-        }
-        driver.listener_rests = true;
-    }
-
-    fn accept_joins(&self, driver: &mut Driver) {
-        for _ in 0..ACCEPTS {
-            let Some(Ok(socket)) = driver.listeners.as_ref().map(|listeners| sys::accept_local(&listeners.local))
-            else {
-                return;
-            };
-            let callers = driver.joins.iter().filter(|(_, join)| !join.is_ours());
-            if let Some(id) = oldest_of_many(callers.map(|(id, join)| (*id, join.deadline_ns))) {
-                driver.joins.remove(&id);
-            }
-            self.accept_join(driver, socket);
-        }
-    }
-
     // ---- timers --------------------------------------------------------------------------------
 
     /// What time brings: deadlines, heartbeats, retries.
@@ -364,10 +296,9 @@ impl Inner {
         if was_stopped {
             self.poll_descriptors(driver, Duration::ZERO);
         }
-        if let (true, Some(listeners)) = (driver.listener_rests, &driver.listeners) {
-            if self.poller.add(&listeners.control, LISTENER, Interest::Read).is_ok() {
-                driver.listener_rests = false;
-            }
+        if let Some(listeners) = &mut driver.listeners {
+            // If it fails, the next tick tries again.
+            let _ = listeners.resume(&self.poller);
         }
         self.tick_meets(driver, now_ns);
         let known = self.peers.known();
@@ -452,13 +383,6 @@ impl Inner {
     }
 }
 
-/// The one that came first, if there are as many as may be: it has had its chance, and a flood of silent connections
-/// displaces itself. Of each its number and its deadline.
-fn oldest_of_many(callers: impl Iterator<Item = (u32, u64)> + Clone) -> Option<u32> {
-    let is_full = callers.clone().count() >= MAX_MEETS;
-    callers.min_by_key(|(_, deadline_ns)| *deadline_ns).map(|(id, _)| id).filter(|_| is_full)
-}
-
 pub(crate) fn meet_token(id: u32) -> u64 {
     KIND_MEET << 56 | u64::from(id) << 8
 }
@@ -487,9 +411,6 @@ const KIND_JOIN: u64 = 2;
 const KIND_LINK: u64 = 3;
 /// Channels from here on are the Unix socket's.
 pub(crate) const LOCAL_CHANNELS: u8 = 64;
-const ACCEPTS: usize = 64;
-/// Handshakes of callers under way at most, and as many on the Unix socket.
-const MAX_MEETS: usize = 256;
 /// Longest while that nobody looks at the clock; every look costs a wake-up and a glance at every peer.
 const CALM_TICK: Duration = Duration::from_millis(250);
 /// The same while peers meet, or are sought again.

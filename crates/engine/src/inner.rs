@@ -1,7 +1,6 @@
 //! What the handles of an engine share.
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,8 +14,9 @@ use anyfabric_wire::{Address, Control, EngineId, Imm};
 
 use crate::arrivals::Arrivals;
 use crate::counter::{AtHand, Counters};
-use crate::driver::{Driver, Listeners, LISTENER, LOCAL_LISTENER, WAKE};
+use crate::driver::{Driver, WAKE};
 use crate::events::{Event, EventLog};
+use crate::listeners::Listeners;
 use crate::meet::random;
 use crate::messages::Messages;
 use crate::peer::{Peer, Phase};
@@ -80,7 +80,7 @@ impl Inner {
             Some(endpoint) => (endpoint.id(), Vec::new(), None),
             None => {
                 let id = EngineId(random().map_err(system("random numbers"))?);
-                let (bound, listeners) = listen(&config.listen, id, &poller)?;
+                let (bound, listeners) = Listeners::bind(&config.listen, id, &poller)?;
                 (id, crate::info::reachable(bound), Some(listeners))
             }
         };
@@ -318,27 +318,8 @@ impl Inner {
     }
 }
 
-/// Name of an engine's Unix socket.
-pub(crate) fn local_name(engine: EngineId) -> String {
-    format!("anyfabric/{engine}")
-}
-
 pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Binds the control listener and the Unix socket.
-fn listen(to: &str, id: EngineId, poller: &Poller) -> Result<(SocketAddr, Listeners)> {
-    let system = |what: &'static str| move |error: std::io::Error| Error::system(what, &error).during("start");
-    let listener = TcpListener::bind(to)
-        .map_err(|error| Error::system(&format!("cannot listen on {to}"), &error).during("start"))?;
-    listener.set_nonblocking(true).map_err(system("the listener"))?;
-    let bound = listener.local_addr().map_err(system("the listener"))?;
-    let local = sys::abstract_listener(&local_name(id)).map_err(system("the Unix socket"))?;
-    let control = Fd::new(listener);
-    poller.add(&control, LISTENER, Interest::Read).map_err(system("epoll"))?;
-    poller.add(&local, LOCAL_LISTENER, Interest::Read).map_err(system("epoll"))?;
-    Ok((bound, Listeners { control, local }))
 }
 
 /// Engines of this process so far.

@@ -6,14 +6,16 @@
 //! here and use tcp, and the path says why.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyfabric_transports::shm::{ring, ring_memory, LocalChannel, ShmLink, ShmOptions};
 use anyfabric_transports::sys::{self, Fd, Interest, Mapping};
 use anyfabric_transports::Doorbell;
 use anyfabric_wire::Local;
 
-use crate::driver::{join_token, link_token, Driver, HANDSHAKE};
-use crate::inner::{local_name, nanos, Inner};
+use crate::driver::{join_token, link_token, Driver};
+use crate::inner::{nanos, Inner};
+use crate::listeners::local_name;
 use crate::peer::{Peer, Phase};
 
 /// A Unix socket whose ends do not know each other yet.
@@ -58,7 +60,7 @@ impl Inner {
 
     fn add_join(&self, driver: &mut Driver, socket: Fd, caller: Option<(Arc<Peer>, Arc<Mapping>)>) {
         let id = driver.next_id();
-        let deadline_ns = self.clock.now_ns() + nanos(HANDSHAKE) / 2;
+        let deadline_ns = self.clock.now_ns() + nanos(JOIN_TIME);
         if self.poller.add(&socket, join_token(id), Interest::Read).is_ok() {
             driver.joins.insert(id, Join { channel: LocalChannel::new(socket), caller, deadline_ns });
         }
@@ -203,3 +205,6 @@ fn map_received(fd: &Fd, len: usize) -> std::io::Result<Mapping> {
     sys::check_memfd(fd, len)?;
     Mapping::shared(fd, len, false)
 }
+
+/// How long both have for it: half of what they have to introduce themselves.
+pub(crate) const JOIN_TIME: Duration = Duration::from_millis(2500);

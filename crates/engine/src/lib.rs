@@ -49,6 +49,7 @@ mod heartbeat;
 mod info;
 mod inner;
 mod join;
+mod listeners;
 mod meet;
 mod messages;
 mod peer;

@@ -158,7 +158,19 @@ impl Knock {
     /// # Errors
     /// What the engine made of it.
     pub(crate) fn new(address: &Address, random: &mut Random, intro: &Intro<'_>) -> io::Result<Self> {
-        let mut stream = dial(address);
+        Self::on(dial(address), address, random, intro)
+    }
+
+    /// Over a connection that was made before.
+    ///
+    /// # Errors
+    /// What the engine made of it.
+    pub(crate) fn on(
+        mut stream: TcpStream,
+        address: &Address,
+        random: &mut Random,
+        intro: &Intro<'_>,
+    ) -> io::Result<Self> {
         let call = call(random, intro);
         stream.write_all(&call.encode())?;
         let mut bytes = [0; ANSWER_BYTES];

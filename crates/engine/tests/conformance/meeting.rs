@@ -14,10 +14,10 @@ use anyfabric_wire::OLDEST_VERSION;
 use crate::ask::Ask;
 use crate::fabric::{on_fabrics, random, Fabric};
 use crate::harness::{assert_code, eventually, Peer, LONG};
-use crate::intruder::{Intro, Intruder, Knock};
+use crate::intruder::{dial, Intro, Intruder, Knock};
 
 on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
-on_fabrics! { [reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
+on_fabrics! { [a_crowd_calls_at_once, reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
 
 /// Whoever calls and is gone before he can be welcomed was never here: he is neither listed nor counted.
 fn killed_while_it_calls(fabric: &Fabric) {
@@ -35,6 +35,22 @@ fn killed_while_it_calls(fabric: &Fabric) {
     // The guest is one itself for a moment; the others would stay.
     eventually("none of those that were never here is listed", || hub.count(Ask::NumStrangers { engine: 0 }) == 0);
     drop(guest);
+}
+
+/// More callers than handshakes are kept: those beyond wait until others are through, and nobody is sent away for them.
+fn a_crowd_calls_at_once(fabric: &Fabric) {
+    const CALLERS: usize = 300;
+    let mut random = random();
+    let hub = Peer::start(&fabric.settings(1));
+    let calls: Vec<_> = (0..CALLERS).map(|_| dial(&hub.address)).collect();
+    let mut met = Vec::new();
+    for (idx, stream) in calls.into_iter().enumerate() {
+        let knock = Knock::on(stream, &hub.address, &mut random, &Intro::default());
+        let mut knock = knock.unwrap_or_else(|error| panic!("caller {idx} was not answered: {error}"));
+        let welcome = knock.introduce().unwrap_or_else(|error| panic!("caller {idx} was not welcomed: {error}"));
+        assert!(matches!(welcome, Welcome::Accepted(_)), "caller {idx}: {welcome:?}");
+        met.push(knock);
+    }
 }
 
 /// Of peers that could not be met the last are remembered, as of those that were lost. What was taken back from one of

@@ -18,7 +18,7 @@ pub use memory::{memfd, populate, Mapping};
 pub use poll::{is_readable_within, EventFd, Interest, Poller, Ready};
 pub use process::{foreign_read, foreign_write, pid_fd, Foreign, ForeignWrite};
 pub use socket::{
-    abstract_listener, accept_local, connect_local, peer_credentials, receive_with_fds, send_with_fds, Credentials,
+    abstract_listener, accept, connect_local, peer_credentials, receive_with_fds, send_with_fds, Credentials, BACKLOG,
 };
 pub(crate) use topology::port_gbps;
 pub use topology::{allowed_cpus, parse_cpu_list, read_topology};

@@ -14,6 +14,10 @@ pub struct Credentials {
     pub uid: u32,
 }
 
+/// How many may wait at a listener until they are accepted: as many as Linux
+/// allows unless it is told otherwise (`net.core.somaxconn`).
+pub const BACKLOG: libc::c_int = 4096;
+
 /// Listens under a name in the abstract namespace: no file, gone with the
 /// process, invisible from other network namespaces.
 ///
@@ -25,7 +29,7 @@ pub fn abstract_listener(name: &str) -> io::Result<Fd> {
     // SAFETY: `address` is valid for `len` bytes.
     check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) })?;
     // SAFETY: our own descriptor.
-    check(unsafe { libc::listen(fd.as_raw_fd(), 128) })?;
+    check(unsafe { libc::listen(fd.as_raw_fd(), BACKLOG) })?;
     Ok(fd)
 }
 
@@ -33,7 +37,7 @@ pub fn abstract_listener(name: &str) -> io::Result<Fd> {
 ///
 /// # Errors
 /// The system's; `WouldBlock` when there is none.
-pub fn accept_local(listener: &Fd) -> io::Result<Fd> {
+pub fn accept(listener: &Fd) -> io::Result<Fd> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no address is asked for; returns a new descriptor.
     Ok(unsafe {

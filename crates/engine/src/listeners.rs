@@ -1,0 +1,147 @@
+//! Where an engine is called, and how many that call at once it takes in.
+//!
+//! Callers beyond [`MAX_CALLERS`] wait in the kernel's queue until others are
+//! through. Who has not introduced himself for [`CHANCE`] makes way for them, so
+//! that a flood of silent connections displaces itself.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyfabric_transports::sys::{self, Fd, Interest, Poller};
+use anyfabric_wire::EngineId;
+use socket2::SockRef;
+
+use crate::driver::{meet_token, Driver, HANDSHAKE, LISTENER, LOCAL_LISTENER};
+use crate::inner::{nanos, Inner};
+use crate::join::JOIN_TIME;
+use crate::meet::Meet;
+use crate::{Error, Result};
+
+/// A TCP listener for control connections and streams, and a Unix socket for
+/// engines of this host.
+pub(crate) struct Listeners {
+    control: Fd,
+    local: Fd,
+    /// Not watched until the next tick, instead of waking us again and again: no
+    /// descriptor is left for a caller, or no place.
+    rest: bool,
+}
+
+/// What becomes of one more caller.
+#[derive(Debug, PartialEq, Eq)]
+enum Room {
+    Free,
+    /// In the place of the one that came first.
+    InsteadOf(u32),
+    NotYet,
+}
+
+impl Listeners {
+    /// Binds both; returns also where the first is.
+    pub(crate) fn bind(to: &str, id: EngineId, poller: &Poller) -> Result<(SocketAddr, Self)> {
+        let system = |what: &'static str| move |error: std::io::Error| Error::system(what, &error).during("start");
+        let listener = TcpListener::bind(to)
+            .map_err(|error| Error::system(&format!("cannot listen on {to}"), &error).during("start"))?;
+        // Once more, for the standard library lets 128 wait: the kernel asks others again after a second.
+        SockRef::from(&listener).listen(sys::BACKLOG).map_err(system("the listener"))?;
+        listener.set_nonblocking(true).map_err(system("the listener"))?;
+        let bound = listener.local_addr().map_err(system("the listener"))?;
+        let local = sys::abstract_listener(&local_name(id)).map_err(system("the Unix socket"))?;
+        let mut listeners = Self { control: Fd::new(listener), local, rest: true };
+        listeners.resume(poller).map_err(system("epoll"))?;
+        Ok((bound, listeners))
+    }
+
+    /// Looks for callers again.
+    pub(crate) fn resume(&mut self, poller: &Poller) -> std::io::Result<()> {
+        if self.rest {
+            poller.add(&self.control, LISTENER, Interest::Read)?;
+            let both = poller.add(&self.local, LOCAL_LISTENER, Interest::Read);
+            both.inspect_err(|_| poller.remove(&self.control))?;
+            self.rest = false;
+        }
+        Ok(())
+    }
+
+    fn rest(&mut self, poller: &Poller) {
+        poller.remove(&self.control);
+        poller.remove(&self.local);
+        self.rest = true;
+    }
+}
+
+impl Inner {
+    pub(crate) fn accept_calls(&self, driver: &mut Driver) {
+        for _ in 0..ACCEPTS {
+            // Our own calls do not count: connecting to many peers must not turn callers away.
+            let callers = driver.meets.iter().filter(|(_, meet)| meet.call.is_none());
+            let room = self.room_among(callers.map(|(id, meet)| (*id, meet.deadline_ns)), HANDSHAKE);
+            let Some(stream) = self.accept(driver, &room, |listeners| &listeners.control) else { return };
+            if let Room::InsteadOf(id) = room {
+                driver.meets.remove(&id);
+            }
+            let deadline_ns = self.clock.now_ns() + nanos(HANDSHAKE);
+            if let Ok(meet) = Meet::accept(stream, Arc::clone(&self.secret), deadline_ns) {
+                let id = driver.next_id();
+                if self.poller.add(meet.stream(), meet_token(id), Interest::Read).is_ok() {
+                    driver.meets.insert(id, meet);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn accept_joins(&self, driver: &mut Driver) {
+        for _ in 0..ACCEPTS {
+            let callers = driver.joins.iter().filter(|(_, join)| !join.is_ours());
+            let room = self.room_among(callers.map(|(id, join)| (*id, join.deadline_ns)), JOIN_TIME);
+            let Some(socket) = self.accept(driver, &room, |listeners| &listeners.local) else { return };
+            if let Room::InsteadOf(id) = room {
+                driver.joins.remove(&id);
+            }
+            self.accept_join(driver, socket);
+        }
+    }
+
+    /// The next that waits at a listener, if there is room.
+    fn accept(&self, driver: &mut Driver, room: &Room, at: fn(&Listeners) -> &Fd) -> Option<Fd> {
+        let listeners = driver.listeners.as_mut()?;
+        if *room == Room::NotYet {
+            listeners.rest(&self.poller);
+            driver.hurry(self.clock.now_ns());
+            return None;
+        }
+        let accepted = sys::accept(at(listeners));
+        if let Err(error) = &accepted {
+            if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                self.log(40, format!("cannot accept a peer: {error}; raise the limit (ulimit -n)"));
+                listeners.rest(&self.poller);
+            }
+        }
+        accepted.ok()
+    }
+
+    /// Of those that are here: their numbers, and until when they may stay of so long a time.
+    fn room_among(&self, callers: impl Iterator<Item = (u32, u64)> + Clone, time: Duration) -> Room {
+        if callers.clone().count() < MAX_CALLERS {
+            return Room::Free;
+        }
+        let had_chance_ns = self.clock.now_ns() + nanos(time - CHANCE);
+        let first = callers.min_by_key(|(_, deadline_ns)| *deadline_ns);
+        first
+            .filter(|(_, deadline_ns)| *deadline_ns <= had_chance_ns)
+            .map_or(Room::NotYet, |(id, _)| Room::InsteadOf(id))
+    }
+}
+
+/// Name of an engine's Unix socket.
+pub(crate) fn local_name(engine: EngineId) -> String {
+    format!("anyfabric/{engine}")
+}
+
+/// Callers taken in between two looks at what else there is to do.
+const ACCEPTS: usize = 64;
+/// Handshakes of callers under way at most, and as many on the Unix socket.
+const MAX_CALLERS: usize = 256;
+/// How long each of them is safe from those that come later: a busy machine keeps a process waiting as long.
+const CHANCE: Duration = Duration::from_secs(1);
