@@ -230,6 +230,10 @@ impl Inner {
         match rejection {
             Rejection::OtherIncarnation => self.lose(peer, "another engine lives at its address now"),
             Rejection::Fenced => self.lose(peer, "it has given this engine up"),
+            // Why, and what it has let go of, comes on the control connection.
+            Rejection::NoSession if matches!(purpose, Purpose::Lane { .. }) => {
+                self.log(10, format!("{}: its session has ended", peer.address));
+            }
             Rejection::NoSession => self.lose(peer, "it does not know the session any more"),
             Rejection::Closing => self.lose(peer, "it is closing"),
             Rejection::Crossed => {

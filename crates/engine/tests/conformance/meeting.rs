@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyfabric_engine::{Address, Code, Engine, EngineId, Remote, WriteOptions};
 use anyfabric_transports::loopback::Random;
 use anyfabric_wire::handshake::{
-    Accepted, Answer, Call, Hello, Host, Purpose, Seal, Side, Verdict, Welcome, CALL_BYTES, SEAL_BYTES,
+    Accepted, Answer, Call, Hello, Host, Purpose, Rejection, Seal, Side, Verdict, Welcome, CALL_BYTES, SEAL_BYTES,
 };
-use anyfabric_wire::OLDEST_VERSION;
+use anyfabric_wire::{Control, Frame, FrameKind, OLDEST_VERSION};
 
 use crate::ask::Ask;
 use crate::fabric::{on_fabrics, random, Fabric};
@@ -17,7 +17,7 @@ use crate::harness::{assert_code, eventually, Peer, LONG};
 use crate::intruder::{dial, Intro, Intruder, Knock};
 
 on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
-on_fabrics! { [a_crowd_calls_at_once, reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
+on_fabrics! { [a_crowd_calls_at_once, a_refused_stream_is_no_loss, reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
 
 /// Whoever calls and is gone before he can be welcomed was never here: he is neither listed nor counted.
 fn killed_while_it_calls(fabric: &Fabric) {
@@ -172,6 +172,33 @@ fn silence_is_waited_out(fabric: &Fabric) {
     drop(first);
 }
 
+/// An engine that closes may refuse a stream before its goodbye is read: the goodbye tells what became of it.
+fn a_refused_stream_is_no_loss(fabric: &Fabric) {
+    let engine = Engine::new(fabric.settings(1).config()).unwrap();
+    let mut callee = Callee::new();
+    let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
+    let mut control = callee.session().welcome(&callee).unwrap();
+    connect.wait(None).unwrap();
+    let (stream, _) = callee.listener.accept().unwrap();
+    let (mut attempt, purpose) = Attempt::hear(stream).unwrap();
+    assert!(matches!(purpose, Purpose::Lane { .. }), "{purpose:?}");
+    attempt.answer(&Welcome::Rejected(Rejection::NoSession)).unwrap();
+    let told = |text: &str, log: &[(u8, String)]| log.iter().any(|(_, line)| line.ends_with(text));
+    let mut log = Vec::new();
+    eventually("the refusal is read", || {
+        log.extend(engine.take_log());
+        told("its session has ended", &log)
+    });
+    assert_eq!(engine.path(&callee.address()).state, "ready", "{log:#?}");
+    let goodbye = Control::Goodbye.encode();
+    control.write_all(&Frame::new(FrameKind::Control, 1, goodbye.len() as u32).encode()).unwrap();
+    control.write_all(&goodbye).unwrap();
+    eventually("the goodbye is read", || {
+        log.extend(engine.take_log());
+        told("it has closed its engine", &log)
+    });
+}
+
 /// An answer that no later one will contradict ends all that waits at once.
 fn final_answers_end_it(fabric: &Fabric) {
     for verdict in [Verdict::Secret, Verdict::Version, Verdict::Busy] {
@@ -263,8 +290,12 @@ impl Attempt {
             token: [0x55; 16],
             received: 0,
         };
-        self.stream.write_all(&self.seal.seal(Side::Listener, &Welcome::Accepted(Box::new(accepted))))?;
+        self.answer(&Welcome::Accepted(Box::new(accepted)))?;
         Ok(self.stream)
+    }
+
+    fn answer(&mut self, welcome: &Welcome) -> io::Result<()> {
+        self.stream.write_all(&self.seal.seal(Side::Listener, welcome))
     }
 
     /// Ends the connection instead of an answer; returns when.
