@@ -37,8 +37,8 @@ test: $(STAMPS)/test $(STAMPS)/demo $(STAMPS)/native ## Run every test that need
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: test-rdma
-test-rdma: tools-present ## Run the RDMA tests in a virtual machine with Soft-RoCE NICs; installs qemu where it can
-	@$(PYTHON) tests/rdma/run.py $(ARGS) || { code=$$?; test $$code = 77 || exit $$code; }
+test-rdma: tools-present $(STAMPS)/native ## Run the RDMA tests in a virtual machine with Soft-RoCE NICs; installs qemu where it can
+	@$(BIN)/python tests/rdma/run.py $(ARGS) || { code=$$?; test $$code = 77 || exit $$code; }
 
 .PHONY: check
 check: $(STAMPS)/check $(STAMPS)/native ## Formatters, linters, types, the stub, the layers, the docs

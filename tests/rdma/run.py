@@ -94,7 +94,9 @@ def passes(
 ) -> bool:
     """Run one scenario, print its line, and its output if it failed."""
     log = out / f"{scenario.name}{'-again' if again else ''}.log"
-    environment = {"PATH": os.environ["PATH"], "HOME": "/root", "LC_ALL": "C", "RUST_BACKTRACE": "1"}
+    # What is installed beside this Python comes first: `anyfabric`.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "HOME": "/root", "LC_ALL": "C", "RUST_BACKTRACE": "1"}
     lines, num_tests = script(scenario, out, programs)
     started = time.monotonic()
     with log.open("wb") as file:
@@ -125,7 +127,8 @@ def script(scenario: Scenario, out: Path, programs: Mapping[str, Path]) -> tuple
         variables = " ".join(f"{name}={value}" for name, value in environment.items())
         # Many of the tests wait: two at a time fill two cores.
         lines.append(f"env {variables} {program} --exact --test-threads=2 {' '.join(names)}")
-    return "\n".join(lines), num_tests
+    lines += scenario.commands
+    return "\n".join(lines), num_tests + len(scenario.commands)
 
 
 def listed(program: Path) -> list[str]:

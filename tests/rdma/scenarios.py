@@ -50,6 +50,7 @@ class Scenario:
         about: One line for the summary.
         smoke: Arguments for `smoke`, which shows that the bed itself works; one run each.
         tests: What runs then.
+        commands: Shell lines that must succeed at the end, with `anyfabric` on the path.
         setup: Shell lines for the guest, after `guest/nics`.
         is_long: Whether it runs only when `-k` names it.
         deadline_s: For the whole; many times what it takes on a busy machine.
@@ -59,6 +60,7 @@ class Scenario:
     about: str
     smoke: tuple[str, ...]
     tests: tuple[Tests, ...] = ()
+    commands: tuple[str, ...] = ()
     setup: str = ""
     is_long: bool = False
     deadline_s: float = 600
@@ -96,6 +98,7 @@ SCENARIOS = (
         "both ends on one NIC",
         ("rxe0 rxe0", "rxe1 rxe1"),
         (Tests("nic", "rxe0,rxe0"), Tests("engine", "rxe0", r"(counts|barrier).*::verbs_1")),
+        ("anyfabric perf --transport verbs --nics rxe1 --op write --sizes 8,64K --rounds 20",),
     ),
     Scenario(
         "cable",
@@ -130,6 +133,13 @@ SCENARIOS = (
         "links of two to four NICs go down and up, some or all, under every kind of operation",
         ("rxe2 rxe7 port2",),
         (Tests("engine", FOUR_EACH, r"counts::uneven::write.*::verbs_(1_3|3_4|4_2)"), *storms(2)),
+    ),
+    Scenario(
+        "tools",
+        "doctor and perf as people type them, also against another engine and with a link down",
+        ("rxe1 rxe4",),
+        commands=("sh tests/rdma/guest/tools",),
+        is_long=True,
     ),
     Scenario(
         "many-counts",
