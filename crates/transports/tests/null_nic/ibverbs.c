@@ -122,7 +122,11 @@ static struct {
   long num_unheeded;    // events that were read and not acknowledged
   long breaks_queues;   // a bit for each device: what comes to its queue of completions from its next poll on is lost
   // Of the last queue pair, as it was told.
-  long pkey_index, traffic_class, service_level, rnr_timer, timeout, retry_count, rnr_retry;
+  long pkey_index, traffic_class, service_level, rnr_timer, timeout, retry_count, rnr_retry, dlid, is_global;
+  long is_infiniband;   // every port, and not Ethernet's
+  long lid;             // of every port
+  long access;          // of the last memory that was registered by its address
+  long no_relaxed;      // errno of registrations that ask for relaxed ordering
 } knobs = {.fails_after = -1, .posted_ns = 1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -495,7 +499,8 @@ int ibv_query_port(struct context *context, uint8_t port, char *attr) {
   *(uint32_t *)(attr + 4) = *(uint32_t *)(attr + 8) = 5;
   *(int *)(attr + 12) = 8;
   *(uint32_t *)(attr + 20) = 1u << 30;
-  attr[43] = knobs.narrow & device ? 1 : 2, attr[44] = 64, attr[46] = 2;
+  *(uint16_t *)(attr + 34) = (uint16_t)knobs.lid;
+  attr[43] = knobs.narrow & device ? 1 : 2, attr[44] = 64, attr[46] = knobs.is_infiniband ? 1 : 2;
   return port >= 1 && port <= num_ports(context) ? 0 : EINVAL;
 }
 int ibv_query_gid(struct context *context, uint8_t port, int index, uint8_t *gid) {
@@ -532,7 +537,15 @@ struct mr *ibv_reg_mr(struct pd *pd, void *addr, size_t length, int access) {
   for (int ms = 0; ms < 1000 && __atomic_load_n(&knobs.most_pinning, __ATOMIC_SEQ_CST) < knobs.pins_at_once; ms++)
     usleep(1000);
   __atomic_sub_fetch(&knobs.num_pinning, 1, __ATOMIC_SEQ_CST);
+  knobs.access = access;
   return memory(pd, addr, length);
+}
+struct mr *ibv_reg_mr_iova2(struct pd *pd, void *addr, size_t length, uint64_t iova, unsigned access) {
+  if (iova != (uintptr_t)addr || (knobs.no_relaxed && access & 1 << 20)) {
+    errno = knobs.no_relaxed ? (int)knobs.no_relaxed : EINVAL;
+    return NULL;
+  }
+  return ibv_reg_mr(pd, addr, length, (int)access);
 }
 struct mr *ibv_reg_dmabuf_mr(struct pd *pd, uint64_t offset, size_t length, uint64_t iova, int fd, int access) {
   struct stat stat;
@@ -608,6 +621,7 @@ int ibv_modify_qp(struct qp *qp, uint32_t *attr, int mask) {
   const uint8_t *bytes = (const uint8_t *)attr;
   if (mask & 1 << 4) knobs.pkey_index = bytes[120] | bytes[121] << 8;
   if (mask & 1 << 7) knobs.sgid_index = bytes[76], knobs.traffic_class = bytes[78], knobs.service_level = bytes[82];
+  if (mask & 1 << 7) knobs.dlid = bytes[80] | bytes[81] << 8, knobs.is_global = bytes[85];
   if (mask & 1 << 9) knobs.timeout = bytes[130];
   if (mask & 1 << 10) knobs.retry_count = bytes[131];
   if (mask & 1 << 11) knobs.rnr_retry = bytes[132];

@@ -95,6 +95,16 @@ pub(crate) enum Knob {
     Timeout,
     RetryCount,
     RnrRetry,
+    Dlid,
+    IsGlobal,
+    /// Every port is InfiniBand's.
+    IsInfiniband,
+    /// Of every port.
+    Lid,
+    /// Rights of the last memory that was registered by its address.
+    Access,
+    /// With this error nothing is registered with relaxed ordering.
+    NoRelaxed,
 }
 
 /// Path of the library, built at the first call.

@@ -163,3 +163,45 @@ pub(crate) fn networks_and_their_names() {
     let error = refused(&mut nic, &with(3, 1));
     assert!(error.contains("null0 uses RoCE v1 and the peer's NIC RoCE v2") && error.contains("gid_index"), "{error}");
 }
+
+/// InfiniBand: the LID reaches a peer of the same subnet, and the GID one of another, or where there are no LIDs.
+pub(crate) fn lids_and_gids() {
+    const OF_THE_PEER: u16 = 0x1209;
+    knob(Knob::IsInfiniband, Some(1));
+    for (lid, is_same_subnet, is_global) in [(7, true, 0), (7, false, 1), (0, true, 1)] {
+        knob(Knob::Lid, Some(lid));
+        let mut nic = one("null0").unwrap();
+        assert_eq!(nic.about().manner, format!("InfiniBand, LID {lid}"));
+        let rail = nic.open().unwrap();
+        let mut theirs = nic.address(rail);
+        assert_eq!(i64::from(theirs[4]), lid);
+        theirs[4..6].copy_from_slice(&OF_THE_PEER.to_le_bytes());
+        if !is_same_subnet {
+            theirs[6 + 7] ^= 1;
+        }
+        nic.connect(rail, &theirs).unwrap();
+        let told = (knob(Knob::Dlid, None), knob(Knob::IsGlobal, None));
+        assert_eq!(told, (OF_THE_PEER.into(), is_global), "LID {lid}, same subnet: {is_same_subnet}");
+    }
+    knob(Knob::IsInfiniband, Some(0));
+    knob(Knob::Lid, Some(0));
+    rail(&mut one("null0").unwrap());
+    assert_eq!(knob(Knob::IsGlobal, None), 1, "Ethernet has no LIDs");
+}
+
+/// Asked for where the library knows it, and left out where the kernel does not, or a setting says so.
+pub(crate) fn relaxed_ordering() {
+    const RELAXED: i64 = 1 << 20;
+    const WRITABLE: i64 = 1 | 1 << 1;
+    let cases = [(true, 0, WRITABLE | RELAXED), (true, libc::EINVAL, WRITABLE), (false, 0, WRITABLE)];
+    for (relaxed_ordering, refusal, access) in cases {
+        knob(Knob::NoRelaxed, Some(refusal.into()));
+        let settings = VerbsSettings { relaxed_ordering, ..settings() };
+        let nic = open(NicChoice::Named(&["null0".into()]), &settings).unwrap().remove(0);
+        let mut bytes = [0_u8; 64];
+        // SAFETY: the null NIC touches no memory.
+        let _memory = unsafe { nic.domain().register(bytes.as_mut_ptr(), 64, true) }.unwrap();
+        assert_eq!(knob(Knob::Access, None), access, "relaxed_ordering={relaxed_ordering}, errno {refusal}");
+    }
+    knob(Knob::NoRelaxed, Some(0));
+}

@@ -70,6 +70,8 @@ fn the_verbs_nic_without_hardware() {
     devices::peers_may_write_into_no_buffer_of_ours();
     devices::networks_and_their_names();
     devices::settings_reach_the_queue_pair();
+    devices::lids_and_gids();
+    devices::relaxed_ordering();
     faults::every_failure_at_every_place();
     faults::what_the_device_does_not_take();
     faults::held_back_until_closed();
