@@ -432,7 +432,7 @@ class Region:
     ) -> Coroutine[Any, Any, None]:
         """`revoke`, awaited."""
     def close(self, *, timeout_s: float = 1.0) -> None:
-        """Revoke for every peer and unregister; idempotent, and a thread that closes while another does waits too.
+        """Revoke for every peer and unregister; idempotent. Who closes while another thread does waits too.
 
         Bytes that a lost writer might still touch are quarantined: the owner stays alive and the
         memory is not handed out again until that writer is known to be gone.

@@ -52,10 +52,18 @@ class Nic:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU: its PCI address, and its NUMA node where known."""
+    """One GPU.
+
+    Attributes:
+        pci: PCI address.
+        node: NUMA node, where known.
+        is_given: Whether programs can use it: false where the driver lists others and not it, as in a
+            container that was given some of its host's.
+    """
 
     pci: str
     node: int | None
+    is_given: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,6 +278,14 @@ def test_a_machine_that_is_not_well(machine, change, expected):
     assert diagnose(machine.system).is_broken == bool(machine.findings("broken"))
 
 
+def test_a_gpu_that_was_not_given_is_not_judged(machine):
+    nic_on_the_other_node(machine)
+    machine.write("proc/driver/nvidia/gpus/0000:13:00.0/information", "")
+    assert {row[0] for row in machine.findings("warning")} == {"link"}
+    machine.write("proc/driver/nvidia/gpus/0000:83:00.0/information", "")
+    assert {row[0] for row in machine.findings("warning")} == {"link", "gpu-distance"}
+
+
 def test_every_check_is_tried_on_a_bad_machine():
     assert {check for _, check, *_ in BAD} | {"efa-library"} == {check.name for check in CHECKS}
 

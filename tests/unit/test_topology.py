@@ -52,7 +52,7 @@ def test_a_recorded_machine(machine):
     found = af.read_topology(machine)
     assert found.num_cores == 4
     (gpu,) = found.gpus
-    assert (gpu.pci, gpu.node) == ("0000:43:00.0", 0)
+    assert (gpu.pci, gpu.node, gpu.is_given) == ("0000:43:00.0", 0, True)
     (nic,) = found.nics
     assert (nic.name, nic.fabric, nic.state, nic.gbps, nic.pci) == (
         "mlx5_0", "ethernet", "up", 400, "0000:44:00.0")  # fmt: skip

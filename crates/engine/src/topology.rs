@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyfabric_plan::{Distance, Fabric, Group, NicPort, Request, Topology};
+use anyfabric_plan::{Distance, Fabric, Gpu, Group, NicPort, Request, Topology};
 use anyfabric_transports::sys::{allowed_cpus, read_topology};
 use serde::Serialize;
 
@@ -26,6 +26,8 @@ pub struct GpuInfo {
     pub pci: String,
     /// NUMA node, where known.
     pub node: Option<u32>,
+    /// Whether programs can use it: false where the driver lists others and not it.
+    pub is_given: bool,
 }
 
 /// One RDMA port.
@@ -102,10 +104,14 @@ pub fn topology(root: &Path, nics: &[String], nics_per_device: Option<usize>) ->
     };
     TopologyInfo {
         num_cores: machine.cores.len(),
-        gpus: machine.gpus.iter().map(|gpu| GpuInfo { pci: gpu.pci.clone(), node: gpu.place.node }).collect(),
+        gpus: machine.gpus.iter().map(gpu_info).collect(),
         nics: machine.nics.iter().enumerate().map(nic_info).collect(),
         groups: machine.groups(&request).iter().map(|group| group_info(&machine, group)).collect(),
     }
+}
+
+fn gpu_info(gpu: &Gpu) -> GpuInfo {
+    GpuInfo { pci: gpu.pci.clone(), node: gpu.place.node, is_given: gpu.is_given }
 }
 
 pub(crate) fn group_info(machine: &Topology, group: &Group) -> GroupInfo {

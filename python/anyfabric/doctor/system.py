@@ -18,9 +18,10 @@ from anyfabric.config import TRANSPORTS
 from anyfabric.topology import Nic, Topology, read_topology
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from anyfabric.gpu import DriverGpu
+    from anyfabric.topology import Group
 
 __all__ = ["System"]
 
@@ -133,6 +134,14 @@ class System:
     def nics(self) -> tuple[Nic, ...]:
         """RDMA ports, without those that this container was not given while it was given others."""
         return tuple(nic for nic in self.topology.nics if nic.is_given)
+
+    def gpu_groups(self) -> Iterator[tuple[str, Group]]:
+        """PCI address and group of each GPU that this container was given."""
+        given = {gpu.pci for gpu in self.topology.gpus if gpu.is_given}
+        for group in self.topology.groups:
+            pci = group.device.partition(":")[2]
+            if pci in given:
+                yield pci, group
 
     @cached_property
     def has_slingshot(self) -> bool:

@@ -42,14 +42,12 @@ def iommu(system: System) -> Iterator[Finding]:
 
 def acs(system: System) -> Iterator[Finding]:
     """Whether a switch sends traffic between GPU and NIC up to the CPU."""
-    gpus = {gpu.pci for gpu in system.topology.gpus}
     unknown = False
     redirecting: dict[str, str] = {}
     num_switched = 0
-    for group in system.topology.groups:
-        pci = group.device.partition(":")[2]
+    for pci, group in system.gpu_groups():
         near = [nic.name for nic in group.nics if nic.distance == "switch"]
-        if pci not in gpus or not near:
+        if not near:
             continue
         num_switched += 1
         for nic in system.topology.nics:
@@ -98,10 +96,10 @@ def ats(system: System) -> Iterator[Finding]:
 def distance(system: System) -> Iterator[Finding]:
     """How far each GPU is from its nearest NIC."""
     near = 0
-    for group in system.topology.groups:
-        if not group.device.startswith("gpu:") or not group.nics:
+    for pci, group in system.gpu_groups():
+        if not group.nics:
             continue
-        pci, nic = group.device.partition(":")[2], group.nics[0]
+        nic = group.nics[0]
         if nic.distance == "system":
             yield warning(
                 pci,
