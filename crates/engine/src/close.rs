@@ -10,6 +10,7 @@ use crate::driver::Driver;
 use crate::events::Event;
 use crate::inner::Inner;
 use crate::peer::Peer;
+use crate::revoke::is_lent;
 
 impl Inner {
     /// The end of an engine, once nothing new is taken.
@@ -23,6 +24,7 @@ impl Inner {
         let peers = self.live_peers();
         // Who sent what was taken here shall hear so: a NIC that is closed drops what it has not sent.
         self.wait(Some(LAST_TURN), || !peers.iter().flat_map(|peer| peer.links()).any(Link::owes_answers));
+        self.ask_writers_out(&peers, LAST_TURN);
         for peer in peers {
             // First: what finds the link closed is told why.
             peer.set_lost(Failure::Closed);
@@ -46,13 +48,19 @@ impl Inner {
                 link.close(&Failure::Closed);
             }
             peer.fail_waiting(&Failure::Closed);
-            if let Some(shm) = peer.shm() {
-                shm.give_back();
+            let process = peer.shm().and_then(|shm| shm.give_back());
+            if peer.links().all(Link::is_quiet) {
+                self.gone(&peer);
+            } else if let Some(process) = process {
+                self.revokes.keep_watch(peer.idx, process);
             }
         }
         for region in self.regions.all() {
             region.close();
             self.regions.remove(region.id);
+            if is_lent(&region) && self.is_quarantined(&region) {
+                self.set_aside(region, 30);
+            }
         }
         self.counters.close_all();
         self.messages.close();

@@ -23,7 +23,7 @@ use crate::peer::{Peer, Phase};
 use crate::peers::PeerTable;
 use crate::placement::Pinning;
 use crate::rails::Groups;
-use crate::revoke::Revokes;
+use crate::revoke::{release_orphans, Revokes};
 use crate::simulated::simulated_host;
 use crate::under_way::Rings;
 use crate::wait::Presence;
@@ -72,6 +72,7 @@ pub(crate) struct Inner {
 impl Inner {
     pub(crate) fn new(config: Config, simulated: Option<Endpoint>) -> Result<Self> {
         config.validate()?;
+        release_orphans();
         let system = |what: &'static str| move |error: std::io::Error| Error::system(what, &error).during("start");
         let poller = Arc::new(Poller::new().map_err(system("epoll"))?);
         let wake_fd = EventFd::new().map_err(system("an eventfd"))?;
@@ -315,6 +316,14 @@ impl Inner {
 
     pub(crate) fn is_quarantined(&self, region: &Region) -> bool {
         !region.granted_to().is_empty()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.check_fork().is_ok() {
+            self.revokes.leave_behind();
+        }
     }
 }
 

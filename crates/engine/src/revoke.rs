@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyfabric_transports::rdma::RailPath;
-use anyfabric_transports::{Link, PeerIdx, Region};
+use anyfabric_transports::sys::{is_readable_within, Fd};
+use anyfabric_transports::{try_lock, Backing, Link, PeerIdx, Region};
 use anyfabric_wire::Control;
 
 use crate::inner::{lock, Inner};
@@ -24,6 +25,14 @@ pub(crate) struct Revokes {
     asked: Mutex<HashMap<u64, Asked>>,
     /// Closed, and still within reach of a writer.
     quarantine: Mutex<Vec<Arc<Region>>>,
+    /// What tells of the end of peers that may write beyond the end of this engine.
+    writers: Mutex<HashMap<PeerIdx, Arc<Fd>>>,
+}
+
+/// Memory that its engine left behind, and the processes that may write into it.
+struct Orphan {
+    region: Arc<Region>,
+    writers: Vec<Arc<Fd>>,
 }
 
 /// What a peer was asked to let go of.
@@ -54,8 +63,22 @@ impl Revokes {
         inner.doorbell.notify();
     }
 
-    pub(crate) fn quarantine(&self, region: Arc<Region>) {
-        lock(&self.quarantine).push(region);
+    /// Keeps what tells of a peer's end, when the engine ends before it.
+    pub(crate) fn keep_watch(&self, peer: PeerIdx, process: Fd) {
+        lock(&self.writers).insert(peer, Arc::new(process));
+    }
+
+    /// The engine is gone, and with it whoever would have listened to its peers.
+    pub(crate) fn leave_behind(&self) {
+        let writers = lock(&self.writers);
+        let lent = std::mem::take(&mut *lock(&self.quarantine)).into_iter().filter(|region| is_lent(region));
+        let orphans = lent.map(|region| {
+            let writers = region.granted_to().iter().filter_map(|peer| writers.get(peer).cloned()).collect();
+            Orphan { region, writers }
+        });
+        let orphans: Vec<_> = orphans.collect();
+        lock(&ORPHANS).extend(orphans);
+        release_orphans();
     }
 
     pub(crate) fn quarantined(&self) -> Vec<Arc<Region>> {
@@ -109,7 +132,9 @@ impl Inner {
             let owed = region.owed_by();
             !peers.iter().any(|peer| owed.contains(&peer.idx))
         };
-        self.wait(Some(timeout), is_out) || {
+        // After the engine's end nobody listens for an answer.
+        self.wait(Some(timeout), || is_out() || self.presence.is_stopped());
+        is_out() || {
             // Nobody expected an answer at once.
             if !timeout.is_zero() {
                 peers.iter().for_each(|peer| self.expel(region, peer));
@@ -138,6 +163,24 @@ impl Inner {
         peer.base.send_control(Control::Revoke { region: region.id, key, revoke }.encode());
     }
 
+    /// The engine ends: asks whoever writes into memory that goes back to its owner, and writes there himself, to stop.
+    pub(crate) fn ask_writers_out(&self, peers: &[Arc<Peer>], timeout: Duration) {
+        let mut asked = Vec::new();
+        for region in self.regions.all().into_iter().filter(|region| is_lent(region)) {
+            let writers = region.granted_to();
+            for peer in peers.iter().filter(|peer| peer.shm().is_some() && writers.contains(&peer.idx)) {
+                for key in region.revoke(peer.idx) {
+                    self.ask_back(peer, &region, key);
+                }
+                asked.push((Arc::clone(&region), peer));
+            }
+        }
+        let is_out = |(region, peer): &(Arc<Region>, &Arc<Peer>)| {
+            peer.lost().is_some() || !region.granted_to().contains(&peer.idx)
+        };
+        self.wait(Some(timeout), || asked.iter().all(is_out));
+    }
+
     /// Closes a region for good. Bytes that a writer might still touch are
     /// kept, and listed as quarantined, until it has exited or answered. Whoever
     /// closes it once more waits as the first does.
@@ -145,15 +188,40 @@ impl Inner {
         let is_first = region.close();
         if is_first {
             self.regions.remove(region.id);
-        } else if timeout.is_zero() || self.is_closed() {
-            // A closed engine has fenced everybody.
+        } else if timeout.is_zero() || self.presence.is_stopped() {
+            // An engine that ends fences everybody, or sets the bytes aside.
             return;
         }
         if !self.fence(region, None, timeout) && is_first {
-            self.revokes.quarantine(Arc::clone(region));
             // Without a timeout nobody expected an answer: it comes in a moment.
-            let level = if timeout.is_zero() { 10 } else { 30 };
-            self.log(level, format!("region {} is quarantined: a writer has not let go of it", region.id));
+            self.set_aside(Arc::clone(region), if timeout.is_zero() { 10 } else { 30 });
         }
     }
+
+    pub(crate) fn set_aside(&self, region: Arc<Region>, level: u8) {
+        self.log(level, format!("region {} is quarantined: a writer has not let go of it", region.id));
+        lock(&self.revokes.quarantine).push(region);
+    }
 }
+
+/// Whether the memory goes back to its owner with the region, at addresses that a process of this host may write to.
+/// What the engine allocated is unmapped here, and stays where others map it; NICs are told to forget the rest.
+pub(crate) fn is_lent(region: &Region) -> bool {
+    matches!(region.backing(), Backing::Foreign { .. })
+}
+
+/// Frees the memory of engines of the past that nobody can write into any more.
+pub(crate) fn release_orphans() {
+    // In a forked child somebody who is not there may hold it.
+    let Some(mut orphans) = try_lock(&ORPHANS) else { return };
+    let has_exited = |process: &Arc<Fd>| is_readable_within(process, Duration::ZERO);
+    let (free, kept): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut *orphans).into_iter().partition(|orphan| orphan.writers.iter().all(has_exited));
+    *orphans = kept;
+    drop(orphans);
+    // Outside of the lock: an owner may be anything.
+    free.into_iter().for_each(|orphan| drop(orphan.region));
+}
+
+/// Of all engines of this process; looked at when another one comes or goes.
+static ORPHANS: Mutex<Vec<Orphan>> = Mutex::new(Vec::new());

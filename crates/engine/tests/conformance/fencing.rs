@@ -4,7 +4,7 @@ use std::cell::UnsafeCell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyfabric_engine::{Code, WriteOptions};
+use anyfabric_engine::{Code, Engine, WriteOptions};
 
 use crate::ask::{Answer, Ask, How};
 use crate::fabric::{on_every_fabric, on_fabrics, random, Fabric};
@@ -21,6 +21,7 @@ on_every_fabric!(
     quarantined_until_exit,
     source_is_held,
     closed_under_load,
+    writer_outlives_the_engine,
 );
 
 /// Different numbers of NICs.
@@ -309,5 +310,45 @@ fn closed_under_load(fabric: &Fabric) {
         });
         assert!(pair.engine.info().quarantine.is_empty());
         pair.peer.count(Ask::HammerEnd);
+    }
+}
+
+/// The end of an engine gives nothing back that a writer can still touch.
+fn writer_outlives_the_engine(fabric: &Fabric) {
+    const BYTES: u64 = 8 << 20;
+    for stops in [false, true] {
+        let mut pair = Pair::connected(fabric, 4096);
+        let source = pair.peer.region(BYTES, fabric.memory);
+        pair.peer.fill(&source, (0, BYTES), 1);
+        // Never freed, so that whoever writes too late is seen.
+        let memory: &'static mut [u8] = Box::leak(vec![0; BYTES as usize].into_boxed_slice());
+        let owner = Arc::new(());
+        let address = memory.as_mut_ptr();
+        // SAFETY: never freed.
+        let region = unsafe { pair.engine.register(address, BYTES, true, Box::new(Arc::clone(&owner))) }.unwrap();
+        let to = region.descriptor().unwrap().encode();
+        let counter = pair.engine.counter(Some(1), &[]).unwrap();
+        pair.peer.ask(Ask::Hammer { region: source.idx, nbytes: BYTES, to, to_at: 0, imm: Some(1), num_threads: 2 });
+        counter.wait(3, Some(LONG)).unwrap();
+        if stops {
+            pair.peer.stop();
+        }
+        pair.engine.close(Duration::from_millis(100));
+        drop((counter, region, pair.region, pair.engine));
+        let is_free = Arc::strong_count(&owner) == 1;
+        // SAFETY: the leaked memory.
+        let memory = unsafe { std::slice::from_raw_parts_mut(address, BYTES as usize) };
+        pattern::fill(memory, 5, 0);
+        if stops {
+            pair.peer.go_on();
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let touched = pattern::mismatch(memory, 5, 0);
+        assert!(!is_free || touched.is_none(), "stops {stops}: written at {touched:?} after the memory was given back");
+        assert_eq!(is_free, !(stops && fabric.writer_places()), "stops {stops}");
+        pair.peer.kill();
+        // The next engine finds that the writer is gone.
+        drop(Engine::new(fabric.here().config()).unwrap());
+        assert_eq!(Arc::strong_count(&owner), 1, "stops {stops}: the memory is kept for nobody");
     }
 }

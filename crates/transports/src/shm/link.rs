@@ -167,10 +167,10 @@ impl ShmLink {
     }
 
     /// After [`Link::close`], of a peer that is gone: closes its descriptors and unmaps its memory, for whoever still holds
-    /// a descriptor of its regions holds this link.
-    pub fn give_back(&self) {
+    /// a descriptor of its regions holds this link. Returns what tells of the end of its process.
+    pub fn give_back(&self) -> Option<Fd> {
         let ends = write(&self.ends).take();
-        drop(ends);
+        let process = ends.map(|ends| ends.pid_fd);
         lock(&self.incoming).consumer.end();
         let mut outgoing = lock(&self.outgoing);
         outgoing.producer.end();
@@ -181,6 +181,7 @@ impl ShmLink {
         if self.has_let_go() {
             lock(&self.left).clear();
         }
+        process
     }
 
     /// Whether something waits for the peer to take what its ring holds: nobody is told when it has.
