@@ -150,6 +150,17 @@ def test_who_closes_beside_another_waits_too(is_registered):
                 writer.kill()
 
 
+def test_a_region_of_a_closed_engine_closes_at_once():
+    """Also one that a peer has mapped: nobody is left who would hear that it lets go."""
+    with af.Engine() as writer, af.Engine() as engine:
+        region = engine.allocate(64)
+        writer.write(writer.allocate(64)[:], region.descriptor()[:]).wait(10)
+        engine.close()
+        began = time.monotonic()
+        region.close(timeout_s=10)
+        assert time.monotonic() - began < 5
+
+
 def test_a_dropped_region_gives_its_array_back(engine):
     array = np.arange(100)
     alive = weakref.ref(array)

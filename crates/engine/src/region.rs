@@ -143,6 +143,7 @@ impl Region {
         if self.inner.fence(&self.memory, peer.as_ref(), timeout) {
             return Ok(());
         }
+        self.inner.check_open_to("revoke")?;
         let message = format!(
             "region {}: a writer has not let go within {}; its bytes are quarantined until it does or exits",
             self.id(),
@@ -163,12 +164,13 @@ impl Region {
     }
 
     /// Waits, after a [`revoke`](Self::revoke) or [`close`](Self::close) that
-    /// was late, until no writer, or not that one, can touch the region.
+    /// was late, until no writer, or not that one, can touch the region, or the
+    /// engine has ended.
     pub fn wait_fenced(&self, peer: Option<&Address>, timeout: Duration) -> bool {
         let peer = peer.and_then(|address| self.inner.find_peer(address.engine)).map(|peer| peer.idx);
         let is_out = || {
             let owed = self.memory.owed_by();
-            peer.map_or(owed.is_empty(), |peer| !owed.contains(&peer))
+            self.inner.presence.is_stopped() || peer.map_or(owed.is_empty(), |peer| !owed.contains(&peer))
         };
         self.inner.check_fork().is_ok() && self.inner.wait(Some(timeout), is_out)
     }

@@ -176,7 +176,8 @@ impl Region {
         if error.code == native::Code::WaitTimeout {
             let left = timeout.saturating_sub(began.elapsed());
             if !left.is_zero() && wait_until(py, Some(left), |slice| region.wait_fenced(peer, slice))? {
-                return Ok(());
+                let engine = &self.engine.get().native;
+                return engine.check_open().map_err(|error| error.during("revoke")).or_raise(py);
             }
             error.message = format!(
                 "region {}: a writer has not let go within {} s; its bytes are quarantined until it does or exits",
