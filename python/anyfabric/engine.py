@@ -270,8 +270,8 @@ class Engine(_core.Engine):
     def close(self, *, timeout_s: float = 5.0) -> None:
         """Drain, fail what is left with `Closed`, run the callbacks that are due, free everything.
 
-        Idempotent, from any thread and from callbacks. Registered memory that a stopped process may still write to is
-        kept until that process has exited.
+        Idempotent, from any thread and from callbacks. Registered memory that a stopped process may
+        still write to is kept until that process has exited.
 
         Args:
             timeout_s: Longest time in seconds for transfers in flight.

@@ -345,10 +345,13 @@ fn writer_outlives_the_engine(fabric: &Fabric) {
         std::thread::sleep(Duration::from_millis(300));
         let touched = pattern::mismatch(memory, 5, 0);
         assert!(!is_free || touched.is_none(), "stops {stops}: written at {touched:?} after the memory was given back");
-        assert_eq!(is_free, !(stops && fabric.writer_places()), "stops {stops}");
+        if stops {
+            assert_eq!(is_free, !fabric.writer_places());
+        }
         pair.peer.kill();
-        // The next engine finds that the writer is gone.
-        drop(Engine::new(fabric.here().config()).unwrap());
-        assert_eq!(Arc::strong_count(&owner), 1, "stops {stops}: the memory is kept for nobody");
+        eventually("an engine that comes finds that the writer is gone", || {
+            drop(Engine::new(fabric.here().config()).unwrap());
+            Arc::strong_count(&owner) == 1
+        });
     }
 }
