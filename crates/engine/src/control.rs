@@ -63,6 +63,9 @@ impl Inner {
                 state.phase = Phase::Up;
                 drop(state);
                 self.log(20, format!("{}: the control connection is back", peer.address));
+                if peer.link().is_none() {
+                    self.resume_path(peer);
+                }
                 peer.dispatch_waiting(false);
                 return;
             }
@@ -91,6 +94,15 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// The control connection broke before it was known what carries the data.
+    fn resume_path(&self, peer: &Arc<Peer>) {
+        if peer.state().obstacle("shm").is_some() {
+            return self.settle_path(peer, None);
+        }
+        // The Unix socket is on its way, or was.
+        peer.state().phase = Phase::Joining { until_ns: self.clock.now_ns() + nanos(HANDSHAKE) };
     }
 
     /// Why shm cannot serve a session, if so.
@@ -122,7 +134,9 @@ impl Inner {
         if let Some(why) = shm_obstacle {
             peer.state().obstacles.push(("shm", why));
         }
-        if peer.link().is_some() || !self.try_rails(peer) {
+        // Rails, and tcp, need the control connection: once it is back.
+        let is_broken = matches!(peer.phase(), Phase::Broken { .. });
+        if peer.link().is_some() || !is_broken && !self.try_rails(peer) {
             self.finish_path(peer);
         }
     }
@@ -155,7 +169,9 @@ impl Inner {
         }
         {
             let mut state = peer.state();
-            state.phase = Phase::Up;
+            if !matches!(state.phase, Phase::Broken { .. }) {
+                state.phase = Phase::Up;
+            }
             state.reason.clone_from(&choice.reason);
         }
         if let Some(link) = peer.link() {

@@ -193,8 +193,8 @@ fn is_expected(peer: &Peer, token: &[u8; 16]) -> bool {
     let state = peer.state();
     let is_waited_for = match state.phase {
         Phase::Joining { .. } => true,
-        // It found no path at first and tries again.
-        Phase::Up => peer.link().is_none(),
+        // It found no path at first and tries again, or the control connection broke meanwhile.
+        Phase::Up | Phase::Broken { .. } => peer.link().is_none(),
         _ => false,
     };
     is_waited_for && state.session.as_ref().is_some_and(|session| session.token == *token)

@@ -243,7 +243,7 @@ pub(crate) fn call(random: &mut Random, intro: &Intro<'_>) -> Call {
     Call { versions: intro.versions.unwrap_or(call.versions), ..call }
 }
 
-fn this_host() -> Host {
+pub(crate) fn this_host() -> Host {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: Vec<u32> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
     let mut boot_id = [0; 16];

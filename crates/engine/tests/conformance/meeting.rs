@@ -6,16 +6,19 @@ use std::time::{Duration, Instant};
 
 use anyfabric_engine::{Address, Code, Engine, EngineId, Remote, WriteOptions};
 use anyfabric_transports::loopback::Random;
+use anyfabric_transports::sys::{abstract_listener, accept};
 use anyfabric_wire::handshake::{
-    Accepted, Answer, Call, Hello, Host, Purpose, Rejection, Seal, Side, Verdict, Welcome, CALL_BYTES, SEAL_BYTES,
+    Accepted, Answer, Call, Hello, Host, Purpose, Rejection, Resume, Seal, Side, Verdict, Welcome, CALL_BYTES,
+    SEAL_BYTES,
 };
 use anyfabric_wire::{Control, Frame, FrameKind, OLDEST_VERSION};
 
 use crate::ask::Ask;
 use crate::fabric::{on_fabrics, random, Fabric};
 use crate::harness::{assert_code, eventually, Peer, LONG};
-use crate::intruder::{dial, Intro, Intruder, Knock};
+use crate::intruder::{dial, this_host, Intro, Intruder, Knock};
 
+on_fabrics! { [broken_while_a_caller_joins, broken_while_it_joins] [shm SHM] }
 on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
 on_fabrics! { [a_crowd_calls_at_once, a_refused_stream_is_no_loss, reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
 
@@ -199,6 +202,68 @@ fn a_refused_stream_is_no_loss(fabric: &Fabric) {
     });
 }
 
+/// The control connection breaks before it is known what carries the data, and the caller's Unix socket never comes: what
+/// waits ends all the same.
+fn broken_while_a_caller_joins(fabric: &Fabric) {
+    let mut random = random();
+    let engine = Engine::new(fabric.settings(1).config()).unwrap();
+    let intro = Intro { transport: "shm", ..Intro::default() };
+    let mut first = Intruder::try_meet(engine.address(), &mut random, &intro).unwrap();
+    let peer = Address { engine: first.engine, sockets: vec![] };
+    let connect = engine.start_connect(&peer, Some(LONG)).unwrap();
+    first.control(&Control::Heartbeat { received: 0 }).unwrap();
+    let mut again = Knock::new(engine.address(), &mut random, &intro).unwrap();
+    let resume = Some(Resume { token: first.accepted.token, received: 0 });
+    again.hello.address.engine = first.engine;
+    again.hello.purpose = Purpose::Session { callee: engine.address().engine, resume };
+    drop(first);
+    assert!(matches!(again.introduce(), Ok(Welcome::Accepted(_))));
+    // Its heartbeats keep the peer; it has nothing else to say.
+    let mut control = again.stream;
+    std::thread::scope(|scope| {
+        let wait = scope.spawn(|| assert_code(connect.wait(None), Code::Unsupported));
+        for sequence in 2.. {
+            let beat = Control::Heartbeat { received: 0 }.encode();
+            control.write_all(&Frame::new(FrameKind::Control, sequence, beat.len() as u32).encode()).unwrap();
+            control.write_all(&beat).unwrap();
+            if wait.is_finished() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+}
+
+/// The same at the caller, whose Unix socket ends while its call to restore the connection is under way: that call is not
+/// in vain.
+fn broken_while_it_joins(fabric: &Fabric) {
+    let mut settings = fabric.settings(1);
+    settings.transports.push("tcp".into());
+    let engine = Engine::new(settings.config()).unwrap();
+    let mut callee = Callee::new();
+    callee.id = EngineId([0x24; 16]);
+    callee.host = this_host();
+    callee.transports.push("shm".into());
+    let local = abstract_listener(&format!("anyfabric/{}", callee.id)).unwrap();
+    let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
+    let control = callee.session().welcome(&callee).unwrap();
+    let mut socket = None;
+    eventually("it comes to the Unix socket", || {
+        socket = accept(&local).ok();
+        socket.is_some()
+    });
+    drop(control);
+    let attempt = callee.session();
+    drop(socket);
+    // Time enough to see that it has ended.
+    std::thread::sleep(Duration::from_millis(200));
+    let control = attempt.welcome(&callee).unwrap();
+    connect.wait(None).unwrap();
+    let path = engine.path(&callee.address());
+    assert_eq!((&*path.transport, &*path.state), ("tcp", "ready"));
+    drop(control);
+}
+
 /// An answer that no later one will contradict ends all that waits at once.
 fn final_answers_end_it(fabric: &Fabric) {
     for verdict in [Verdict::Secret, Verdict::Version, Verdict::Busy] {
@@ -219,6 +284,8 @@ fn final_answers_end_it(fabric: &Fabric) {
 /// An engine's listener, made by hand, on another host as far as it says.
 pub(crate) struct Callee {
     id: EngineId,
+    host: Host,
+    transports: Vec<String>,
     listener: TcpListener,
     lanes: Vec<TcpStream>,
 }
@@ -231,7 +298,13 @@ pub(crate) struct Attempt {
 
 impl Callee {
     pub(crate) fn new() -> Self {
-        Self { id: EngineId([0x22; 16]), listener: TcpListener::bind("127.0.0.1:0").unwrap(), lanes: Vec::new() }
+        Self {
+            id: EngineId([0x22; 16]),
+            host: Host { boot_id: [0x44; 16], pid: 1, name: "elsewhere".into() },
+            transports: vec!["tcp".into()],
+            listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+            lanes: Vec::new(),
+        }
     }
 
     pub(crate) fn address(&self) -> Address {
@@ -284,8 +357,8 @@ impl Attempt {
     pub(crate) fn welcome(mut self, callee: &Callee) -> io::Result<TcpStream> {
         let accepted = Accepted {
             address: callee.address(),
-            host: Host { boot_id: [0x44; 16], pid: 1, name: "elsewhere".into() },
-            transports: vec!["tcp".into()],
+            host: callee.host.clone(),
+            transports: callee.transports.clone(),
             max_message_bytes: 1 << 16,
             token: [0x55; 16],
             received: 0,
