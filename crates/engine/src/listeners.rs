@@ -4,6 +4,7 @@
 //! through. Who has not introduced himself for [`CHANCE`] makes way for them, so
 //! that a flood of silent connections displaces itself.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +24,11 @@ use crate::{Error, Result};
 pub(crate) struct Listeners {
     control: Fd,
     local: Fd,
-    /// Not watched until the next tick, instead of waking us again and again: no
-    /// descriptor is left for a caller, or no place.
+    /// Not watched until the next tick, instead of waking us again and again: a
+    /// caller cannot be taken in, or there is no place for him.
     rest: bool,
+    /// That the last one could not be taken in was said.
+    is_stuck: bool,
 }
 
 /// What becomes of one more caller.
@@ -48,7 +51,7 @@ impl Listeners {
         listener.set_nonblocking(true).map_err(system("the listener"))?;
         let bound = listener.local_addr().map_err(system("the listener"))?;
         let local = sys::abstract_listener(&local_name(id)).map_err(system("the Unix socket"))?;
-        let mut listeners = Self { control: Fd::new(listener), local, rest: true };
+        let mut listeners = Self { control: Fd::new(listener), local, rest: true, is_stuck: false };
         listeners.resume(poller).map_err(system("epoll"))?;
         Ok((bound, listeners))
     }
@@ -112,10 +115,17 @@ impl Inner {
             return None;
         }
         let accepted = sys::accept(at(listeners));
-        if let Err(error) = &accepted {
-            if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-                self.log(40, format!("cannot accept a peer: {error}; raise the limit (ulimit -n)"));
+        match &accepted {
+            Ok(_) => listeners.is_stuck = false,
+            // Nobody waits any more.
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => {}
+            Err(error) => {
                 listeners.rest(&self.poller);
+                if !std::mem::replace(&mut listeners.is_stuck, true) {
+                    let is_full = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+                    let what_to_try = if is_full { "; raise the limit (ulimit -n)" } else { "" };
+                    self.log(40, format!("cannot accept a peer: {error}{what_to_try}"));
+                }
             }
         }
         accepted.ok()

@@ -253,6 +253,8 @@ pub(crate) enum Forbidden {
     Write,
     /// A filter of system calls: to read too.
     ReadAndWrite,
+    /// The same: to take callers in.
+    Accept,
     /// To trace others, as Yama and other security modules do.
     Trace,
 }

@@ -12,6 +12,7 @@ pub(crate) fn forbid(what: Forbidden) -> io::Result<()> {
     match what {
         Forbidden::Write => filter(&[libc::SYS_process_vm_writev]),
         Forbidden::ReadAndWrite => filter(&[libc::SYS_process_vm_readv, libc::SYS_process_vm_writev]),
+        Forbidden::Accept => filter(&[libc::SYS_accept4]),
         Forbidden::Trace => drop_capability(CAP_SYS_PTRACE),
     }
 }

@@ -4,14 +4,15 @@ use std::time::{Duration, Instant};
 
 use anyfabric_engine::{Address, Code, Engine, WriteOptions};
 
-use crate::ask::{Answer, Ask, How, Memory};
+use crate::ask::{Answer, Ask, Forbidden, How, Memory};
 use crate::fabric::{on_every_fabric, on_fabrics, Fabric};
 use crate::harness::{assert_fault, eventually, Pair, Peer, PeerRegion, LONG};
+use crate::intruder::dial;
 use crate::pattern;
 
 on_every_fabric!(no_descriptors_left, lost_peers_leave_nothing);
 on_fabrics! { [many_peers, more_memory_than_there_is, no_addresses_left] [shm SHM, tcp_2 TCP_2] }
-on_fabrics! { [control_group_is_full, no_descriptor_for_a_region] [shm SHM] }
+on_fabrics! { [control_group_is_full, no_descriptor_for_a_region, callers_that_cannot_be_taken_in] [shm SHM] }
 
 fn no_descriptors_left(fabric: &Fabric) {
     let mut pair = Pair::connected(fabric, 4096);
@@ -40,6 +41,25 @@ fn no_descriptors_left(fabric: &Fabric) {
     eventually("a newcomer gets in again", || newcomer.connect(&pair.peer.address, Some(LONG)).is_ok());
     pair.engine.write(&src, &dst, WriteOptions::counted(1)).unwrap().wait(Some(LONG)).unwrap();
     pair.peer.wait_count(counter, 1).unwrap();
+}
+
+/// What keeps an engine from them costs it next to nothing while they wait, whatever it is.
+fn callers_that_cannot_be_taken_in(fabric: &Fabric) {
+    let mut peer = Peer::bare();
+    peer.ask(Ask::Forbid(Forbidden::Accept));
+    peer.address = peer.start_engine(&fabric.settings(1));
+    let callers: Vec<_> = (0..4).map(|_| dial(&peer.address)).collect();
+    let worked = |peer: &Peer| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", peer.pid())).unwrap();
+        // After the name, which may be anything: 11 fields, then the ticks of user and of system, 100 a second.
+        let fields = stat[stat.rfind(')').unwrap() + 2..].split(' ').skip(11).take(2);
+        Duration::from_millis(fields.map(|ticks| 10 * ticks.parse::<u64>().unwrap()).sum())
+    };
+    let before = worked(&peer);
+    std::thread::sleep(Duration::from_secs(2));
+    let worked = worked(&peer) - before;
+    assert!(worked < Duration::from_millis(200), "it worked for {worked:?} in 2 s");
+    drop(callers);
 }
 
 /// An engine that serves for weeks loses many peers, by their closing and by their death.
