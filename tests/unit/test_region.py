@@ -150,6 +150,38 @@ def test_who_closes_beside_another_waits_too(is_registered):
                 writer.kill()
 
 
+def test_nics_are_not_stopped_before_the_time_is_over(libfabric_of_the_wheel):
+    program = (
+        "import anyfabric as af, sys\n"
+        "settings = dict(libfabric_provider='tcp', libfabric_library=sys.argv[1])\n"
+        "engine = af.Engine(transports=('libfabric',), nics=('127.0.0.1',), **settings)\n"
+        "to = af.Descriptor.from_bytes(bytes.fromhex(sys.argv[2]))\n"
+        "engine.write(engine.allocate(64), to).wait(10)\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    library = {"libfabric_provider": "tcp", "libfabric_library": libfabric_of_the_wheel}
+    with af.Engine(transports=("libfabric",), nics=("127.0.0.1",), heartbeat_s=60, **library) as engine:
+        region = engine.allocate(64)
+        command = [
+            sys.executable,
+            "-c",
+            program,
+            libfabric_of_the_wheel,
+            region.descriptor().to_bytes().hex(),
+        ]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+            try:
+                assert writer.stdout.readline() == b"\n"
+                writer.send_signal(signal.SIGSTOP)
+                os.waitpid(writer.pid, os.WUNTRACED)
+                began = time.monotonic()
+                region.revoke(timeout_s=0.5)
+                assert time.monotonic() - began >= 0.5
+            finally:
+                writer.kill()
+
+
 def test_a_region_of_a_closed_engine_closes_at_once():
     """Also one that a peer has mapped: nobody is left who would hear that it lets go."""
     with af.Engine() as writer, af.Engine() as engine:

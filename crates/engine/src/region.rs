@@ -13,6 +13,7 @@ use anyfabric_wire::{Address, Descriptor, Device};
 use crate::checks::check_memory;
 use crate::error::seconds;
 use crate::inner::Inner;
+use crate::revoke::Patience;
 use crate::{Code, Error, Result};
 
 /// Memory registered with an engine. Closed on drop.
@@ -137,10 +138,20 @@ impl Region {
     /// `WaitTimeout`: a writer could not be fenced in time; its bytes are
     /// quarantined until it answers or exits.
     pub fn revoke(&self, peer: Option<&Address>, timeout: Duration) -> Result<()> {
+        self.revoke_while(peer, timeout, &|| true)
+    }
+
+    /// As [`Region::revoke`], for callers that look up while they wait: with
+    /// false from `goes_on` it fails as if the time were over, but no NIC is
+    /// stopped.
+    ///
+    /// # Errors
+    /// As [`Region::revoke`].
+    pub fn revoke_while(&self, peer: Option<&Address>, timeout: Duration, goes_on: &dyn Fn() -> bool) -> Result<()> {
         self.check_open("revoke")?;
         // A peer never met may hold a descriptor: it finds itself refused when it comes.
         let peer = peer.map(|address| self.inner.peer_at(address));
-        if self.inner.fence(&self.memory, peer.as_ref(), timeout) {
+        if self.inner.fence(&self.memory, peer.as_ref(), Patience { timeout, goes_on }) {
             return Ok(());
         }
         self.inner.check_open_to("revoke")?;
@@ -158,8 +169,14 @@ impl Region {
     /// its last transfer has quiesced and no writer can touch it. A thread that
     /// closes while another does waits too.
     pub fn close(&self, timeout: Duration) {
+        self.close_while(timeout, &|| true);
+    }
+
+    /// As [`Region::close`], for callers that look up while they wait: with
+    /// false from `goes_on` it returns at once, but no NIC is stopped.
+    pub fn close_while(&self, timeout: Duration, goes_on: &dyn Fn() -> bool) {
         if self.inner.check_fork().is_ok() {
-            self.inner.close_region(&self.memory, timeout);
+            self.inner.close_region(&self.memory, Patience { timeout, goes_on });
         }
     }
 

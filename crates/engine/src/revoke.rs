@@ -15,7 +15,7 @@ use anyfabric_transports::sys::{is_readable_within, Fd};
 use anyfabric_transports::{try_lock, Backing, Link, PeerIdx, Region};
 use anyfabric_wire::Control;
 
-use crate::inner::{lock, Inner};
+use crate::inner::{lock, nanos, Inner};
 use crate::peer::Peer;
 
 /// Revocations that peers have not acknowledged.
@@ -33,6 +33,14 @@ pub(crate) struct Revokes {
 struct Orphan {
     region: Arc<Region>,
     writers: Vec<Arc<Fd>>,
+}
+
+/// How long the answers of peers are waited for.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience<'a> {
+    pub(crate) timeout: Duration,
+    /// Asked again and again: false, and nothing more is done.
+    pub(crate) goes_on: &'a dyn Fn() -> bool,
 }
 
 /// What a peer was asked to let go of.
@@ -108,7 +116,7 @@ impl Revokes {
 impl Inner {
     /// Fences peers out of a region; true when none of them can touch it any
     /// more. `peer`: one, or `None` for all.
-    pub(crate) fn fence(&self, region: &Arc<Region>, peer: Option<&Arc<Peer>>, timeout: Duration) -> bool {
+    pub(crate) fn fence(&self, region: &Arc<Region>, peer: Option<&Arc<Peer>>, patience: Patience<'_>) -> bool {
         if peer.is_none() {
             region.revoke_for_all();
         }
@@ -133,13 +141,25 @@ impl Inner {
             !peers.iter().any(|peer| owed.contains(&peer.idx))
         };
         // After the engine's end nobody listens for an answer.
-        self.wait(Some(timeout), || is_out() || self.presence.is_stopped());
-        is_out() || {
-            // Nobody expected an answer at once.
-            if !timeout.is_zero() {
-                peers.iter().for_each(|peer| self.expel(region, peer));
+        let is_over = self.wait_patiently(patience, || is_out() || self.presence.is_stopped());
+        // Nobody expected an answer at once.
+        if is_over && !is_out() && !patience.timeout.is_zero() {
+            peers.iter().for_each(|peer| self.expel(region, peer));
+        }
+        is_out()
+    }
+
+    /// False when the caller would not go on.
+    fn wait_patiently(&self, patience: Patience<'_>, done: impl Fn() -> bool) -> bool {
+        let until_ns = self.clock.now_ns().saturating_add(nanos(patience.timeout));
+        loop {
+            let left = Duration::from_nanos(until_ns.saturating_sub(self.clock.now_ns()));
+            if self.wait(Some(left.min(LOOK_UP)), &done) || left <= LOOK_UP {
+                return true;
             }
-            is_out()
+            if !(patience.goes_on)() {
+                return false;
+            }
         }
     }
 
@@ -184,17 +204,17 @@ impl Inner {
     /// Closes a region for good. Bytes that a writer might still touch are
     /// kept, and listed as quarantined, until it has exited or answered. Whoever
     /// closes it once more waits as the first does.
-    pub(crate) fn close_region(&self, region: &Arc<Region>, timeout: Duration) {
+    pub(crate) fn close_region(&self, region: &Arc<Region>, patience: Patience<'_>) {
         let is_first = region.close();
         if is_first {
             self.regions.remove(region.id);
-        } else if timeout.is_zero() || self.presence.is_stopped() {
+        } else if patience.timeout.is_zero() || self.presence.is_stopped() {
             // An engine that ends fences everybody, or sets the bytes aside.
             return;
         }
-        if !self.fence(region, None, timeout) && is_first {
+        if !self.fence(region, None, patience) && is_first {
             // Without a timeout nobody expected an answer: it comes in a moment.
-            self.set_aside(Arc::clone(region), if timeout.is_zero() { 10 } else { 30 });
+            self.set_aside(Arc::clone(region), if patience.timeout.is_zero() { 10 } else { 30 });
         }
     }
 
@@ -223,5 +243,7 @@ pub(crate) fn release_orphans() {
     free.into_iter().for_each(|orphan| drop(orphan.region));
 }
 
+/// Longest wait between two questions whether the caller goes on.
+const LOOK_UP: Duration = Duration::from_millis(100);
 /// Of all engines of this process; looked at when another one comes or goes.
 static ORPHANS: Mutex<Vec<Orphan>> = Mutex::new(Vec::new());

@@ -5,7 +5,6 @@
 //! mapped as long as the `Region` object lives, for its views hold that.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
 
 use anyfabric_engine as native;
 use native::transports::lock;
@@ -20,7 +19,7 @@ use crate::descriptor::Descriptor;
 use crate::engine::Engine;
 use crate::error::{exception, OrRaise};
 use crate::hooks;
-use crate::waiting::{wait_until, SLICE};
+use crate::waiting::while_no_signal;
 
 /// Memory registered with an engine.
 #[pyclass(frozen, module = "anyfabric._core")]
@@ -169,23 +168,9 @@ impl Region {
     #[pyo3(signature = (peer=None, *, timeout_s=Seconds::ONE), text_signature = "($self, peer=None, *, timeout_s=1.0)")]
     fn revoke(&self, py: Python<'_>, peer: Option<&Bound<'_, Address>>, timeout_s: Seconds) -> PyResult<()> {
         let Seconds(timeout) = timeout_s;
-        let began = Instant::now();
         let region = self.open(py, "revoke")?;
         let peer = peer.map(|peer| &peer.get().native);
-        let Err(mut error) = py.detach(|| region.revoke(peer, timeout.min(SLICE))) else { return Ok(()) };
-        if error.code == native::Code::WaitTimeout {
-            let left = timeout.saturating_sub(began.elapsed());
-            if !left.is_zero() && wait_until(py, Some(left), |slice| region.wait_fenced(peer, slice))? {
-                let engine = &self.engine.get().native;
-                return engine.check_open().map_err(|error| error.during("revoke")).or_raise(py);
-            }
-            error.message = format!(
-                "region {}: a writer has not let go within {} s; its bytes are quarantined until it does or exits",
-                self.id,
-                timeout.as_secs_f64()
-            );
-        }
-        Err(exception(py, &error))
+        while_no_signal(py, |goes_on| region.revoke_while(peer, timeout, goes_on))?.or_raise(py)
     }
 
     #[pyo3(signature = (peer=None, *, timeout_s=None), text_signature = "($self, peer=None, *, timeout_s=1.0)")]
@@ -201,26 +186,16 @@ impl Region {
     #[pyo3(signature = (*, timeout_s=Seconds::ONE), text_signature = "($self, *, timeout_s=1.0)")]
     fn close(&self, py: Python<'_>, timeout_s: Seconds) -> PyResult<()> {
         let Seconds(timeout) = timeout_s;
-        let began = Instant::now();
         // Whoever comes while another thread closes waits as that one does.
         let region = Some(self.state()).filter(|state| !state.is_closed).and_then(|state| state.native.clone());
         let Some(region) = region else { return Ok(()) };
         if self.engine.get().native.check_fork().is_err() {
             return Ok(());
         }
-        let fenced = py.detach(|| {
-            region.close(timeout.min(SLICE));
-            region.wait_fenced(None, std::time::Duration::ZERO)
-        });
-        let left = timeout.saturating_sub(began.elapsed());
-        let waited = if fenced || left.is_zero() {
-            Ok(true)
-        } else {
-            wait_until(py, Some(left), |slice| region.wait_fenced(None, slice))
-        };
+        let waited = while_no_signal(py, |goes_on| region.close_while(timeout, goes_on));
         let released = self.state().release();
         drop(released);
-        waited.map(|_| ())
+        waited
     }
 
     fn __repr__(&self) -> String {

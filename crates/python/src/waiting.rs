@@ -1,5 +1,6 @@
 //! Waiting without the GIL, in slices between which signals are looked for.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use anyfabric_engine as native;
@@ -64,6 +65,23 @@ pub(crate) fn wait_until(
         Err(error) if error.code == native::Code::WaitTimeout => Ok(false),
         Err(error) => Err(exception(py, &error)),
     }
+}
+
+/// For what waits in one call and asks now and then whether it shall go on:
+/// until a signal's handler raises.
+pub(crate) fn while_no_signal<T: Send>(
+    py: Python<'_>,
+    wait: impl FnOnce(&dyn Fn() -> bool) -> T + Send,
+) -> PyResult<T> {
+    let (result, raised) = py.detach(|| {
+        let raised = RefCell::new(None);
+        let result = wait(&|| {
+            *raised.borrow_mut() = Python::attach(|py| py.check_signals()).err();
+            raised.borrow().is_none()
+        });
+        (result, raised.into_inner())
+    });
+    raised.map_or(Ok(result), Err)
 }
 
 /// Longest time between two looks for signals.
