@@ -29,6 +29,8 @@ pub(crate) struct Driver {
     /// Calls inside a simulation, with their deadlines.
     pub(crate) calls: BTreeMap<u64, (Calling, u64)>,
     pub(crate) joins: HashMap<u32, Join>,
+    /// Peers whose Unix socket had no room for us, with the tokens of their sessions.
+    pub(crate) turned_away: Vec<(Arc<Peer>, [u8; 16])>,
     /// Keys of regions that peers took back, to be answered once we are out.
     pub(crate) releases: Vec<Release>,
     /// Immediates that peers want back, to be answered once none is under way.
@@ -65,6 +67,7 @@ impl Driver {
             meets: HashMap::new(),
             calls: BTreeMap::new(),
             joins: HashMap::new(),
+            turned_away: Vec::new(),
             releases: Vec::new(),
             retires: Vec::new(),
             under_way: UnderWay::default(),
@@ -339,6 +342,7 @@ impl Inner {
         for id in joins {
             self.join_failed(driver, id, "no answer on the Unix socket");
         }
+        self.join_again(driver, now_ns);
         self.expire_calls(driver, now_ns);
     }
 

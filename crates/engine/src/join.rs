@@ -35,6 +35,7 @@ impl Join {
 
 impl Inner {
     pub(crate) fn start_join(&self, driver: &mut Driver, peer: &Arc<Peer>, token: [u8; 16]) {
+        driver.turned_away.retain(|(other, _)| other.idx != peer.idx);
         let result = sys::connect_local(&local_name(peer.address.engine)).and_then(|socket| {
             let (ring_fd, ring) = ring_memory()?;
             let join = Local::Join { engine: self.address.engine, token, probe: self.probe_word() };
@@ -44,12 +45,30 @@ impl Inner {
         });
         match result {
             Ok((socket, ring)) => self.add_join(driver, socket, Some((Arc::clone(peer), ring))),
+            // A crowd is there: until the time for it is over.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                driver.turned_away.push((Arc::clone(peer), token));
+            }
             Err(error) => {
                 let why = match error.kind() {
                     std::io::ErrorKind::ConnectionRefused => "its Unix socket is not in this network namespace".into(),
                     _ => format!("no Unix socket to it: {error}"),
                 };
                 self.settle_path(peer, Some(why));
+            }
+        }
+    }
+
+    /// Tries those again whose Unix socket was full, for as long as both have time for it.
+    pub(crate) fn join_again(&self, driver: &mut Driver, now_ns: u64) {
+        for (peer, token) in std::mem::take(&mut driver.turned_away) {
+            match peer.phase() {
+                Phase::Joining { until_ns } if now_ns + nanos(JOIN_TIME) <= until_ns => {
+                    self.start_join(driver, &peer, token);
+                }
+                Phase::Joining { .. } => self.settle_path(&peer, Some("its Unix socket was full".into())),
+                Phase::Broken { .. } => driver.turned_away.push((peer, token)),
+                _ => {}
             }
         }
     }

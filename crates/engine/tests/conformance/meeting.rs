@@ -2,23 +2,25 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyfabric_engine::{Address, Code, Engine, EngineId, Remote, WriteOptions};
 use anyfabric_transports::loopback::Random;
-use anyfabric_transports::sys::{abstract_listener, accept};
+use anyfabric_transports::shm::LocalChannel;
+use anyfabric_transports::sys::{abstract_listener, accept, connect_local};
 use anyfabric_wire::handshake::{
     Accepted, Answer, Call, Hello, Host, Purpose, Rejection, Resume, Seal, Side, Verdict, Welcome, CALL_BYTES,
     SEAL_BYTES,
 };
-use anyfabric_wire::{Control, Frame, FrameKind, OLDEST_VERSION};
+use anyfabric_wire::{Control, Frame, FrameKind, Local, OLDEST_VERSION};
 
 use crate::ask::Ask;
 use crate::fabric::{on_fabrics, random, Fabric};
 use crate::harness::{assert_code, eventually, Peer, LONG};
 use crate::intruder::{dial, this_host, Intro, Intruder, Knock};
 
-on_fabrics! { [broken_while_a_caller_joins, broken_while_it_joins] [shm SHM] }
+on_fabrics! { [broken_while_a_caller_joins, broken_while_it_joins, unix_socket_is_full] [shm SHM] }
 on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
 on_fabrics! { [a_crowd_calls_at_once, a_refused_stream_is_no_loss, reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
 
@@ -262,6 +264,33 @@ fn broken_while_it_joins(fabric: &Fabric) {
     let path = engine.path(&callee.address());
     assert_eq!((&*path.transport, &*path.state), ("tcp", "ready"));
     drop(control);
+}
+
+/// A crowd on the Unix socket leaves no room for a while: who comes then waits too, and takes nothing slower.
+fn unix_socket_is_full(fabric: &Fabric) {
+    let mut settings = fabric.settings(1);
+    settings.transports.push("tcp".into());
+    let engine = Engine::new(settings.config()).unwrap();
+    let mut callee = Callee::new();
+    callee.id = EngineId([0x25; 16]);
+    callee.host = this_host();
+    callee.transports.push("shm".into());
+    let name = format!("anyfabric/{}", callee.id);
+    let local = abstract_listener(&name).unwrap();
+    // SAFETY: our own socket; from now on it lets one wait.
+    assert_eq!(unsafe { libc::listen(local.as_raw_fd(), 0) }, 0);
+    let crowd: Vec<_> = std::iter::from_fn(|| connect_local(&name).ok()).collect();
+    let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
+    let control = callee.session().welcome(&callee).unwrap();
+    // Time enough to be turned away.
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!connect.is_done(), "{:?}", engine.path(&callee.address()));
+    let mut taken = Vec::new();
+    eventually("it comes when there is room", || {
+        taken.extend(accept(&local).ok().map(LocalChannel::new));
+        taken.iter().any(|channel| matches!(channel.receive(), Ok(Some((Local::Join { .. }, _)))))
+    });
+    drop((control, crowd));
 }
 
 /// An answer that no later one will contradict ends all that waits at once.
