@@ -110,6 +110,10 @@ impl Inner {
 
     fn joined(&self, join: Join, message: Local, fds: Vec<Fd>) {
         let caller = join.caller.as_ref().map(|(peer, _)| Arc::clone(peer));
+        if caller.as_ref().is_some_and(|peer| peer.lost().is_some()) {
+            // Nobody would close its link.
+            return;
+        }
         let (peer, probe, peer_writes_foreign) = match (message, caller) {
             (Local::Join { engine, token, probe }, None) => {
                 let Some(peer) = self.find_peer(engine).filter(|peer| is_expected(peer, &token)) else { return };

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyfabric_engine::{Address, Code, Engine, EngineId, Remote, WriteOptions};
 use anyfabric_transports::loopback::Random;
-use anyfabric_transports::shm::LocalChannel;
-use anyfabric_transports::sys::{abstract_listener, accept, connect_local};
+use anyfabric_transports::shm::{ring_memory, LocalChannel};
+use anyfabric_transports::sys::{abstract_listener, accept, connect_local, memfd, send_with_fds};
+use anyfabric_transports::Doorbell;
 use anyfabric_wire::handshake::{
     Accepted, Answer, Call, Hello, Host, Purpose, Rejection, Resume, Seal, Side, Verdict, Welcome, CALL_BYTES,
     SEAL_BYTES,
@@ -20,7 +21,7 @@ use crate::fabric::{on_fabrics, random, Fabric};
 use crate::harness::{assert_code, eventually, Peer, LONG};
 use crate::intruder::{dial, this_host, Intro, Intruder, Knock};
 
-on_fabrics! { [broken_while_a_caller_joins, broken_while_it_joins, unix_socket_is_full] [shm SHM] }
+on_fabrics! { [broken_while_a_caller_joins, broken_while_it_joins, lost_while_it_joins, unix_socket_is_full] [shm SHM] }
 on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
 on_fabrics! { [a_crowd_calls_at_once, a_refused_stream_is_no_loss, reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
 
@@ -291,6 +292,38 @@ fn unix_socket_is_full(fabric: &Fabric) {
         taken.iter().any(|channel| matches!(channel.receive(), Ok(Some((Local::Join { .. }, _)))))
     });
     drop((control, crowd));
+}
+
+/// Who is lost while he joins gets no path any more, and nothing of ours over it.
+fn lost_while_it_joins(fabric: &Fabric) {
+    let engine = Engine::new(fabric.settings(1).config()).unwrap();
+    let mut callee = Callee::new();
+    callee.id = EngineId([0x26; 16]);
+    callee.host = this_host();
+    callee.transports.push("shm".into());
+    let local = abstract_listener(&format!("anyfabric/{}", callee.id)).unwrap();
+    let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
+    let mut control = callee.session().welcome(&callee).unwrap();
+    let mut socket = None;
+    eventually("it comes to the Unix socket", || {
+        socket = accept(&local).ok();
+        socket.is_some()
+    });
+    let goodbye = Control::Goodbye.encode();
+    control.write_all(&Frame::new(FrameKind::Control, 1, goodbye.len() as u32).encode()).unwrap();
+    control.write_all(&goodbye).unwrap();
+    assert_code(connect.wait(None), Code::PeerLost);
+    let (ring, _mapping) = ring_memory().unwrap();
+    let doorbell = memfd(c"doorbell", Doorbell::BYTES).unwrap();
+    let socket = socket.unwrap();
+    let joined = Local::Joined { probe: (0, 0), foreign: false };
+    send_with_fds(&socket, &joined.encode(), &[ring.as_raw_fd(), doorbell.as_raw_fd()]).unwrap();
+    let channel = LocalChannel::new(socket);
+    eventually("it turns its back", || match channel.receive() {
+        Ok(Some((Local::Join { .. }, _)) | None) => false,
+        Ok(Some((other, _))) => panic!("{other:?}"),
+        Err(error) => error.kind() == io::ErrorKind::UnexpectedEof || error.kind() == io::ErrorKind::ConnectionReset,
+    });
 }
 
 /// An answer that no later one will contradict ends all that waits at once.

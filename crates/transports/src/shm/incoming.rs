@@ -190,6 +190,9 @@ impl ShmLink {
     }
 
     pub(super) fn export(&self, region: u64, key: u64) -> Result<(Access, Option<Arc<Fd>>), Refusal> {
+        if self.is_closed() {
+            return Err(Refusal::Closing);
+        }
         let region = self.regions.admit(self.peer, region, key)?;
         match region.backing() {
             Backing::Memfd { fd, .. } => {
