@@ -276,6 +276,10 @@ impl Inner {
 
     /// A message about rails.
     pub(crate) fn on_rails(&self, peer: &Arc<Peer>, library: NicLibrary, message: Rails) {
+        if peer.lost().is_some() {
+            // What it said before is read to the end, and nobody would close its rails.
+            return;
+        }
         let is_offer = matches!(message, Rails::Offer { .. });
         let is_caller = peer.state().session.as_ref().is_some_and(|session| session.is_caller);
         if is_offer && !is_caller {
