@@ -129,7 +129,7 @@ impl Inner {
 
     fn meet_failed(&self, driver: &mut Driver, mut meet: Meet, error: MeetError) {
         let Some(Calling { peer, hello, others, was_silent }) = meet.call.take() else {
-            return self.log(20, format!("dropped a connection: {error}"));
+            return driver.dropped.add(&error);
         };
         if others.is_empty() {
             self.call_failed(&peer, &hello.purpose, &error.after_silence(was_silent));
@@ -337,8 +337,7 @@ impl Inner {
         let welcome = Welcome::Accepted(Box::new(self.accepted(token, received)));
         if let Err(error) = self.welcome(&mut way, &hello, &welcome) {
             // It may have ended while it called; who never was here is not listed.
-            self.log(20, format!("dropped a connection: {error}"));
-            return;
+            return driver.dropped.add(&error);
         }
         let peer = self.peer_at(&hello.address);
         // Our own call, if there is one, has lost.

@@ -16,7 +16,7 @@ use crate::counter::AtHand;
 use crate::events::Event;
 use crate::inner::{nanos, Inner};
 use crate::join::Join;
-use crate::listeners::Listeners;
+use crate::listeners::{Dropped, Listeners};
 use crate::meet::{Calling, Meet};
 use crate::peer::{Peer, Phase};
 use crate::under_way::UnderWay;
@@ -31,6 +31,7 @@ pub(crate) struct Driver {
     pub(crate) joins: HashMap<u32, Join>,
     /// Peers whose Unix socket had no room for us, with the tokens of their sessions.
     pub(crate) turned_away: Vec<(Arc<Peer>, [u8; 16])>,
+    pub(crate) dropped: Dropped,
     /// Keys of regions that peers took back, to be answered once we are out.
     pub(crate) releases: Vec<Release>,
     /// Immediates that peers want back, to be answered once none is under way.
@@ -68,6 +69,7 @@ impl Driver {
             calls: BTreeMap::new(),
             joins: HashMap::new(),
             turned_away: Vec::new(),
+            dropped: Dropped::default(),
             releases: Vec::new(),
             retires: Vec::new(),
             under_way: UnderWay::default(),
@@ -304,6 +306,9 @@ impl Inner {
             let _ = listeners.resume(&self.poller);
         }
         self.tick_meets(driver, now_ns);
+        if let Some(line) = driver.dropped.take_line() {
+            self.log(20, line);
+        }
         let known = self.peers.known();
         let is_beat = self.is_beat(&known, now_ns);
         for peer in known.live() {

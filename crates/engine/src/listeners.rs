@@ -16,7 +16,7 @@ use socket2::SockRef;
 use crate::driver::{meet_token, Driver, HANDSHAKE, LISTENER, LOCAL_LISTENER};
 use crate::inner::{nanos, Inner};
 use crate::join::JOIN_TIME;
-use crate::meet::Meet;
+use crate::meet::{Meet, MeetError};
 use crate::{Error, Result};
 
 /// A TCP listener for control connections and streams, and a Unix socket for
@@ -29,6 +29,30 @@ pub(crate) struct Listeners {
     rest: bool,
     /// That the last one could not be taken in was said.
     is_stuck: bool,
+}
+
+/// Connections of callers that came to nothing, until the log is told: one line a
+/// tick, for strangers make as many as they like.
+#[derive(Default)]
+pub(crate) struct Dropped {
+    num: u64,
+    last: String,
+}
+
+impl Dropped {
+    pub(crate) fn add(&mut self, why: &MeetError) {
+        self.num += 1;
+        self.last = why.to_string();
+    }
+
+    pub(crate) fn take_line(&mut self) -> Option<String> {
+        let Self { num, last } = std::mem::take(self);
+        match num {
+            0 => None,
+            1 => Some(format!("dropped a connection: {last}")),
+            num => Some(format!("dropped {num} connections, of the last: {last}")),
+        }
+    }
 }
 
 /// What becomes of one more caller.

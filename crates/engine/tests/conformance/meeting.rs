@@ -23,7 +23,7 @@ use crate::intruder::{dial, this_host, Intro, Intruder, Knock};
 
 on_fabrics! { [broken_while_a_caller_joins, broken_while_it_joins, lost_while_it_joins, unix_socket_is_full] [shm SHM] }
 on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
-on_fabrics! { [a_crowd_calls_at_once, a_refused_stream_is_no_loss, reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
+on_fabrics! { [strangers_are_summed_up, a_crowd_calls_at_once, a_refused_stream_is_no_loss, reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
 
 /// Whoever calls and is gone before he can be welcomed was never here: he is neither listed nor counted.
 fn killed_while_it_calls(fabric: &Fabric) {
@@ -57,6 +57,29 @@ fn a_crowd_calls_at_once(fabric: &Fabric) {
         assert!(matches!(welcome, Welcome::Accepted(_)), "caller {idx}: {welcome:?}");
         met.push(knock);
     }
+}
+
+/// Strangers fill no log, however many come; all of them are counted.
+fn strangers_are_summed_up(fabric: &Fabric) {
+    const STRANGERS: u64 = 400;
+    let engine = Engine::new(fabric.settings(1).config()).unwrap();
+    let began = Instant::now();
+    for _ in 0..STRANGERS {
+        dial(engine.address()).write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    }
+    let (mut lines, mut counted) = (0, 0);
+    eventually("each is counted", || {
+        for (_, line) in engine.take_log() {
+            let words: Vec<_> = line.split(' ').collect();
+            assert_eq!(words[0], "dropped", "{line}");
+            lines += 1;
+            counted += words[1].parse().unwrap_or(1);
+        }
+        counted == STRANGERS
+    });
+    // One a tick, and ticks are 25 ms apart.
+    let (limit, took) = (5 + began.elapsed().as_millis() as u64 / 20, began.elapsed());
+    assert!(lines <= limit, "{lines} lines in {took:?}");
 }
 
 /// Of peers that could not be met the last are remembered, as of those that were lost. What was taken back from one of
