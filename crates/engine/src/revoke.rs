@@ -81,11 +81,14 @@ impl Revokes {
         let writers = lock(&self.writers);
         let lent = std::mem::take(&mut *lock(&self.quarantine)).into_iter().filter(|region| is_lent(region));
         let orphans = lent.map(|region| {
-            let writers = region.granted_to().iter().filter_map(|peer| writers.get(peer).cloned()).collect();
+            let writers: Vec<_> = region.granted_to().iter().filter_map(|peer| writers.get(peer).cloned()).collect();
             Orphan { region, writers }
         });
-        let orphans: Vec<_> = orphans.collect();
-        lock(&ORPHANS).extend(orphans);
+        let orphans: Vec<_> = orphans.filter(|orphan| !orphan.writers.is_empty()).collect();
+        // In a forked child somebody who is not there may hold it.
+        if !orphans.is_empty() {
+            lock(&ORPHANS).extend(orphans);
+        }
         release_orphans();
     }
 
@@ -232,7 +235,7 @@ pub(crate) fn is_lent(region: &Region) -> bool {
 
 /// Frees the memory of engines of the past that nobody can write into any more.
 pub(crate) fn release_orphans() {
-    // In a forked child somebody who is not there may hold it.
+    // As in `leave_behind`.
     let Some(mut orphans) = try_lock(&ORPHANS) else { return };
     let has_exited = |process: &Arc<Fd>| is_readable_within(process, Duration::ZERO);
     let (free, kept): (Vec<_>, Vec<_>) =
