@@ -1,8 +1,9 @@
 //! Where an engine is called, and how many that call at once it takes in.
 //!
 //! Callers beyond [`MAX_CALLERS`] wait in the kernel's queue until others are
-//! through. Who has not introduced himself for [`CHANCE`] makes way for them, so
-//! that a flood of silent connections displaces itself.
+//! through. Who has said nothing for [`FIRST_WORD`], or is not through after
+//! [`CHANCE`], makes way for them, so that a flood of connections displaces
+//! itself.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -55,11 +56,18 @@ impl Dropped {
     }
 }
 
+/// One whose handshake is under way.
+struct Caller {
+    id: u32,
+    came_ns: u64,
+    has_spoken: bool,
+}
+
 /// What becomes of one more caller.
 #[derive(Debug, PartialEq, Eq)]
 enum Room {
     Free,
-    /// In the place of the one that came first.
+    /// In the place of this one.
     InsteadOf(u32),
     NotYet,
 }
@@ -103,7 +111,11 @@ impl Inner {
         for _ in 0..ACCEPTS {
             // Our own calls do not count: connecting to many peers must not turn callers away.
             let callers = driver.meets.iter().filter(|(_, meet)| meet.call.is_none());
-            let room = self.room_among(callers.map(|(id, meet)| (*id, meet.deadline_ns)), HANDSHAKE);
+            let room = self.room_among(callers.map(|(id, meet)| Caller {
+                id: *id,
+                came_ns: meet.deadline_ns - nanos(HANDSHAKE),
+                has_spoken: meet.has_heard(),
+            }));
             let Some(stream) = self.accept(driver, &room, |listeners| &listeners.control) else { return };
             if let Room::InsteadOf(id) = room {
                 driver.meets.remove(&id);
@@ -121,7 +133,12 @@ impl Inner {
     pub(crate) fn accept_joins(&self, driver: &mut Driver) {
         for _ in 0..ACCEPTS {
             let callers = driver.joins.iter().filter(|(_, join)| !join.is_ours());
-            let room = self.room_among(callers.map(|(id, join)| (*id, join.deadline_ns)), JOIN_TIME);
+            // A word is all that is waited for.
+            let room = self.room_among(callers.map(|(id, join)| Caller {
+                id: *id,
+                came_ns: join.deadline_ns - nanos(JOIN_TIME),
+                has_spoken: false,
+            }));
             let Some(socket) = self.accept(driver, &room, |listeners| &listeners.local) else { return };
             if let Room::InsteadOf(id) = room {
                 driver.joins.remove(&id);
@@ -155,16 +172,18 @@ impl Inner {
         accepted.ok()
     }
 
-    /// Of those that are here: their numbers, and until when they may stay of so long a time.
-    fn room_among(&self, callers: impl Iterator<Item = (u32, u64)> + Clone, time: Duration) -> Room {
+    /// Beside those that are here.
+    fn room_among(&self, callers: impl Iterator<Item = Caller> + Clone) -> Room {
         if callers.clone().count() < MAX_CALLERS {
             return Room::Free;
         }
-        let had_chance_ns = self.clock.now_ns() + nanos(time - CHANCE);
-        let first = callers.min_by_key(|(_, deadline_ns)| *deadline_ns);
-        first
-            .filter(|(_, deadline_ns)| *deadline_ns <= had_chance_ns)
-            .map_or(Room::NotYet, |(id, _)| Room::InsteadOf(id))
+        let now_ns = self.clock.now_ns();
+        let had_chance = |caller: &Caller| {
+            let chance = if caller.has_spoken { CHANCE } else { FIRST_WORD };
+            now_ns.saturating_sub(caller.came_ns) >= nanos(chance)
+        };
+        let first = callers.filter(had_chance).min_by_key(|caller| (caller.has_spoken, caller.came_ns));
+        first.map_or(Room::NotYet, |caller| Room::InsteadOf(caller.id))
     }
 }
 
@@ -177,5 +196,7 @@ pub(crate) fn local_name(engine: EngineId) -> String {
 const ACCEPTS: usize = 64;
 /// Handshakes of callers under way at most, and as many on the Unix socket.
 const MAX_CALLERS: usize = 256;
-/// How long each of them is safe from those that come later: a busy machine keeps a process waiting as long.
+/// How long each of them is safe from those that come later. Whoever waited at the listener has spoken when he comes in.
+const FIRST_WORD: Duration = Duration::from_millis(100);
+/// The same once he has spoken: a busy machine keeps a process waiting as long.
 const CHANCE: Duration = Duration::from_secs(1);

@@ -170,6 +170,11 @@ impl Meet {
         self.stream
     }
 
+    /// Whether a caller has said that he is an engine.
+    pub(crate) fn has_heard(&self) -> bool {
+        !matches!(self.stage, Stage::AwaitCall)
+    }
+
     /// Whether room to write is waited for: the connection is being made.
     pub(crate) fn is_connecting(&self) -> bool {
         matches!(self.stage, Stage::Connecting(_))

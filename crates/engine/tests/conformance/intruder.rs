@@ -158,26 +158,26 @@ impl Knock {
     /// # Errors
     /// What the engine made of it.
     pub(crate) fn new(address: &Address, random: &mut Random, intro: &Intro<'_>) -> io::Result<Self> {
-        Self::on(dial(address), address, random, intro)
+        let (stream, call) = dial_and_call(address, random, intro)?;
+        Self::answered(stream, &call, address, random, intro)
     }
 
-    /// Over a connection that was made before.
+    /// After a call that was sent before.
     ///
     /// # Errors
     /// What the engine made of it.
-    pub(crate) fn on(
+    pub(crate) fn answered(
         mut stream: TcpStream,
+        call: &Call,
         address: &Address,
         random: &mut Random,
         intro: &Intro<'_>,
     ) -> io::Result<Self> {
-        let call = call(random, intro);
-        stream.write_all(&call.encode())?;
         let mut bytes = [0; ANSWER_BYTES];
         stream.read_exact(&mut bytes)?;
         let answer = Answer::decode(&bytes).map_err(io::Error::other)?;
         let version = answer.agreed().map_err(io::Error::other)?;
-        let seal = Seal::new(intro.secret, &call, version, &answer.nonce);
+        let seal = Seal::new(intro.secret, call, version, &answer.nonce);
         let mut engine = EngineId([0; 16]);
         engine.0.copy_from_slice(&random.bytes(16));
         let hello = Hello {
@@ -233,6 +233,20 @@ impl Rings {
     pub(crate) fn kick(&self) {
         self.channel.kick();
     }
+}
+
+/// A connection on which the first bytes were sent, and nothing was read.
+///
+/// # Errors
+/// The connection's.
+pub(crate) fn dial_and_call(
+    address: &Address,
+    random: &mut Random,
+    intro: &Intro<'_>,
+) -> io::Result<(TcpStream, Call)> {
+    let (mut stream, call) = (dial(address), call(random, intro));
+    stream.write_all(&call.encode())?;
+    Ok((stream, call))
 }
 
 /// The first 48 bytes of a connection.

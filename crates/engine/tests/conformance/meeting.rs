@@ -19,7 +19,7 @@ use anyfabric_wire::{Control, Frame, FrameKind, Local, OLDEST_VERSION};
 use crate::ask::Ask;
 use crate::fabric::{on_fabrics, random, Fabric};
 use crate::harness::{assert_code, eventually, Peer, LONG};
-use crate::intruder::{dial, this_host, Intro, Intruder, Knock};
+use crate::intruder::{dial, dial_and_call, this_host, Intro, Intruder, Knock};
 
 on_fabrics! { [broken_while_a_caller_joins, broken_while_it_joins, lost_while_it_joins, unix_socket_is_full] [shm SHM] }
 on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
@@ -48,10 +48,11 @@ fn a_crowd_calls_at_once(fabric: &Fabric) {
     const CALLERS: usize = 300;
     let mut random = random();
     let hub = Peer::start(&fabric.settings(1));
-    let calls: Vec<_> = (0..CALLERS).map(|_| dial(&hub.address)).collect();
+    let intro = Intro::default();
+    let calls: Vec<_> = (0..CALLERS).map(|_| dial_and_call(&hub.address, &mut random, &intro).unwrap()).collect();
     let mut met = Vec::new();
-    for (idx, stream) in calls.into_iter().enumerate() {
-        let knock = Knock::on(stream, &hub.address, &mut random, &Intro::default());
+    for (idx, (stream, call)) in calls.into_iter().enumerate() {
+        let knock = Knock::answered(stream, &call, &hub.address, &mut random, &intro);
         let mut knock = knock.unwrap_or_else(|error| panic!("caller {idx} was not answered: {error}"));
         let welcome = knock.introduce().unwrap_or_else(|error| panic!("caller {idx} was not welcomed: {error}"));
         assert!(matches!(welcome, Welcome::Accepted(_)), "caller {idx}: {welcome:?}");
