@@ -11,7 +11,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyfabric_plan::{choose, Candidate};
 use anyfabric_transports::sys::Ready;
@@ -282,10 +282,13 @@ impl Inner {
     /// host.
     fn look_for_end(&self, peer: &Arc<Peer>) {
         if self.is_same_host(peer) && !peer.address.sockets.is_empty() {
+            // Others wait meanwhile: for all addresses together.
+            let until = Instant::now() + LOOK;
             let gone = peer.address.sockets.iter().all(|socket| {
-                let timeout = Duration::from_millis(20);
-                std::net::TcpStream::connect_timeout(socket, timeout)
-                    .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+                let left = until.saturating_duration_since(Instant::now());
+                !left.is_zero()
+                    && std::net::TcpStream::connect_timeout(socket, left)
+                        .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
             });
             if gone {
                 self.lose(peer, why_ended(peer));
@@ -464,3 +467,5 @@ const MAX_RELEASES: usize = 1 << 14;
 /// Longest time between the end of a process's sockets and its own; only a peer
 /// that ends otherwise makes us wait for all of it.
 const LAST_MOMENT: Duration = Duration::from_millis(50);
+/// Longest time to ask whether anybody listens at a peer's addresses.
+const LOOK: Duration = Duration::from_millis(20);
