@@ -1,20 +1,11 @@
-//! Calls into `anyfabric._hooks`, which is looked up with the first engine, or at
-//! its first use before: the package is not there yet while this module is
-//! imported. It imports the hooks itself, so that a process that can open no file
-//! any more is told so.
+//! Calls into `anyfabric._hooks`, which is looked up on first use: the package
+//! is not there yet while this module is imported. It imports the hooks itself, so
+//! that a process that can open no file any more is told so.
 
 use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyString;
-
-/// Looks the hooks up now: nothing can be imported once the interpreter ends, and
-/// whoever uses an engine then (in a `__del__`) is to be told `Closed`.
-pub(crate) fn find(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
-    static HOOKS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let hooks = HOOKS.get_or_try_init(py, || py.import("anyfabric._hooks").map(Bound::unbind))?;
-    Ok(hooks.bind(py))
-}
 
 /// Calls a hook.
 pub(crate) fn call<'py>(
@@ -22,9 +13,10 @@ pub(crate) fn call<'py>(
     name: &Bound<'py, PyString>,
     arguments: impl PyCallArgs<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let hooks = find(py)?;
+    static HOOKS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let hooks = HOOKS.get_or_try_init(py, || py.import("anyfabric._hooks").map(Bound::unbind))?;
     let parks = ParksWhenUnwound;
-    let answer = hooks.getattr(name).and_then(|hook| hook.call1(arguments));
+    let answer = hooks.bind(py).getattr(name).and_then(|hook| hook.call1(arguments));
     std::mem::forget(parks);
     answer
 }
