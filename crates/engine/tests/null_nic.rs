@@ -7,6 +7,7 @@
 #[path = "../../transports/tests/null_nic/mod.rs"]
 mod null_nic;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyfabric_engine::transports::verbs::VerbsSettings;
@@ -82,6 +83,7 @@ fn engines_over_the_null_nic() {
     memory_that_cannot_be_registered();
     a_large_region_is_pinned_aside();
     memory_is_registered_once_a_device();
+    memory_that_a_nic_does_not_forget_is_not_given_back();
     a_peer_with_other_transports_only();
     a_scatter_from_memory_that_no_nic_knows();
     an_idle_nic_begins_early();
@@ -353,6 +355,31 @@ fn memory_is_registered_once_a_device() {
     assert_eq!(registrations(&four, 1 << 20, 0), 3);
     assert_eq!(registrations(&four, 80 << 20, 3), 3);
     assert_eq!(knob(Knob::MostPinning, None), 3);
+}
+
+/// Whatever ends it; but a device that was taken away has nothing left to write with.
+fn memory_that_a_nic_does_not_forget_is_not_given_back() {
+    for (error, stays) in [(0, false), (libc::EBUSY, true), (libc::EIO, false)] {
+        for engine_first in [false, true] {
+            let pair = Pair::new((&["null0"], &["null0", "null1"]), 64);
+            let owner = Arc::new([0_u64; 8]);
+            let address = owner.as_ptr().cast::<u8>().cast_mut();
+            // SAFETY: the owner keeps it, and nobody else looks at it.
+            let region = unsafe { pair.there.register(address, 64, true, Box::new(Arc::clone(&owner))) }.unwrap();
+            let remote = pair.here.import(&region.descriptor().unwrap().encode()).unwrap();
+            let written = pair.here.write(&(&pair.region).into(), &(&remote).into(), WriteOptions::default());
+            written.unwrap().wait(Some(LONG)).unwrap();
+            knob(Knob::KeepsMemory, Some(error.into()));
+            if engine_first {
+                pair.there.close(LONG);
+            } else {
+                region.close(LONG);
+            }
+            drop((region, pair));
+            assert_eq!(Arc::strong_count(&owner), if stays { 2 } else { 1 }, "error {error}, engine {engine_first}");
+            knob(Knob::KeepsMemory, Some(0));
+        }
+    }
 }
 
 fn a_peer_with_other_transports_only() {

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
+use std::mem::ManuallyDrop;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
@@ -49,17 +50,21 @@ pub struct Region {
     /// Whether peers may write into it.
     pub writable: bool,
     nbytes: u64,
-    /// What each NIC made of the memory. Before the backing, for fields are
-    /// dropped in this order.
-    natives: OnceLock<Box<[Native]>>,
-    backing: Backing,
+    /// What each NIC made of the memory.
+    natives: OnceLock<Box<[OnceLock<Native>]>>,
+    /// Given up after those, and only when every NIC has forgotten it.
+    backing: ManuallyDrop<Backing>,
     closed: AtomicBool,
     access: Mutex<AccessList>,
 }
 
 /// A native registration, shared with other regions over the same memory; see
 /// [`crate::rdma::Registrations`].
-pub(crate) type Native = OnceLock<Arc<dyn Any + Send + Sync>>;
+pub(crate) struct Native {
+    pub(crate) memory: Arc<dyn Any + Send + Sync>,
+    /// Gives this share up; false when it was the last and the NIC does not forget the memory.
+    pub(crate) end: fn(Arc<dyn Any + Send + Sync>) -> bool,
+}
 
 struct AccessList {
     /// Peers that mapped it or know its address: they write without us. With
@@ -93,7 +98,7 @@ impl Region {
             writable,
             nbytes,
             natives: OnceLock::new(),
-            backing,
+            backing: ManuallyDrop::new(backing),
             closed: AtomicBool::new(false),
             access: Mutex::new(AccessList { granted: HashMap::new(), keys: vec![(key, Revoked::default())] }),
         }
@@ -109,7 +114,7 @@ impl Region {
     /// not touch.
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
-        match &self.backing {
+        match &*self.backing {
             Backing::Memfd { mapping, .. } => mapping.as_ptr(),
             Backing::Foreign { address, .. } => *address,
             Backing::Gpu { memory, .. } => memory.address() as *mut u8,
@@ -118,8 +123,8 @@ impl Region {
 
     /// Where it is on a GPU; `None` for host memory.
     #[inline]
-    pub const fn gpu_memory(&self) -> Option<&GpuMemory> {
-        match &self.backing {
+    pub fn gpu_memory(&self) -> Option<&GpuMemory> {
+        match &*self.backing {
             Backing::Gpu { memory, .. } => Some(memory),
             _ => None,
         }
@@ -134,12 +139,12 @@ impl Region {
     }
 
     /// Where each of an engine's NICs keeps what it made of the memory.
-    pub(crate) fn natives(&self, num_domains: usize) -> &[Native] {
-        self.natives.get_or_init(|| (0..num_domains).map(|_| Native::new()).collect())
+    pub(crate) fn natives(&self, num_domains: usize) -> &[OnceLock<Native>] {
+        self.natives.get_or_init(|| (0..num_domains).map(|_| OnceLock::new()).collect())
     }
 
     /// Who owns the memory.
-    pub const fn backing(&self) -> &Backing {
+    pub fn backing(&self) -> &Backing {
         &self.backing
     }
 
@@ -263,6 +268,20 @@ impl Region {
 
     fn access(&self) -> MutexGuard<'_, AccessList> {
         lock(&self.access)
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        let natives = self.natives.take().unwrap_or_default().into_vec();
+        // All are ended, also after one that is not.
+        let shares = natives.into_iter().filter_map(OnceLock::into_inner);
+        if shares.fold(true, |ended, Native { memory, end }| end(memory) & ended) {
+            // SAFETY: dropped once, here, and used by nobody after.
+            unsafe { ManuallyDrop::drop(&mut self.backing) };
+        } else {
+            log::error!("region {}: a NIC does not forget its memory, which therefore is never given back", self.id);
+        }
     }
 }
 

@@ -84,6 +84,9 @@ impl Domain for StubDomain {
     unsafe fn register_gpu(self: &Arc<Self>, _: &GpuMemory, _: bool) -> Result<(), NicError> {
         Ok(())
     }
+    fn forget((): ()) -> bool {
+        true
+    }
     fn remote((): &()) -> RemoteMemory {
         RemoteMemory { base: 0, key: 0 }
     }

@@ -27,7 +27,6 @@ pub(super) enum Brought<'a> {
 
 /// Buffers of one length, in one registration.
 pub(super) struct Buffers {
-    // Declared first, so that the NIC forgets the memory before it is freed.
     memory: FabricMemory,
     bytes: Box<[UnsafeCell<u64>]>,
     buffer_bytes: usize,
@@ -104,7 +103,7 @@ impl Buffers {
         }
     }
 
-    /// Never frees the bytes: an endpoint that is not closed may still use them.
+    /// Never frees the bytes: an endpoint that is not closed, or a NIC that knows them, may still use them.
     pub(super) fn keep_bytes(&mut self) {
         std::mem::forget(std::mem::take(&mut self.bytes));
     }
@@ -113,6 +112,14 @@ impl Buffers {
         let num_words = self.buffer_bytes / 8;
         // A pointer to all of it: one to the first word must not be used beyond that.
         self.bytes[idx as usize * num_words..][..num_words].as_ptr().cast::<u8>().cast_mut()
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        if !self.memory.end() {
+            self.keep_bytes();
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::ffi::{c_int, c_void};
 use std::os::fd::AsRawFd;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyfabric_cuda::{CudaError, Dmabuf, GpuMemory};
@@ -110,6 +110,7 @@ impl FabricDomain {
             what,
             mr: AtomicPtr::default(),
             desc: AtomicPtr::default(),
+            stays: AtomicBool::default(),
             generation: fork_generation(),
         });
         if self.binds_memory() {
@@ -154,6 +155,10 @@ impl Domain for FabricDomain {
         self.add(What { address: memory.address(), nbytes: memory.nbytes(), access: access(writable), gpu, key })
     }
 
+    fn forget(mut memory: FabricMemory) -> bool {
+        memory.end()
+    }
+
     fn remote(memory: &FabricMemory) -> RemoteMemory {
         memory.remote
     }
@@ -172,15 +177,22 @@ impl FabricMemory {
         // ORDERING: changed only by the thread that has the NIC, which is the one that asks.
         self.registration.desc.load(Ordering::Relaxed)
     }
+
+    /// The NIC forgets it, now or before; false when the library refuses.
+    pub(super) fn end(&mut self) -> bool {
+        let mut bound = self.domain.bound();
+        bound.memory.retain(|other| !Arc::ptr_eq(other, &self.registration));
+        let is_over = self.registration.withdraw();
+        if is_over {
+            bound.keys.remove(&self.registration.what.key);
+        }
+        is_over
+    }
 }
 
 impl Drop for FabricMemory {
     fn drop(&mut self) {
-        let mut bound = self.domain.bound();
-        bound.memory.retain(|other| !Arc::ptr_eq(other, &self.registration));
-        if self.registration.withdraw() {
-            bound.keys.remove(&self.registration.what.key);
-        }
+        self.end();
     }
 }
 
@@ -214,6 +226,8 @@ struct Registration {
     what: What,
     mr: AtomicPtr<fid_mr>,
     desc: AtomicPtr<c_void>,
+    /// The library has refused to forget it once.
+    stays: AtomicBool,
     generation: u32,
 }
 
@@ -356,16 +370,20 @@ impl Registration {
     }
 
     /// The NIC forgets it: from when this returns no byte lands through its key; false when the
-    /// library refuses.
+    /// library refuses, or has refused before.
     fn withdraw(&self) -> bool {
         // ORDERING: whoever takes the pointer closes the object.
         let mr = self.mr.swap(ptr::null_mut(), Ordering::AcqRel);
-        if mr.is_null() {
-            return true;
+        if !mr.is_null() {
+            // ORDERING: see `FabricMemory::desc`. It was part of the object.
+            self.desc.store(ptr::null_mut(), Ordering::Relaxed);
+            if !close(mr.cast(), self.generation) {
+                // ORDERING: calls come one after the other, under the domain's lock.
+                self.stays.store(true, Ordering::Relaxed);
+            }
         }
-        // ORDERING: see `FabricMemory::desc`. It was part of the object.
-        self.desc.store(ptr::null_mut(), Ordering::Relaxed);
-        close(mr.cast(), self.generation)
+        // ORDERING: as above.
+        !self.stays.load(Ordering::Relaxed)
     }
 }
 

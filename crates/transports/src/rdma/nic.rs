@@ -184,6 +184,9 @@ pub trait Domain: Send + Sync + 'static {
     /// As [`Domain::register`].
     unsafe fn register_gpu(self: &Arc<Self>, memory: &GpuMemory, writable: bool) -> Result<Self::Memory, NicError>;
 
+    /// Ends a registration; false when the NIC refuses, and may use the memory for as long as the process lives.
+    fn forget(memory: Self::Memory) -> bool;
+
     /// What a peer needs to write into registered memory.
     fn remote(memory: &Self::Memory) -> RemoteMemory;
 }

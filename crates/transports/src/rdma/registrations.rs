@@ -10,13 +10,14 @@
 //! A range is known by address, length and rights while some region over it
 //! lives. Each of those keeps the memory where it is, so that an address cannot
 //! mean other memory before the last has let go. A region holds its share and
-//! drops it before it lets go of its memory: a registration outlives none.
+//! drops it before it lets go of its memory: a registration outlives none. If the
+//! NIC does not forget what the last of them had, that one never lets go.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
 use super::{Domain, NicError};
+use crate::region::Native;
 use crate::{lock, Region};
 
 /// The registrations of one domain.
@@ -53,14 +54,18 @@ impl<D: Domain> Registrations<D> {
         let (domain_idx, num_domains) = self.place;
         let strange = || NicError::Device(format!("domain {domain_idx} of {num_domains}: no such place at a region"));
         let slot = region.natives(num_domains).get(domain_idx).ok_or_else(strange)?;
-        let native: &Arc<dyn Any + Send + Sync> = match slot.get() {
+        let native = match slot.get() {
             Some(native) => native,
             None => {
-                let native = self.register(region)?;
-                slot.get_or_init(|| native)
+                let memory = self.register(region)?;
+                // Of shares that end at the same time one is the last.
+                slot.get_or_init(|| Native {
+                    memory,
+                    end: |share| share.downcast().ok().and_then(Arc::into_inner).is_none_or(D::forget),
+                })
             }
         };
-        native.downcast_ref().ok_or_else(strange)
+        native.memory.downcast_ref().ok_or_else(strange)
     }
 
     /// Whether [`Registrations::of`] would find it registered.
@@ -106,9 +111,10 @@ mod tests {
         made: AtomicUsize,
         live: Arc<AtomicUsize>,
         refuses: AtomicUsize,
+        remembers: Arc<AtomicUsize>,
     }
 
-    struct Counted(Arc<AtomicUsize>);
+    struct Counted(Arc<AtomicUsize>, Arc<AtomicUsize>);
 
     impl Drop for Counted {
         fn drop(&mut self) {
@@ -126,11 +132,15 @@ mod tests {
             self.made.fetch_add(1, Ordering::SeqCst);
             self.live.fetch_add(1, Ordering::SeqCst);
             std::thread::yield_now();
-            Ok(Counted(Arc::clone(&self.live)))
+            Ok(Counted(Arc::clone(&self.live), Arc::clone(&self.remembers)))
         }
 
         unsafe fn register_gpu(self: &Arc<Self>, memory: &GpuMemory, _: bool) -> Result<Counted, NicError> {
             Err(NicError::no_way_to(memory, "counting", "none", "none"))
+        }
+
+        fn forget(memory: Counted) -> bool {
+            memory.1.load(Ordering::SeqCst) == 0
         }
 
         fn remote(_memory: &Counted) -> RemoteMemory {
@@ -210,6 +220,25 @@ mod tests {
         domain.refuses.store(0, Ordering::SeqCst);
         registrations.of(&region).unwrap();
         assert_eq!(domain.counts(), (1, 1));
+    }
+
+    #[test]
+    fn memory_that_a_nic_does_not_forget_is_never_given_back() {
+        for remembers in [0, 1] {
+            let (domain, bytes) = (Arc::new(Counting::default()), Arc::new(vec![0; 64]));
+            domain.remembers.store(remembers, Ordering::SeqCst);
+            let registrations: Vec<_> = (0..2).map(|idx| Registrations::new(Arc::clone(&domain), idx, 2)).collect();
+            let regions = [(); 2].map(|()| region(&bytes, &domain, 64, true, false));
+            for (registrations, region) in registrations.iter().flat_map(|of| regions.iter().map(move |it| (of, it))) {
+                registrations.of(region).unwrap();
+            }
+            // The first leaves what it shares to the other.
+            let [first, second] = regions;
+            drop(first);
+            assert_eq!(Arc::strong_count(&bytes), 2);
+            drop(second);
+            assert_eq!(Arc::strong_count(&bytes), 1 + remembers);
+        }
     }
 
     #[test]

@@ -60,6 +60,10 @@ impl Domain for VerbsDomain {
         Ok(VerbsMemory::of(Arc::clone(self), mr, base, false))
     }
 
+    fn forget(mut memory: VerbsMemory) -> bool {
+        memory.end()
+    }
+
     fn remote(memory: &VerbsMemory) -> RemoteMemory {
         RemoteMemory { base: memory.base, key: memory.rkey.into() }
     }
@@ -167,12 +171,27 @@ impl VerbsMemory {
     }
 }
 
+impl VerbsMemory {
+    /// Once; false when the device refuses.
+    fn end(&mut self) -> bool {
+        let mr = std::mem::replace(&mut self.mr, std::ptr::null_mut());
+        if mr.is_null() || !self.domain.is_ours() {
+            return true;
+        }
+        // SAFETY: registered in `register` or `register_gpu`, and ended once.
+        let error = unsafe { (self.domain.library.dereg_mr)(mr) };
+        // Of a device that was taken away, and with it all that it knew, the kernel says EIO.
+        let is_over = matches!(error, 0 | libc::EIO);
+        if !is_over {
+            log::error!("{}: memory at {:#x} stays registered: error {error}", self.domain.name, self.base);
+        }
+        is_over
+    }
+}
+
 impl Drop for VerbsMemory {
     fn drop(&mut self) {
-        if !self.mr.is_null() && self.domain.is_ours() {
-            // SAFETY: registered in `register` or `register_gpu`, and dropped once.
-            unsafe { (self.domain.library.dereg_mr)(self.mr) };
-        }
+        self.end();
     }
 }
 

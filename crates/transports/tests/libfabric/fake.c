@@ -37,6 +37,7 @@ struct fake {
     uint64_t has_source, has_delivery_complete, has_write_data, has_fd;
     uint64_t order, fail_nth, fail_with, again_every, swallow, stale_on_close, null;
     uint64_t stays_open;    // endpoints cannot be closed
+    uint64_t memory_stays;  // nor can memory
     uint64_t memory_fails;  // which registration fails from now on, and all after it; 0: none
     uint64_t writes, immediates, sends, endpoints, memories, dmabufs, options, flags, posts;
     uint64_t has_hmem, no_dmabuf, no_address;  // GPU memory: whether at all, errors of the two ways
@@ -294,6 +295,10 @@ static uint64_t source_of(const struct endpoint *from, const struct endpoint *at
 
 static int mr_close(struct fid *fid) {
     GUARD;
+    if (fake.memory_stays) {
+        ((struct memory *)fid)->domain = NULL;  // which may be closed all the same
+        return -EBUSY;
+    }
     for (size_t idx = 0; idx < kMaxMemory; idx++) if (memories[idx] == (struct memory *)fid) memories[idx] = NULL;
     fake.memories--;
     fake.writable -= ((struct memory *)fid)->access >> 13 & 1;

@@ -31,6 +31,7 @@ pub(crate) struct Fake {
     pub(crate) stale_on_close: u64,
     pub(crate) null: u64,
     pub(crate) stays_open: u64,
+    pub(crate) memory_stays: u64,
     pub(crate) memory_fails: u64,
     pub(crate) writes: u64,
     pub(crate) immediates: u64,

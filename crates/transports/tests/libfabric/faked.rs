@@ -306,6 +306,28 @@ fn memory_bound_to_an_endpoint_keeps_its_key_when_that_is_closed() {
     );
 }
 
+/// Also when another endpoint has had it since: what was refused once stays.
+#[test]
+fn memory_that_is_not_forgotten_is_told() {
+    for again in [false, true] {
+        with(
+            |fake| fake.mr_mode = if again { MR_ENDPOINT } else { 0 },
+            |copy, mut pair| {
+                let to = Region::new(&pair.there, 64, 0);
+                copy.get().memory_stays = 1;
+                if again {
+                    pair.there.close(pair.back);
+                    copy.get().memory_stays = 0;
+                }
+                assert!(!FabricDomain::forget(to.memory));
+                copy.get().memory_stays = 0;
+                let to = Region::new(&pair.there, 64, 0);
+                assert!(FabricDomain::forget(to.memory));
+            },
+        );
+    }
+}
+
 /// It may yet receive, into memory that must not be another's by then.
 #[test]
 fn an_endpoint_that_is_not_closed_keeps_its_receives() {

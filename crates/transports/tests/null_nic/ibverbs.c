@@ -127,6 +127,7 @@ static struct {
   long lid;             // of every port
   long access;          // of the last memory that was registered by its address
   long no_relaxed;      // errno of registrations that ask for relaxed ordering
+  long keeps_memory;    // with this errno no registration is ended
 } knobs = {.fails_after = -1, .posted_ns = 1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -560,6 +561,7 @@ struct mr *ibv_reg_dmabuf_mr(struct pd *pd, uint64_t offset, size_t length, uint
   return memory(pd, (void *)(uintptr_t)iova, length);
 }
 int ibv_dereg_mr(struct mr *mr) {
+  if (knobs.keeps_memory) return (int)knobs.keeps_memory;
   lock();
   all_mrs[mr->rkey % 65536] = NULL;
   unlock();

@@ -105,6 +105,8 @@ pub(crate) enum Knob {
     Access,
     /// With this error nothing is registered with relaxed ordering.
     NoRelaxed,
+    /// With this error no registration is ended.
+    KeepsMemory,
 }
 
 /// Path of the library, built at the first call.
