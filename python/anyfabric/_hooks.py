@@ -1,6 +1,6 @@
 """What the native module calls in Python, all of it; looked up by name on first use.
 
-`crates/python` looks here no sooner than for its first call, and imports nothing then that could fail:
+`crates/python` looks here no sooner than for its first engine, and imports nothing then that could fail:
 `anyfabric` has imported this module. Each function here is the body of the method of the same name in
 `_core.pyi`, for what is easier or only possible in Python. They run with the GIL, on the thread of the
 caller, never on a worker.

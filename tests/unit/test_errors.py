@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -72,3 +74,25 @@ def test_classes_of_users_are_no_codes():
 
     assert "mine" not in errors.codes()
     assert Mine("x").code == "mine"
+
+
+PROGRAM_THAT_WRITES_AT_THE_END = """
+import numpy as np, anyfabric as af
+class Keeper:
+    def __init__(self):
+        self.engine, self.peer = af.Engine(), af.Engine()
+        self.src, self.dst = self.engine.register(np.ones(8)), self.peer.allocate(64).descriptor()
+    def __del__(self, closed=af.Closed, say=print):
+        try:
+            self.engine.write(self.src, self.dst)
+        except closed as error:
+            say(error)
+keeper = Keeper()
+"""
+
+
+def test_who_uses_an_engine_while_the_interpreter_ends_is_told_that_it_is_closed():
+    """Nothing can be imported by then."""
+    program = [sys.executable, "-c", PROGRAM_THAT_WRITES_AT_THE_END]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the engine is closed\n", "")

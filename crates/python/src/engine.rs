@@ -13,6 +13,7 @@ use crate::arguments::{duration, Imm, Number, Seconds};
 use crate::counter::Counter;
 use crate::descriptor::{destination, Descriptor};
 use crate::error::{exception, OrRaise};
+use crate::hooks;
 use crate::message::Message;
 use crate::notifier::Notifier;
 use crate::pages::{nbytes_of, page_list, NativePages};
@@ -110,6 +111,7 @@ impl Engine {
     #[new]
     fn new(config: &Bound<'_, PyDict>) -> PyResult<Self> {
         let py = config.py();
+        hooks::find(py)?;
         let mut config = settings::config(config)?;
         let (timeout, waits_for_room) = (config.timeout, config.queue_full == QueueFull::Block);
         // It is waited for room here, without the GIL.
