@@ -20,6 +20,7 @@ mod gpu;
 mod layout;
 #[path = "../common/locked.rs"]
 mod locked;
+mod memory;
 mod peer;
 mod processes;
 mod rails;
