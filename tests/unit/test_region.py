@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import json
 import os
 import pickle
 import signal
@@ -115,71 +117,61 @@ def test_a_region_keeps_its_array_until_it_is_closed(engine):
     assert alive() is None
 
 
-@pytest.mark.parametrize("is_registered", [False, True])
-def test_who_closes_beside_another_waits_too(is_registered):
-    """For a writer that was stopped and may still write; once the first has given up nobody waits again."""
+@contextlib.contextmanager
+def stopped_writer(region, **settings):
+    """A process that has written into the region, and was stopped: it may still write."""
     program = (
-        "import anyfabric as af, sys\n"
-        "engine = af.Engine()\n"
-        "to = af.Descriptor.from_bytes(bytes.fromhex(sys.argv[1]))\n"
-        "engine.write(engine.allocate(64), to).wait(10)\n"
-        "print(flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    with af.Engine(heartbeat_s=60) as engine:
-        region = engine.register(np.zeros(64, np.uint8)) if is_registered else engine.allocate(64)
-        command = [sys.executable, "-c", program, region.descriptor().to_bytes().hex()]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
-            try:
-                assert writer.stdout.readline() == b"\n"
-                writer.send_signal(signal.SIGSTOP)
-                os.waitpid(writer.pid, os.WUNTRACED)
-                first = threading.Thread(target=region.close, kwargs={"timeout_s": 1.0})
-                first.start()
-                while not region.closed:
-                    time.sleep(0.001)
-                began = time.monotonic()
-                region.close(timeout_s=0.3)
-                assert 0.3 <= time.monotonic() - began < 1
-                first.join()
-                began = time.monotonic()
-                region.close(timeout_s=10)
-                assert time.monotonic() - began < 5
-                assert [kept["region"] for kept in engine.info()["quarantine"]] == [region.id]
-            finally:
-                writer.kill()
-
-
-def test_nics_are_not_stopped_before_the_time_is_over(libfabric_of_the_wheel):
-    program = (
-        "import anyfabric as af, sys\n"
-        "settings = dict(libfabric_provider='tcp', libfabric_library=sys.argv[1])\n"
-        "engine = af.Engine(transports=('libfabric',), nics=('127.0.0.1',), **settings)\n"
+        "import anyfabric as af, json, sys\n"
+        "engine = af.Engine(**json.loads(sys.argv[1]))\n"
         "to = af.Descriptor.from_bytes(bytes.fromhex(sys.argv[2]))\n"
         "engine.write(engine.allocate(64), to).wait(10)\n"
         "print(flush=True)\n"
         "sys.stdin.read()\n"
     )
-    library = {"libfabric_provider": "tcp", "libfabric_library": libfabric_of_the_wheel}
-    with af.Engine(transports=("libfabric",), nics=("127.0.0.1",), heartbeat_s=60, **library) as engine:
+    command = [sys.executable, "-c", program, json.dumps(settings), region.descriptor().to_bytes().hex()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout.readline() == b"\n"
+            writer.send_signal(signal.SIGSTOP)
+            os.waitpid(writer.pid, os.WUNTRACED)
+            yield
+        finally:
+            writer.kill()
+
+
+@pytest.mark.parametrize("is_registered", [False, True])
+def test_who_closes_beside_another_waits_too(is_registered):
+    """Once the first has given up nobody waits again."""
+    with af.Engine(heartbeat_s=60) as engine:
+        region = engine.register(np.zeros(64, np.uint8)) if is_registered else engine.allocate(64)
+        with stopped_writer(region):
+            first = threading.Thread(target=region.close, kwargs={"timeout_s": 1.0})
+            first.start()
+            while not region.closed:
+                time.sleep(0.001)
+            began = time.monotonic()
+            region.close(timeout_s=0.3)
+            assert 0.3 <= time.monotonic() - began < 1
+            first.join()
+            began = time.monotonic()
+            region.close(timeout_s=10)
+            assert time.monotonic() - began < 5
+            assert [kept["region"] for kept in engine.info()["quarantine"]] == [region.id]
+
+
+def test_nics_are_not_stopped_before_the_time_is_over(libfabric_of_the_wheel):
+    settings = {
+        "transports": ["libfabric"],
+        "nics": ["127.0.0.1"],
+        "libfabric_provider": "tcp",
+        "libfabric_library": libfabric_of_the_wheel,
+    }
+    with af.Engine(heartbeat_s=60, **settings) as engine:
         region = engine.allocate(64)
-        command = [
-            sys.executable,
-            "-c",
-            program,
-            libfabric_of_the_wheel,
-            region.descriptor().to_bytes().hex(),
-        ]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
-            try:
-                assert writer.stdout.readline() == b"\n"
-                writer.send_signal(signal.SIGSTOP)
-                os.waitpid(writer.pid, os.WUNTRACED)
-                began = time.monotonic()
-                region.revoke(timeout_s=0.5)
-                assert time.monotonic() - began >= 0.5
-            finally:
-                writer.kill()
+        with stopped_writer(region, **settings):
+            began = time.monotonic()
+            region.revoke(timeout_s=0.5)
+            assert time.monotonic() - began >= 0.5
 
 
 def test_a_region_of_a_closed_engine_closes_at_once():

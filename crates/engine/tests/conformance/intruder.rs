@@ -94,8 +94,7 @@ impl Intruder {
 
     pub(crate) fn control(&mut self, message: &Control) -> io::Result<()> {
         self.sequence += 1;
-        let bytes = message.encode();
-        self.send(&Frame::new(FrameKind::Control, self.sequence, bytes.len() as u32), &bytes)
+        send_control(&mut self.stream, self.sequence, message)
     }
 
     /// The acknowledgement of an operation; what else comes is skipped.
@@ -145,6 +144,16 @@ impl Intruder {
         send_with_fds(&socket, &join.encode(), &fds)?;
         Ok(LocalChannel::new(socket))
     }
+}
+
+/// A message on a control connection, the `sequence`-th.
+///
+/// # Errors
+/// The connection's.
+pub(crate) fn send_control(stream: &mut TcpStream, sequence: u64, message: &Control) -> io::Result<()> {
+    let bytes = message.encode();
+    stream.write_all(&Frame::new(FrameKind::Control, sequence, bytes.len() as u32).encode())?;
+    stream.write_all(&bytes)
 }
 
 /// Somebody who has called and not said yet who he is.

@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 use anyfabric_engine::{Address, Code, Engine, EngineId, Remote, WriteOptions};
 use anyfabric_transports::loopback::Random;
 use anyfabric_transports::shm::{ring_memory, LocalChannel};
-use anyfabric_transports::sys::{abstract_listener, accept, connect_local, memfd, send_with_fds};
+use anyfabric_transports::sys::{abstract_listener, accept, connect_local, memfd, send_with_fds, Fd};
 use anyfabric_transports::Doorbell;
 use anyfabric_wire::handshake::{
     Accepted, Answer, Call, Hello, Host, Purpose, Rejection, Resume, Seal, Side, Verdict, Welcome, CALL_BYTES,
     SEAL_BYTES,
 };
-use anyfabric_wire::{Control, Frame, FrameKind, Local, OLDEST_VERSION};
+use anyfabric_wire::{Control, Local, OLDEST_VERSION};
 
 use crate::ask::Ask;
 use crate::fabric::{on_fabrics, random, Fabric};
 use crate::harness::{assert_code, eventually, Peer, LONG};
-use crate::intruder::{dial, dial_and_call, this_host, Intro, Intruder, Knock};
+use crate::intruder::{dial, dial_and_call, send_control, this_host, Intro, Intruder, Knock};
 
 on_fabrics! { [broken_while_a_caller_joins, broken_while_it_joins, lost_while_it_joins, unix_socket_is_full] [shm SHM] }
 on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
@@ -220,9 +220,7 @@ fn a_refused_stream_is_no_loss(fabric: &Fabric) {
         told("its session has ended", &log)
     });
     assert_eq!(engine.path(&callee.address()).state, "ready", "{log:#?}");
-    let goodbye = Control::Goodbye.encode();
-    control.write_all(&Frame::new(FrameKind::Control, 1, goodbye.len() as u32).encode()).unwrap();
-    control.write_all(&goodbye).unwrap();
+    send_control(&mut control, 1, &Control::Goodbye).unwrap();
     eventually("the goodbye is read", || {
         log.extend(engine.take_log());
         told("it has closed its engine", &log)
@@ -250,9 +248,7 @@ fn broken_while_a_caller_joins(fabric: &Fabric) {
     std::thread::scope(|scope| {
         let wait = scope.spawn(|| assert_code(connect.wait(None), Code::Unsupported));
         for sequence in 2.. {
-            let beat = Control::Heartbeat { received: 0 }.encode();
-            control.write_all(&Frame::new(FrameKind::Control, sequence, beat.len() as u32).encode()).unwrap();
-            control.write_all(&beat).unwrap();
+            send_control(&mut control, sequence, &Control::Heartbeat { received: 0 }).unwrap();
             if wait.is_finished() {
                 break;
             }
@@ -267,18 +263,10 @@ fn broken_while_it_joins(fabric: &Fabric) {
     let mut settings = fabric.settings(1);
     settings.transports.push("tcp".into());
     let engine = Engine::new(settings.config()).unwrap();
-    let mut callee = Callee::new();
-    callee.id = EngineId([0x24; 16]);
-    callee.host = this_host();
-    callee.transports.push("shm".into());
-    let local = abstract_listener(&format!("anyfabric/{}", callee.id)).unwrap();
+    let (mut callee, local) = Callee::on_this_host(0x24);
     let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
     let control = callee.session().welcome(&callee).unwrap();
-    let mut socket = None;
-    eventually("it comes to the Unix socket", || {
-        socket = accept(&local).ok();
-        socket.is_some()
-    });
+    let socket = next_caller(&local);
     drop(control);
     let attempt = callee.session();
     drop(socket);
@@ -296,15 +284,10 @@ fn unix_socket_is_full(fabric: &Fabric) {
     let mut settings = fabric.settings(1);
     settings.transports.push("tcp".into());
     let engine = Engine::new(settings.config()).unwrap();
-    let mut callee = Callee::new();
-    callee.id = EngineId([0x25; 16]);
-    callee.host = this_host();
-    callee.transports.push("shm".into());
-    let name = format!("anyfabric/{}", callee.id);
-    let local = abstract_listener(&name).unwrap();
+    let (mut callee, local) = Callee::on_this_host(0x25);
     // SAFETY: our own socket; from now on it lets one wait.
     assert_eq!(unsafe { libc::listen(local.as_raw_fd(), 0) }, 0);
-    let crowd: Vec<_> = std::iter::from_fn(|| connect_local(&name).ok()).collect();
+    let crowd: Vec<_> = std::iter::from_fn(|| connect_local(&callee.local_name()).ok()).collect();
     let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
     let control = callee.session().welcome(&callee).unwrap();
     // Time enough to be turned away.
@@ -321,25 +304,14 @@ fn unix_socket_is_full(fabric: &Fabric) {
 /// Who is lost while he joins gets no path any more, and nothing of ours over it.
 fn lost_while_it_joins(fabric: &Fabric) {
     let engine = Engine::new(fabric.settings(1).config()).unwrap();
-    let mut callee = Callee::new();
-    callee.id = EngineId([0x26; 16]);
-    callee.host = this_host();
-    callee.transports.push("shm".into());
-    let local = abstract_listener(&format!("anyfabric/{}", callee.id)).unwrap();
+    let (mut callee, local) = Callee::on_this_host(0x26);
     let connect = engine.start_connect(&callee.address(), Some(LONG)).unwrap();
     let mut control = callee.session().welcome(&callee).unwrap();
-    let mut socket = None;
-    eventually("it comes to the Unix socket", || {
-        socket = accept(&local).ok();
-        socket.is_some()
-    });
-    let goodbye = Control::Goodbye.encode();
-    control.write_all(&Frame::new(FrameKind::Control, 1, goodbye.len() as u32).encode()).unwrap();
-    control.write_all(&goodbye).unwrap();
+    let socket = next_caller(&local);
+    send_control(&mut control, 1, &Control::Goodbye).unwrap();
     assert_code(connect.wait(None), Code::PeerLost);
     let (ring, _mapping) = ring_memory().unwrap();
     let doorbell = memfd(c"doorbell", Doorbell::BYTES).unwrap();
-    let socket = socket.unwrap();
     let joined = Local::Joined { probe: (0, 0), foreign: false };
     send_with_fds(&socket, &joined.encode(), &[ring.as_raw_fd(), doorbell.as_raw_fd()]).unwrap();
     let channel = LocalChannel::new(socket);
@@ -376,6 +348,16 @@ pub(crate) struct Callee {
     lanes: Vec<TcpStream>,
 }
 
+/// The next that comes to a Unix socket.
+fn next_caller(local: &Fd) -> Fd {
+    let mut caller = None;
+    eventually("it comes to the Unix socket", || {
+        caller = accept(local).ok();
+        caller.is_some()
+    });
+    caller.unwrap()
+}
+
 /// A call that has not been answered.
 pub(crate) struct Attempt {
     stream: TcpStream,
@@ -391,6 +373,18 @@ impl Callee {
             listener: TcpListener::bind("127.0.0.1:0").unwrap(),
             lanes: Vec::new(),
         }
+    }
+
+    /// One on this host, and its Unix socket.
+    fn on_this_host(number: u8) -> (Self, Fd) {
+        let mut this = Self { id: EngineId([number; 16]), host: this_host(), ..Self::new() };
+        this.transports.push("shm".into());
+        let local = abstract_listener(&this.local_name()).unwrap();
+        (this, local)
+    }
+
+    fn local_name(&self) -> String {
+        format!("anyfabric/{}", self.id)
     }
 
     pub(crate) fn address(&self) -> Address {
