@@ -173,9 +173,13 @@ impl Inner {
         };
         let path = peer.all_rails().find(is_in_use);
         if let (Some(path), true) = (path, region.owed_by().contains(&peer.idx)) {
-            path.expel();
-            region.released_by(peer.idx);
-            self.log(30, format!("{} did not let go of region {}: its rails were stopped", peer.address, region.id));
+            let told = format!("{} did not let go of region {}", peer.address, region.id);
+            if path.expel() {
+                region.released_by(peer.idx);
+                self.log(30, format!("{told}: its rails were stopped"));
+            } else {
+                self.log(40, format!("{told}, and a NIC does not stop a rail of it"));
+            }
         }
     }
 

@@ -25,7 +25,7 @@ struct Pair {
     there: Engine,
     region: Region,
     remote: Remote,
-    _theirs: Region,
+    theirs: Region,
 }
 
 impl Pair {
@@ -38,7 +38,7 @@ impl Pair {
         let remote = here.import(&theirs.descriptor().unwrap().encode()).unwrap();
         here.connect(there.address(), Some(LONG)).unwrap();
         assert_eq!(here.path(there.address()).transport, "verbs");
-        Self { here, there, region, remote, _theirs: theirs }
+        Self { here, there, region, remote, theirs }
     }
 
     fn start(&self, nbytes: u64) -> Transfer {
@@ -84,6 +84,7 @@ fn engines_over_the_null_nic() {
     a_large_region_is_pinned_aside();
     memory_is_registered_once_a_device();
     memory_that_a_nic_does_not_forget_is_not_given_back();
+    a_rail_that_no_nic_stops();
     a_peer_with_other_transports_only();
     a_scatter_from_memory_that_no_nic_knows();
     an_idle_nic_begins_early();
@@ -379,6 +380,57 @@ fn memory_that_a_nic_does_not_forget_is_not_given_back() {
             assert_eq!(Arc::strong_count(&owner), if stays { 2 } else { 1 }, "error {error}, engine {engine_first}");
             knob(Knob::KeepsMemory, Some(0));
         }
+    }
+}
+
+/// What it carries fails and does not quiesce; the memory of both ends stays until their engines do.
+fn a_rail_that_no_nic_stops() {
+    for (error, is_stuck) in [(0, false), (libc::EIO, false), (libc::EBUSY, true)] {
+        let pair = Pair::new((&["null0"], &["null0"]), 1 << 20);
+        let counter = pair.there.counter(Some(1), &[]).unwrap();
+        let owner = Arc::new(vec![0_u64; 1 << 17]);
+        let address = owner.as_ptr().cast::<u8>().cast_mut();
+        // SAFETY: the owner keeps it, and nobody else looks at it.
+        let source = unsafe { pair.here.register(address, 1 << 20, false, Box::new(Arc::clone(&owner))) }.unwrap();
+        let options = || WriteOptions { timeout: Some(LONG), ..WriteOptions::counted(1) };
+        let start = |nbytes| {
+            let (src, dst) = (source.slice(0..nbytes).unwrap(), pair.remote.slice(0..nbytes).unwrap());
+            pair.here.write(&src, &dst, options()).unwrap()
+        };
+        start(64).wait(None).unwrap();
+        knob(Knob::Holds, Some(1));
+        let target = |at| ScatterTarget { remote: pair.remote.clone(), src_offset: at, dst_offset: at, nbytes: 64 };
+        let scattered = pair.here.scatter(&source, &[target(0), target(64)], None, options());
+        let transfers = [start(64), start(1 << 20), scattered.unwrap()];
+        knob(Knob::IsGone, Some(1));
+        knob(Knob::KeepsQueuePairs, Some(error.into()));
+        // The writer does not answer, for it has something under way.
+        let revoked = pair.theirs.revoke(None, Duration::from_millis(200));
+        assert_eq!(revoked.map_err(|error| error.code), if is_stuck { Err(Code::WaitTimeout) } else { Ok(()) });
+        for transfer in &transfers {
+            let failed = transfer.wait(Some(LONG)).unwrap_err();
+            assert!(matches!(failed.code, Code::ConnectionBroken | Code::Refused), "{failed}");
+            let patience = if is_stuck { Duration::from_millis(50) } else { LONG };
+            assert_eq!(transfer.wait_quiesced(Some(patience)).is_err(), is_stuck, "error {error}");
+        }
+        assert_eq!(counter.wait(1, Some(LONG)).unwrap_err().code, Code::TransferFailed);
+        for it in [Knob::IsGone, Knob::KeepsQueuePairs, Knob::Holds] {
+            knob(it, Some(0));
+        }
+        eventually("the rail is made again", || pair.state() == "ready");
+        let (here, there) = (pair.here.allocate(64).unwrap(), pair.there.allocate(64).unwrap());
+        let remote = pair.here.import(&there.descriptor().unwrap().encode()).unwrap();
+        pair.here.write(&(&here).into(), &(&remote).into(), options()).unwrap().wait(None).unwrap();
+        drop(transfers);
+        source.close(Duration::from_millis(50));
+        drop(source);
+        assert_eq!(Arc::strong_count(&owner) > 1, is_stuck, "error {error}");
+        // That the peer is gone says nothing of what its NIC was told.
+        pair.here.close(LONG);
+        let revoked = pair.theirs.revoke(None, Duration::from_millis(50));
+        assert_eq!(revoked.is_err(), is_stuck, "error {error}");
+        drop((here, there, remote, pair));
+        eventually("the memory goes with its engines", || Arc::strong_count(&owner) == 1);
     }
 }
 

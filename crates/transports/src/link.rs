@@ -161,7 +161,8 @@ pub struct Place {
 ///
 /// Any thread may bind, try and post; one thread at a time, the one that drives
 /// the engine, polls. After [`Link::close`] every operation has ended and
-/// nothing of ours touches the peer's memory any more.
+/// nothing of ours touches the peer's memory any more, but for what no NIC would
+/// stop: that has failed and never quiesces.
 pub trait Link: Send + Sync {
     /// Name of the transport in the API.
     fn transport(&self) -> &'static str;

@@ -124,8 +124,12 @@ impl Nic for StubNic {
     fn connect(&mut self, _: RailIdx, _: &[u8]) -> Result<(), NicError> {
         Ok(())
     }
-    fn fence(&mut self, _: RailIdx) {}
-    fn close(&mut self, _: RailIdx) {}
+    fn fence(&mut self, _: RailIdx) -> bool {
+        true
+    }
+    fn close(&mut self, _: RailIdx) -> bool {
+        true
+    }
     fn room(&self, _: RailIdx) -> usize {
         0
     }

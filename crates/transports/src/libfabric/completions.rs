@@ -70,7 +70,7 @@ impl FabricNic {
         something
     }
 
-    /// Closes an endpoint: no operation on it moves a byte any more. What was under
+    /// Closes an endpoint: no operation on it moves a byte any more, unless the library refuses. What was under
     /// way is told at the next poll: `first` with the cause and the rest as flushed, or
     /// without a first all with the cause; and so are the rails that break, but for `quiet`.
     #[cold]
@@ -97,9 +97,11 @@ impl FabricNic {
         let reports = &mut self.reports;
         let orphans = self.slots.orphan(idx, |batch, state| {
             let fault = if first.is_none_or(|first| first == batch) { why } else { Fault::Flushed };
-            reports.push_back(Report::Completed(state.rail, state.token, Err(fault)));
+            if is_closed {
+                reports.push_back(Report::Completed(state.rail, state.token, Err(fault)));
+            }
         });
-        // What an endpoint that is not closed was given it may still use, and complete.
+        // What an endpoint that is not closed was given it may still use, and complete: that never ends.
         for (slot, what) in orphans.into_iter().filter(|_| is_closed) {
             if let Use::Send(buffer) = what {
                 self.free_sends.push(buffer);

@@ -330,25 +330,30 @@ impl Nic for FabricNic {
         Ok(())
     }
 
-    fn fence(&mut self, rail: RailIdx) {
-        let Some(state) = self.rails.get_mut(rail as usize).and_then(Option::as_mut) else { return };
+    fn fence(&mut self, rail: RailIdx) -> bool {
+        let Some(state) = self.rails.get_mut(rail as usize).and_then(Option::as_mut) else { return true };
+        let endpoint = state.endpoint;
         if !state.is_broken {
-            let endpoint = state.endpoint;
             self.close_endpoint(endpoint, Fault::Flushed, None, Some(rail));
         }
+        !self.stuck.contains(&endpoint)
     }
 
-    fn close(&mut self, rail: RailIdx) {
-        self.fence(rail);
-        let Some(state) = self.rails.get_mut(rail as usize).and_then(Option::take) else { return };
+    fn close(&mut self, rail: RailIdx) -> bool {
+        let is_stopped = self.fence(rail);
+        let Some(state) = self.rails.get_mut(rail as usize).and_then(Option::take) else { return is_stopped };
         if let Some(peer) = state.peer {
-            self.queue.remove(peer.address);
             self.by_source.remove(&peer.address);
+            // An endpoint that is not closed may still look it up.
+            if is_stopped {
+                self.queue.remove(peer.address);
+            }
         }
         let stays = |report: &Report| {
             matches!(report, Report::Arrived(..) | Report::Message(..) | Report::Broken(_, Fault::Missed(_)))
         };
         self.reports.retain(|report| report.rail() != rail || stays(report));
+        is_stopped
     }
 
     #[inline]

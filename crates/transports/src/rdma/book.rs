@@ -71,6 +71,8 @@ pub(super) struct Path {
     pub(super) is_caller: bool,
     /// Why the last rail that failed did, for people.
     pub(super) why: String,
+    /// A rail was closed that its NIC did not stop.
+    pub(super) is_stuck: bool,
 }
 
 /// One rail: which NICs it joins, and what waits for it.

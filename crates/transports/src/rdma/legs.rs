@@ -17,6 +17,7 @@ use anyfabric_plan::MAX_NICS;
 use anyfabric_wire::Imm;
 
 use super::book::{failure_of, Book, Path, Stage};
+use super::limbo::NO_RAIL;
 use super::nic::{Domain, Fault, Nic};
 use super::registrations::Registrations;
 use crate::mutant::Mutant;
@@ -193,6 +194,18 @@ impl Book {
             fan.note_loss(leg);
             fan.ticket.fail(why);
         }
+    }
+
+    /// The rail of a leg was not stopped: it has failed, and never ends.
+    pub(super) fn keep_leg(&mut self, leg_idx: u32, why: &Failure) {
+        let Self { legs, fans, .. } = self;
+        let Some(leg) = legs.get_mut(leg_idx) else { return };
+        let Some(fan) = fans.get(leg.fan) else { return };
+        if !leg.is_lost {
+            fan.note_loss(leg);
+        }
+        (leg.rail, leg.has_failed, leg.is_lost) = (NO_RAIL as u32, true, true);
+        fan.ticket.fail_by(leg.peer, why.clone());
     }
 
     /// Tokens of the legs that a rail carries.

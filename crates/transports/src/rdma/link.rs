@@ -52,8 +52,8 @@ pub trait RailPath: Link {
 
     /// The owner acts alone: stops every rail of this peer, so that nothing it
     /// had posted lands any more. They are made again; by then the peer has been
-    /// told what was taken back from it.
-    fn expel(&self);
+    /// told what was taken back from it. False when some rail cannot be stopped.
+    fn expel(&self) -> bool;
 }
 
 /// How far a path is.
@@ -81,6 +81,8 @@ pub(super) struct RailLink<N: Nic> {
     bindings: Mutex<BindingTable>,
     ended: OnceLock<String>,
     closed: AtomicBool,
+    /// Closed, and every rail that there was is stopped.
+    quiet: AtomicBool,
     num_theirs: AtomicUsize,
     /// By rail, once those are known.
     stats: OnceLock<Arc<PeerStats>>,
@@ -104,6 +106,7 @@ impl<N: Nic> RailLink<N> {
             library: group.library(),
             is_caller,
             why: String::new(),
+            is_stuck: false,
         };
         let path = group.state().book.paths.insert(path);
         Arc::new(Self {
@@ -117,6 +120,7 @@ impl<N: Nic> RailLink<N> {
             bindings: Mutex::default(),
             ended: OnceLock::new(),
             closed: AtomicBool::new(false),
+            quiet: AtomicBool::new(false),
             num_theirs: AtomicUsize::new(0),
             stats: OnceLock::new(),
         })
@@ -240,7 +244,7 @@ impl<N: Nic> RailPath for RailLink<N> {
         }
     }
 
-    fn expel(&self) {
+    fn expel(&self) -> bool {
         let now_ns = self.group.clock.now_ns();
         let mut state = self.group.state();
         let num_rails = state.book.paths.get_mut(self.path).map_or(0, |path| path.rails.len());
@@ -253,6 +257,7 @@ impl<N: Nic> RailPath for RailLink<N> {
                 state.tell_broken(self.path, rail);
             }
         }
+        state.book.paths.get(self.path).map_or_else(|| self.is_quiet(), |path| !path.is_stuck)
     }
 }
 
@@ -360,17 +365,19 @@ impl<N: Nic> Link for RailLink<N> {
         let num_rails = state.book.paths.get_mut(self.path).map_or(0, |path| path.rails.len());
         (0..num_rails).for_each(|rail| state.abandon(self.path, rail, "the peer was given up", now_ns));
         state.book.drop_stranded(self.path, "the peer was given up", now_ns);
-        let path = state.book.paths.remove(self.path);
-        let waiting = path.map(|path| path.waiting).unwrap_or_default();
+        let Some(path) = state.book.paths.remove(self.path) else { return };
+        // ORDERING: release, for who gives back what its NICs had.
+        self.quiet.store(!path.is_stuck, Ordering::Release);
         drop(state);
-        for op in waiting {
+        for op in path.waiting {
             op.end(Err(why.clone()));
         }
     }
 
     fn is_quiet(&self) -> bool {
         // Its rails are gone: our NICs take nothing of the peer's any more.
-        self.is_closed()
+        // ORDERING: acquire; partner: `close`.
+        self.quiet.load(Ordering::Acquire)
     }
 
     fn stats(&self) -> &PeerStats {

@@ -182,6 +182,7 @@ mod tests {
             library: NicLibrary::Libfabric,
             is_caller: true,
             why: String::new(),
+            is_stuck: false,
         });
         book
     }

@@ -12,6 +12,7 @@ mod book;
 mod cut;
 mod group;
 mod legs;
+mod limbo;
 mod link;
 mod lone;
 mod messages;

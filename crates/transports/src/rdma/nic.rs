@@ -78,15 +78,18 @@ pub trait Nic: Send + 'static {
     /// peer and may be anything.
     fn connect(&mut self, rail: RailIdx, theirs: &[u8]) -> Result<(), NicError>;
 
-    /// Stops a rail: from when this returns no byte of the peer's lands through
+    /// Stops a rail: from when this returns true no byte of the peer's lands through
     /// it. What was posted on it ends with a fault, in later polls; the rail is
-    /// broken, without a call of [`Completions::broken`].
-    fn fence(&mut self, rail: RailIdx);
+    /// broken, without a call of [`Completions::broken`]. False when the library
+    /// refuses: see [`Nic::close`].
+    fn fence(&mut self, rail: RailIdx) -> bool;
 
-    /// Closes a rail: from when this returns neither side touches memory of ours
-    /// through it. Batches that have not ended are the caller's to end; what had
-    /// arrived by now is still reported, and the number is not used again before.
-    fn close(&mut self, rail: RailIdx);
+    /// Closes a rail: from when this returns true neither side touches memory of ours
+    /// through it, and batches that have not ended are the caller's to end. False when
+    /// the library refuses: then that holds for each registration from when it has
+    /// ended, and batches never end. What had arrived by now is still reported,
+    /// and the number is not used again before.
+    fn close(&mut self, rail: RailIdx) -> bool;
 
     // ---- posting -------------------------------------------------------------------------------
 

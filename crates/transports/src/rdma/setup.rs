@@ -172,7 +172,9 @@ impl<N: Nic> State<N> {
         let Some(rail) = self.book.rail(path_idx, rail_no) else { return };
         let (nic_no, Some(idx)) = (rail.nic, rail.idx) else { return };
         rail.set_broken(now_ns);
-        self.nics[nic_no].fence(idx);
+        if !self.nics[nic_no].fence(idx) {
+            self.book.paths.get_mut(path_idx).into_iter().for_each(|path| path.is_stuck = true);
+        }
         self.book.faulty.push((path_idx, rail_no));
         self.book.rail_stopped(path_idx, rail_no, why, now_ns);
     }
@@ -184,8 +186,10 @@ impl<N: Nic> State<N> {
         rail.stage = Stage::Down;
         self.book.rail_stopped(path_idx, rail_no, why, now_ns);
         let Some(idx) = idx else { return };
-        self.nics[nic_no].close(idx);
         // Its owner stays noted: what had arrived by now is reported by later polls, and the number rests until then.
+        if !self.nics[nic_no].close(idx) {
+            return self.book.keep_batches(path_idx, rail_no, why);
+        }
         for token in self.book.batches_on(path_idx, rail_no) {
             self.book.batch_ended(token, Err(super::nic::Fault::Flushed), now_ns);
         }

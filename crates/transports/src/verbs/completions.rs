@@ -78,6 +78,11 @@ impl VerbsNic {
                 rail.stop();
                 to.broken(idx, fault);
             }
+            if rail.is_stuck {
+                // What it has under way may never be over.
+                self.faulty.swap_remove(at);
+                continue;
+            }
             for posted in [&mut rail.writes, &mut rail.messages] {
                 if posted.done != posted.taken {
                     // The device still flushes what it took.
@@ -157,10 +162,27 @@ impl VerbsNic {
         0
     }
 
+    /// Stops and destroys the queue pairs: nothing of them is left to be flushed. False when the device refuses both.
+    pub(super) fn destroy(&mut self, rail: RailIdx) -> bool {
+        let is_stopped = self.rails[rail as usize].stop();
+        // After this nothing more arrives.
+        self.set_aside();
+        let destroyed = &mut self.rails[rail as usize];
+        if let Some((mut writes, mut messages)) = destroyed.pairs.take() {
+            self.by_number.remove(&writes.number());
+            self.by_number.remove(&messages.number());
+            destroyed.is_stuck = !(writes.end() & messages.end() || is_stopped);
+            for posted in [&mut destroyed.writes, &mut destroyed.messages] {
+                posted.taken = posted.done;
+            }
+        }
+        !destroyed.is_stuck
+    }
+
     /// Empties the queue before a queue pair is destroyed, for devices forget its
     /// completions with it: the peer was told that what arrived has arrived.
     #[cold]
-    pub(super) fn set_aside(&mut self) {
+    fn set_aside(&mut self) {
         loop {
             let count = self.fetch();
             if count == 0 {

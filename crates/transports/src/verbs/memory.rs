@@ -173,7 +173,7 @@ impl VerbsMemory {
 
 impl VerbsMemory {
     /// Once; false when the device refuses.
-    fn end(&mut self) -> bool {
+    pub(super) fn end(&mut self) -> bool {
         let mr = std::mem::replace(&mut self.mr, std::ptr::null_mut());
         if mr.is_null() || !self.domain.is_ours() {
             return true;

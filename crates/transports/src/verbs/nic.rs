@@ -174,18 +174,6 @@ impl VerbsNic {
         Ok(true)
     }
 
-    /// Destroys the queue pairs: nothing of them is left to be flushed.
-    pub(super) fn destroy(&mut self, rail: RailIdx) {
-        self.set_aside();
-        let destroyed = &mut self.rails[rail as usize];
-        let Some((writes, messages)) = destroyed.pairs.take() else { return };
-        self.by_number.remove(&writes.number());
-        self.by_number.remove(&messages.number());
-        for posted in [&mut destroyed.writes, &mut destroyed.messages] {
-            posted.taken = posted.done;
-        }
-    }
-
     /// Puts other queues in the place of those that broke, once all that used them has ended: its buffers are gone too.
     #[cold]
     fn renew_queues(&mut self) -> Result<(), NicError> {
@@ -327,38 +315,45 @@ impl Nic for VerbsNic {
         Ok(())
     }
 
-    fn fence(&mut self, rail: RailIdx) {
+    fn fence(&mut self, rail: RailIdx) -> bool {
         if self.held_for == rail {
             let _ = self.hand_over();
         }
         self.break_rail(rail, Fault::Flushed);
-        let Some(fenced) = self.rail(rail) else { return };
+        let Some(fenced) = self.rail(rail) else { return true };
         fenced.is_told |= !fenced.has_missed();
-        if !fenced.stop() {
-            self.destroy(rail);
-        }
+        fenced.stop() || self.destroy(rail)
     }
 
-    fn close(&mut self, rail: RailIdx) {
+    fn close(&mut self, rail: RailIdx) -> bool {
         if self.held_for == rail {
             let _ = self.hand_over();
         }
-        let Some(closing) = self.rail(rail) else { return };
-        closing.stop();
-        self.destroy(rail);
+        if self.rail(rail).is_none() {
+            return true;
+        }
+        let is_stopped = self.destroy(rail);
         let closed = &mut self.rails[rail as usize];
-        for posted in [&mut closed.writes, &mut closed.messages] {
-            self.budget += posted.under_way() as usize;
-            posted.batches.drain(..).filter_map(|batch| batch.buffer).for_each(|buffer| self.messages.release(buffer));
+        if is_stopped {
+            for posted in [&mut closed.writes, &mut closed.messages] {
+                self.budget += posted.under_way() as usize;
+                posted.batches.drain(..).filter_map(|batch| batch.buffer).for_each(|buffer| {
+                    self.messages.release(buffer);
+                });
+            }
         }
         // That something may be missing is told all the same.
         let fault = closed.fault.filter(|_| closed.has_missed() && !closed.is_told);
-        *closed = Rail { life: closed.life, fault, ..Rail::default() };
+        *closed = Rail { life: closed.life, fault, is_stuck: !is_stopped, ..Rail::default() };
         if fault.is_none() {
             self.faulty.retain(|faulty| *faulty != rail);
         }
-        let is_free = self.aside.is_empty() && fault.is_none();
-        if is_free { &mut self.free } else { &mut self.resting }.push(rail);
+        // Completions of a stuck one may come at any time, and so its number is nobody's.
+        if is_stopped {
+            let is_free = self.aside.is_empty() && fault.is_none();
+            if is_free { &mut self.free } else { &mut self.resting }.push(rail);
+        }
+        is_stopped
     }
 
     fn room(&self, rail: RailIdx) -> usize {

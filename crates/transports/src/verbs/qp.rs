@@ -3,16 +3,20 @@
 use std::sync::Arc;
 
 use super::device::VerbsDomain;
+use super::events::Notices;
 use super::port::Port;
 use super::rails::CompletionQueue;
 use super::sys::{self, AhAttr, Gid, Qp, QpAttr, QpCap, QpInitAttr, Srq};
 use super::VerbsSettings;
 use crate::rdma::NicError;
 
-/// A queue pair; destroyed on drop, after which it touches nothing.
+/// A queue pair.
 pub(super) struct QueuePair {
     pub(super) domain: Arc<VerbsDomain>,
+    /// Null once it has ended.
     pub(super) qp: *mut Qp,
+    /// Its context.
+    notices: Arc<Notices>,
     pub(super) psn: u32,
     pub(super) max_inline: u32,
 }
@@ -83,7 +87,8 @@ impl QueuePair {
             let most = domain.attributes.max_qp;
             return Err(NicError::Device(format!("{}: no queue pair is left (it has {most}): {error}", domain.name)));
         }
-        let this = Self { domain: Arc::clone(domain), qp, psn, max_inline: init.cap.max_inline_data };
+        let (domain, notices) = (Arc::clone(domain), Arc::clone(&queue.notices));
+        let this = Self { domain, qp, notices, psn, max_inline: init.cap.max_inline_data };
         let attr = QpAttr {
             qp_state: sys::QPS_INIT,
             pkey_index: settings.pkey_index,
@@ -159,10 +164,28 @@ impl QueuePair {
     }
 
     /// Stops it: nothing is sent or taken any more, everything posted is flushed.
-    /// False when the device refuses; then only destroying it is sure.
+    /// False when the device refuses.
     pub(super) fn stop(&self) -> bool {
         let attr = QpAttr { qp_state: sys::QPS_ERR, ..QpAttr::default() };
         self.modify(attr, sys::QP_STATE, "stopped").is_ok()
+    }
+
+    /// Destroys it, once, at its drop at the latest; false when the device refuses.
+    pub(super) fn end(&mut self) -> bool {
+        let qp = std::mem::replace(&mut self.qp, std::ptr::null_mut());
+        if qp.is_null() || !self.domain.is_ours() {
+            return true;
+        }
+        // SAFETY: made in `new`, and destroyed once.
+        let error = unsafe { (self.domain.library.destroy_qp)(qp) };
+        // As of memory: of a device that was taken away the kernel says EIO.
+        let is_over = matches!(error, 0 | libc::EIO);
+        if !is_over {
+            log::error!("{}: a queue pair is not destroyed: error {error}", self.domain.name);
+            // It and its queues keep their context.
+            std::mem::forget(Arc::clone(&self.notices));
+        }
+        is_over
     }
 
     fn modify(&self, mut attr: QpAttr, mask: i32, what: &str) -> Result<(), NicError> {
@@ -178,11 +201,7 @@ impl QueuePair {
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        if !self.domain.is_ours() {
-            return;
-        }
-        // SAFETY: made in `new`, and dropped once.
-        unsafe { (self.domain.library.destroy_qp)(self.qp) };
+        self.end();
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Rail {
     /// For writes and for messages; none while the number is free, and when they
     /// had to be destroyed to be stopped.
     pub(super) pairs: Option<(QueuePair, QueuePair)>,
+    /// The device neither stopped nor destroyed them: what they were given they may still use.
+    pub(super) is_stuck: bool,
     pub(super) is_open: bool,
     /// Tells stale completions of an earlier rail of this number from ours.
     pub(super) life: u8,
@@ -61,7 +63,7 @@ impl Rail {
     /// Stops both queue pairs: from now on nothing lands. False when the device
     /// refuses.
     pub(super) fn stop(&self) -> bool {
-        self.pairs.as_ref().is_none_or(|(writes, messages)| writes.stop() & messages.stop())
+        self.pairs.as_ref().map_or(!self.is_stuck, |(writes, messages)| writes.stop() & messages.stop())
     }
 }
 
@@ -154,14 +156,14 @@ pub(super) struct CompletionQueue {
     channel: *mut CompChannel,
     pub(super) cq: *mut Cq,
     /// What was announced of it, and of what uses it; at an address that stays.
-    pub(super) notices: Box<Notices>,
+    pub(super) notices: Arc<Notices>,
 }
 
 impl CompletionQueue {
     pub(super) fn new(domain: &Arc<VerbsDomain>) -> Result<Self, NicError> {
         // SAFETY: an open device; destroyed on drop.
         let channel = unsafe { (domain.library.create_comp_channel)(domain.context) };
-        let mut this = Self { domain: Arc::clone(domain), channel, cq: std::ptr::null_mut(), notices: Box::default() };
+        let mut this = Self { domain: Arc::clone(domain), channel, cq: std::ptr::null_mut(), notices: Arc::default() };
         this.renew()?;
         set_nonblocking(this.fd());
         close_in_children(this.fd(), true);

@@ -4,6 +4,7 @@
 //! Both are posted again in batches, long before they run out.
 
 use std::alloc::Layout;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use super::device::VerbsDomain;
@@ -30,7 +31,7 @@ pub(super) struct ImmReceives {
 pub(super) struct MessageBuffers {
     pub(super) queue: ReceiveQueue,
     memory: VerbsMemory,
-    bytes: Buffers,
+    bytes: ManuallyDrop<Buffers>,
     /// One a receive buffer.
     requests: Box<[RecvWr]>,
     // Pointed to by the requests.
@@ -166,6 +167,7 @@ impl MessageBuffers {
         let requests = sges.iter_mut().enumerate().map(request).collect();
         let free = (Self::RECEIVES..Self::RECEIVES + Self::SENDS).map(|idx| idx as u32).collect();
         let used = (0..Self::RECEIVES).collect();
+        let bytes = ManuallyDrop::new(bytes);
         let mut this = Self { queue, memory, bytes, requests, _sges: sges, used, free };
         this.refill()?;
         Ok(this)
@@ -225,6 +227,15 @@ impl MessageBuffers {
     /// A send buffer may be used again.
     pub(super) fn release(&mut self, idx: u32) {
         self.free.push(idx);
+    }
+}
+
+impl Drop for MessageBuffers {
+    fn drop(&mut self) {
+        if self.memory.end() {
+            // SAFETY: dropped once, here. What the device does not forget it may still write to: that stays.
+            unsafe { ManuallyDrop::drop(&mut self.bytes) };
+        }
     }
 }
 

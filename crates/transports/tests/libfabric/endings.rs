@@ -97,7 +97,7 @@ fn what_came_while_an_endpoint_was_closed_counts() {
         (Arrivals::Sourced, |fake| fake.cq_data_size = 4),
         (Arrivals::Messages, |fake| (fake.cq_data_size, fake.has_write_data) = (0, 0)),
     ];
-    type End = fn(&mut Pair);
+    type End = fn(&mut Pair) -> bool;
     let ends: [End; 2] = [|pair| pair.there.fence(pair.back), |pair| pair.there.close(pair.back)];
     for ((arrivals, change), end) in ways.into_iter().flat_map(|way| ends.map(|end| (way, end))) {
         with(change, |copy, mut pair| {
@@ -114,7 +114,7 @@ fn what_came_while_an_endpoint_was_closed_counts() {
                 (0..5).all(|token| pair.seen.result(token) == Some(Ok(())))
             });
             assert!(pair.seen_there.arrived.is_empty() && pair.seen_there.messages.is_empty());
-            end(&mut pair);
+            assert!(end(&mut pair));
             (0..20).for_each(|_| pair.poll());
             assert_eq!(pair.seen_there.arrived, [(back, 1); 24], "{arrivals:?}");
             assert_eq!(pair.seen_there.messages, [(back, b"hello".to_vec())], "{arrivals:?}");

@@ -204,7 +204,7 @@ fn an_address_of_the_peer_s_may_pass_the_end_of_numbers() {
 /// The peer was told of each that it arrived. Whatever ends the rail: all that is in the queue counts, of others too.
 #[test]
 fn what_arrived_counts_when_the_rail_ends() {
-    type End = fn(&mut Pair);
+    type End = fn(&mut Pair) -> bool;
     let ends: [End; 3] = [
         |pair| pair.there.fence(pair.back),
         |pair| pair.there.close(pair.back),
@@ -218,7 +218,7 @@ fn what_arrived_counts_when_the_rail_ends() {
             while pair.seen_there.broken.is_empty() {
                 pair.there.poll(&mut pair.seen_there);
             }
-            pair.there.close(pair.back);
+            pair.there.close(pair.back)
         },
     ];
     for (cq_data_size, end) in [8, 4].into_iter().flat_map(|size| ends.map(|end| (size, end))) {
@@ -231,7 +231,7 @@ fn what_arrived_counts_when_the_rail_ends() {
                     let batch = Batch { source: &from.memory, target, writes: &pages(6), marks: Marks::Each(1), token };
                     assert_eq!(pair.here.post(pair.rail, &batch), Ok(6));
                 }
-                end(&mut pair);
+                assert!(end(&mut pair));
                 if pair.seen_there.arrived.is_empty() {
                     assert_ne!(pair.there.open(), Ok(ended), "the number rests");
                 }
@@ -292,10 +292,10 @@ fn an_endpoint_that_is_not_closed_keeps_its_receives() {
         |copy, mut pair| {
             let memories = copy.get().memories;
             copy.get().stays_open = 1;
-            pair.there.close(pair.back);
+            assert!(!pair.there.fence(pair.back) && !pair.there.close(pair.back));
             assert_eq!(copy.get().memories, memories);
             copy.get().stays_open = 0;
-            pair.here.close(pair.rail);
+            assert!(pair.here.fence(pair.rail) && pair.here.close(pair.rail));
             assert_eq!(copy.get().memories, memories - 1);
             pair.connect();
             check_all_arrives(&mut pair, 5);
@@ -317,10 +317,12 @@ fn an_endpoint_that_is_not_closed_keeps_its_operations() {
                 assert_eq!(pair.here.send(pair.rail, b"hello", 100 + token), Ok(true));
             }
             copy.get().stays_open = 1;
-            pair.here.close(pair.rail);
-            pair.there.close(pair.back);
+            assert!(!pair.here.fence(pair.rail));
+            (0..20).for_each(|_| pair.poll());
+            assert!(!pair.here.close(pair.rail) && !pair.there.close(pair.back));
             (copy.get().stays_open, copy.get().swallow) = (0, 0);
             (0..20).for_each(|_| pair.poll());
+            assert!(pair.seen.completed.is_empty(), "it may yet be carried out");
             pair.connect();
             for token in 0..100 {
                 assert_eq!(pair.here.send(pair.rail, b"hello", token), Ok(true));

@@ -128,6 +128,7 @@ static struct {
   long access;          // of the last memory that was registered by its address
   long no_relaxed;      // errno of registrations that ask for relaxed ordering
   long keeps_memory;    // with this errno no registration is ended
+  long keeps_queue_pairs; // with this errno no queue pair is destroyed
 } knobs = {.fails_after = -1, .posted_ns = 1};
 
 // Reads (with a negative value) or sets a knob by its place; the test and this agree on the order above.
@@ -633,6 +634,7 @@ int ibv_modify_qp(struct qp *qp, uint32_t *attr, int mask) {
   return 0;
 }
 int ibv_destroy_qp(struct qp *of) {
+  if (knobs.keeps_queue_pairs) return (int)knobs.keeps_queue_pairs;
   struct null_qp *qp = (struct null_qp *)of;
   lock();
   // As mlx5 does it: its completions go with it.

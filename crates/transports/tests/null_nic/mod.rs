@@ -107,6 +107,8 @@ pub(crate) enum Knob {
     NoRelaxed,
     /// With this error no registration is ended.
     KeepsMemory,
+    /// With this error no queue pair is destroyed.
+    KeepsQueuePairs,
 }
 
 /// Path of the library, built at the first call.

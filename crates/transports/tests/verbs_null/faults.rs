@@ -170,6 +170,45 @@ pub(crate) fn a_device_that_is_gone_is_fenced_all_the_same() {
     assert_eq!((again, nic.room(again)), (rails[0], FULL));
 }
 
+/// A device that neither stops nor destroys a queue pair may carry out what that has for as long as it is open: it never
+/// ends, and nothing of it is used for another. Others are not touched.
+pub(crate) fn a_queue_pair_that_is_kept() {
+    for (is_gone, error, stops) in
+        [(0, libc::EBUSY, true), (1, libc::EIO, true), (1, libc::EBUSY, false), (1, libc::EINVAL, false)]
+    {
+        let (mut nic, rails, memory) = nic(2);
+        let batch = |token| Batch { source: &memory, target: TARGET, writes: &WRITES, marks: Marks::None, token };
+        let mut seen = Seen::default();
+        knob(Knob::Holds, Some(1));
+        nic.post(rails[0], &batch(1)).unwrap();
+        nic.flush(rails[0]).unwrap();
+        nic.send(rails[0], b"message", 2).unwrap();
+        knob(Knob::IsGone, Some(is_gone));
+        knob(Knob::KeepsQueuePairs, Some(error.into()));
+        assert_eq!(nic.fence(rails[0]), stops, "error {error}");
+        knob(Knob::Holds, Some(0));
+        (0..5).for_each(|_| _ = nic.poll(&mut seen));
+        assert_eq!(seen.ended().len(), if stops { 2 } else { 0 }, "error {error}");
+        assert_eq!(nic.post(rails[0], &batch(3)), Err(Fault::Flushed));
+        assert_eq!(nic.fence(rails[0]), stops, "asked again");
+        assert_eq!(nic.close(rails[0]), stops, "error {error}");
+        knob(Knob::KeepsQueuePairs, Some(0));
+        knob(Knob::IsGone, Some(0));
+        let again = rail(&mut nic);
+        assert_eq!((again == rails[0], nic.room(again)), (stops, FULL));
+        for token in 10..200 {
+            for rail in [again, rails[1]] {
+                assert_eq!(nic.post(rail, &batch(token)), Ok(WRITES.len()));
+                nic.flush(rail).unwrap();
+                assert_eq!(nic.send(rail, b"message", 1000 + token), Ok(true));
+            }
+            (0..5).for_each(|_| _ = nic.poll(&mut seen));
+        }
+        assert_eq!(seen.ended().len(), if stops { 382 } else { 380 }, "error {error}");
+        assert!(nic.close(again) && nic.close(rails[1]));
+    }
+}
+
 /// Completions of nothing, twice, of other kinds and from the future: nothing ends twice, and nobody is stuck.
 pub(crate) fn a_nic_that_talks_nonsense() {
     let (mut nic, mut rails, memory) = nic(3);

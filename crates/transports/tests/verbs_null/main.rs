@@ -77,6 +77,7 @@ fn the_verbs_nic_without_hardware() {
     faults::held_back_until_closed();
     faults::what_arrived_counts_when_the_rail_is_closed();
     faults::a_device_that_is_gone_is_fenced_all_the_same();
+    faults::a_queue_pair_that_is_kept();
     queues::a_queue_that_breaks_ends_every_rail_and_is_renewed();
     queues::a_broken_queue_is_told_of_a_rail_that_is_closed();
     queues::what_a_device_announces();
