@@ -161,9 +161,12 @@ def _of_tensor(tensor: Any) -> Memory:
             "copy it with `.cpu()`"
         )
         raise Unsupported(msg, operation="register")
-    if tensor.layout != sys.modules["torch"].strided or not tensor.is_contiguous():
+    if tensor.layout != sys.modules["torch"].strided:
+        msg = f"cannot register a tensor of layout {tensor.layout}; try `.to_dense()`, which copies"
+        raise InvalidArgument(msg, operation="register")
+    if not tensor.is_contiguous():
         msg = (
-            f"cannot register a {tensor.layout} tensor of shape {tuple(tensor.shape)} that is not "
+            f"cannot register a tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()} that is not "
             "contiguous; try `.contiguous()`, which copies, or register the whole storage"
         )
         raise InvalidArgument(msg, operation="register")

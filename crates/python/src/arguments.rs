@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pyo3::exceptions::{PyOverflowError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
 
@@ -93,6 +93,13 @@ pub(crate) fn range_of(key: &Bound<'_, PySlice>, nbytes: u64) -> PyResult<std::o
         (Ok(start), Ok(stop)) if start <= stop && stop <= nbytes => Ok(start..stop),
         _ => Err(refuse()),
     }
+}
+
+/// A `TypeError` that says what was expected, and what was given.
+#[cold]
+pub(crate) fn wrong_kind(expected: &str, given: &Bound<'_, PyAny>) -> PyErr {
+    let kind = given.get_type().name().map_or_else(|_| "something else".to_owned(), |name| name.to_string());
+    PyTypeError::new_err(format!("{expected}; given a {kind}"))
 }
 
 #[cold]

@@ -8,8 +8,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::address::Address;
-use crate::arguments::{duration, Imm, Number, Seconds};
+use crate::address::{Address, Peer, Peers};
+use crate::arguments::{duration, wrong_kind, Imm, Number, Seconds};
 use crate::counter::Counter;
 use crate::descriptor::{destination, Descriptor};
 use crate::error::{exception, OrRaise};
@@ -192,14 +192,19 @@ impl Engine {
     #[pyo3(signature = (src, src_pages, dst, dst_pages, imm, verify, timeout_s))]
     fn _write_pages(
         slf: &Bound<'_, Self>,
-        src: &Bound<'_, Region>,
+        src: &Bound<'_, PyAny>,
         src_pages: NativePages,
-        dst: &Bound<'_, Descriptor>,
+        dst: &Bound<'_, PyAny>,
         dst_pages: NativePages,
         imm: Option<Imm>,
         verify: bool,
         timeout_s: Option<Seconds>,
     ) -> PyResult<Transfer> {
+        let strange = |of: &Bound<'_, PyAny>, what| {
+            wrong_kind(&format!("expected `Pages` of a whole {what}; `offset` says where the first one begins"), of)
+        };
+        let src = src.cast::<Region>().map_err(|_| strange(src, "Region"))?;
+        let dst = dst.cast::<Descriptor>().map_err(|_| strange(dst, "Descriptor"))?;
         let region = src.get().open(slf.py(), "write_pages")?;
         let remote = &dst.get().native;
         let imm = imm.map(|Imm(imm)| imm);
@@ -248,7 +253,7 @@ impl Engine {
         let addresses = match &group {
             Ok(group) => group.get().native.addresses(),
             Err(_) => {
-                listed = native_addresses(&peers.extract::<Vec<Bound<'_, Address>>>()?);
+                listed = peers.extract::<Peers<'_>>()?.native();
                 &listed
             }
         };
@@ -258,12 +263,11 @@ impl Engine {
     #[pyo3(signature = (address, message, *, timeout_s=None))]
     fn send(
         slf: &Bound<'_, Self>,
-        address: &Bound<'_, Address>,
+        address: Peer<'_>,
         message: &Bound<'_, PyBytes>,
         timeout_s: Option<Seconds>,
     ) -> PyResult<Transfer> {
-        let address = &address.get().native;
-        let bytes = message.as_bytes();
+        let (address, bytes) = (address.native(), message.as_bytes());
         Self::submit(slf, 0, timeout_s, |engine, timeout| engine.send(address, bytes.to_vec(), timeout))
     }
 
@@ -292,9 +296,9 @@ impl Engine {
         self.native.give_up_message(native::Waiter::from_parts(waiter));
     }
 
-    #[pyo3(signature = (*, imm=None, sources=Vec::new()), text_signature = "($self, *, imm=None, sources=())")]
-    fn counter(slf: &Bound<'_, Self>, imm: Option<Imm>, sources: Vec<Bound<'_, Address>>) -> PyResult<Counter> {
-        let sources = native_addresses(&sources);
+    #[pyo3(signature = (*, imm=None, sources=Peers(Vec::new())), text_signature = "($self, *, imm=None, sources=())")]
+    fn counter(slf: &Bound<'_, Self>, imm: Option<Imm>, sources: Peers<'_>) -> PyResult<Counter> {
+        let sources = sources.native();
         let counter = slf.get().native.counter(imm.map(|Imm(imm)| imm), &sources).or_raise(slf.py())?;
         Ok(Counter::new(counter, slf))
     }
@@ -304,22 +308,22 @@ impl Engine {
         Ok(Watcher::new(watcher, slf))
     }
 
-    fn peer_group(&self, py: Python<'_>, addresses: Vec<Bound<'_, Address>>) -> PyResult<PeerGroup> {
-        let wanted = native_addresses(&addresses);
+    fn peer_group(&self, py: Python<'_>, addresses: Peers<'_>) -> PyResult<PeerGroup> {
+        let wanted = addresses.native();
         let (native, transfers) = py.detach(|| self.native.start_peer_group(&wanted)).or_raise(py)?;
         self.wait_for(py, &transfers)?;
-        Ok(PeerGroup { native, addresses: addresses.into_iter().map(Bound::unbind).collect() })
+        Ok(PeerGroup { native, addresses: addresses.0.into_iter().map(Into::into).collect() })
     }
 
     #[pyo3(signature = (address, *, timeout_s=None))]
-    fn connect(&self, py: Python<'_>, address: &Bound<'_, Address>, timeout_s: Option<Seconds>) -> PyResult<()> {
-        let address = &address.get().native;
+    fn connect(&self, py: Python<'_>, address: Peer<'_>, timeout_s: Option<Seconds>) -> PyResult<()> {
+        let address = address.native();
         let transfer = py.detach(|| self.native.start_connect(address, duration(timeout_s))).or_raise(py)?;
         self.wait_for(py, &[transfer])
     }
 
-    fn _path_json(&self, py: Python<'_>, peer: &Bound<'_, Address>) -> PyResult<String> {
-        json(py, &self.open(py)?.path(&peer.get().native))
+    fn _path_json(&self, py: Python<'_>, peer: Peer<'_>) -> PyResult<String> {
+        json(py, &self.open(py)?.path(peer.native()))
     }
 
     fn _stats_json(&self, py: Python<'_>) -> PyResult<String> {
@@ -351,10 +355,6 @@ impl Engine {
         let closed = if self.native.is_closed() { ", closed" } else { "" };
         format!("Engine({}{closed})", self.native.address())
     }
-}
-
-fn native_addresses(addresses: &[Bound<'_, Address>]) -> Vec<native::Address> {
-    addresses.iter().map(|address| address.get().native.clone()).collect()
 }
 
 /// What Python reads with `json.loads`.

@@ -8,13 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyfabric_engine as native;
 use native::transports::lock;
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
 use pyo3::{PyTraverseError, PyVisit};
 
-use crate::address::Address;
-use crate::arguments::{range_of, Seconds};
+use crate::address::Peer;
+use crate::arguments::{range_of, wrong_kind, Seconds};
 use crate::descriptor::Descriptor;
 use crate::engine::Engine;
 use crate::error::{exception, OrRaise};
@@ -166,20 +165,20 @@ impl Region {
     }
 
     #[pyo3(signature = (peer=None, *, timeout_s=Seconds::ONE), text_signature = "($self, peer=None, *, timeout_s=1.0)")]
-    fn revoke(&self, py: Python<'_>, peer: Option<&Bound<'_, Address>>, timeout_s: Seconds) -> PyResult<()> {
+    fn revoke(&self, py: Python<'_>, peer: Option<Peer<'_>>, timeout_s: Seconds) -> PyResult<()> {
         let Seconds(timeout) = timeout_s;
         let region = self.open(py, "revoke")?;
-        let peer = peer.map(|peer| &peer.get().native);
+        let peer = peer.as_ref().map(Peer::native);
         while_no_signal(py, |goes_on| region.revoke_while(peer, timeout, goes_on))?.or_raise(py)
     }
 
     #[pyo3(signature = (peer=None, *, timeout_s=None), text_signature = "($self, peer=None, *, timeout_s=1.0)")]
     fn revoke_async<'py>(
         slf: &Bound<'py, Self>,
-        peer: Option<Bound<'py, Address>>,
+        peer: Option<Peer<'py>>,
         timeout_s: Option<f64>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let py = slf.py();
+        let (py, peer) = (slf.py(), peer.map(Py::from));
         hooks::call(py, pyo3::intern!(py, "revoke_async"), (slf, peer, timeout_s.unwrap_or(1.0)))
     }
 
@@ -271,6 +270,5 @@ pub(crate) fn source(given: &Bound<'_, PyAny>) -> PyResult<native::Slice> {
 
 #[cold]
 pub(crate) fn wrong_type(name: &str, expected: &str, given: &Bound<'_, PyAny>) -> PyErr {
-    let kind = given.get_type().name().map_or_else(|_| "something else".to_owned(), |name| name.to_string());
-    PyTypeError::new_err(format!("`{name}` must be {expected}; given a {kind}"))
+    wrong_kind(&format!("`{name}` must be {expected}"), given)
 }
