@@ -166,8 +166,8 @@ def _of_tensor(tensor: Any) -> Memory:
         raise InvalidArgument(msg, operation="register")
     if not tensor.is_contiguous():
         msg = (
-            f"cannot register a tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()} that is not "
-            "contiguous; try `.contiguous()`, which copies, or register the whole storage"
+            f"cannot register a tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()}: "
+            "it is not contiguous; try `.contiguous()`, which copies, or register the whole storage"
         )
         raise InvalidArgument(msg, operation="register")
     if tensor.is_conj() or tensor.is_neg():

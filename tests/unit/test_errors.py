@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 
@@ -96,3 +97,44 @@ def test_who_uses_an_engine_while_the_interpreter_ends_is_told_that_it_is_closed
     program = [sys.executable, "-c", PROGRAM_THAT_WRITES_AT_THE_END]
     done = subprocess.run(program, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, "the engine is closed\n", "")
+
+
+def test_wrong_types_are_told_what_to_pass(engine, peer):
+    src, dst = engine.allocate(64), peer.allocate(64)
+    remote, text = dst.descriptor(), "af://host"
+    pages = af.Pages(src, [0], 8)
+    no_address = "expected an Address, which `Address.parse` makes of text; given a str"
+    cases = [
+        (lambda: engine.write(b"bytes", remote), "`src` must be a Region or a Slice of one; given a bytes"),
+        (lambda: engine.write(src, src), "`dst` must be "),
+        (
+            lambda: engine.write_pages(src, remote),
+            "expected `Pages` of a region and of a descriptor; given Region and",
+        ),
+        (
+            lambda: engine.write_pages(af.Pages(src[8:16], [0], 8), pages),
+            "of a whole Region; `offset` says where",
+        ),
+        (lambda: engine.write_pages(pages, pages), "of a whole Descriptor; "),
+        (
+            lambda: engine.scatter(src, [(remote, 0, 8)]),
+            "`targets` must be values of `Target`; given a tuple",
+        ),
+        (
+            lambda: engine.write(src, remote).on_done(None),
+            "calls a function with the transfer; given a NoneType",
+        ),
+        (lambda: engine.send(peer.address, "text"), "bytes"),
+        (lambda: engine.send(text, b""), no_address),
+        (lambda: engine.connect(text), no_address),
+        (lambda: engine.path(text), no_address),
+        (lambda: engine.counter(sources=[text]), no_address),
+        (lambda: engine.barrier([peer.address, text], imm=1), no_address),
+        (lambda: src.revoke(text), no_address),
+        (lambda: engine.barrier(text, imm=1), "expected a list of Addresses; given a str"),
+        (lambda: engine.barrier(peer.address, imm=1), "expected a list of Addresses; given a Address"),
+        (lambda: engine.peer_group(text), "expected a list of Addresses; given a str"),
+    ]
+    for operation, words in cases:
+        with pytest.raises(TypeError, match=re.escape(words)):
+            operation()
