@@ -33,11 +33,11 @@ impl Inner {
         if resume.is_none() {
             peer.state().phase = Phase::Calling;
         }
-        self.start_call(driver, peer, purpose, peer.address.sockets.clone(), false);
+        self.start_call(driver, peer, purpose, peer.address.sockets.clone(), None);
     }
 
     pub(crate) fn call_lane(&self, driver: &mut Driver, peer: &Arc<Peer>, lane_idx: u8, token: [u8; 16]) {
-        self.start_call(driver, peer, Purpose::Lane { token, lane_idx }, peer.address.sockets.clone(), false);
+        self.start_call(driver, peer, Purpose::Lane { token, lane_idx }, peer.address.sockets.clone(), None);
     }
 
     pub(crate) fn start_call(
@@ -46,28 +46,31 @@ impl Inner {
         peer: &Arc<Peer>,
         purpose: Purpose,
         mut sockets: Vec<SocketAddr>,
-        was_silent: bool,
+        mut failed: Option<MeetError>,
     ) {
         let hello = self.hello(purpose);
         if let Some(endpoint) = &self.simulated {
             return self.call_simulated(driver, peer, hello, endpoint);
         }
-        if sockets.is_empty() {
-            self.call_failed(peer, &hello.purpose, &MeetError::Secret("the address names no socket"));
-            return;
-        }
-        let to = sockets.remove(0);
-        let deadline_ns = self.clock.now_ns() + self.patience_ns(&hello.purpose);
-        let calling = Calling { peer: Arc::clone(peer), hello: hello.clone(), others: sockets, was_silent };
-        let result = Meet::call(to, Arc::clone(&self.secret), calling, deadline_ns).and_then(|meet| {
+        while !sockets.is_empty() {
+            let to = sockets.remove(0);
+            let deadline_ns = self.clock.now_ns() + self.patience_ns(&hello.purpose);
             let id = driver.next_id();
-            self.poller.add(meet.stream(), meet_token(id), Interest::ReadWrite)?;
-            driver.meets.insert(id, meet);
-            Ok(())
-        });
-        if let Err(error) = result {
-            self.call_failed(peer, &hello.purpose, &error.after_silence(was_silent));
+            let dialled = Meet::dial(to, Arc::clone(&self.secret), deadline_ns).and_then(|meet| {
+                self.poller.add(meet.stream(), meet_token(id), Interest::ReadWrite)?;
+                Ok(meet)
+            });
+            match dialled {
+                Ok(mut meet) => {
+                    meet.call = Some(Calling { peer: Arc::clone(peer), hello, others: sockets, failed });
+                    driver.meets.insert(id, meet);
+                    return;
+                }
+                Err(error) => failed = Some(error.after(failed)),
+            }
         }
+        let error = failed.unwrap_or(MeetError::Secret("the address names no socket"));
+        self.call_failed(peer, &hello.purpose, &error);
     }
 
     /// How long a call may take: of the time in which a connection must be restored a
@@ -128,28 +131,24 @@ impl Inner {
     }
 
     fn meet_failed(&self, driver: &mut Driver, mut meet: Meet, error: MeetError) {
-        let Some(Calling { peer, hello, others, was_silent }) = meet.call.take() else {
+        let Some(Calling { peer, hello, others, failed }) = meet.call.take() else {
             return driver.dropped.add(&error);
         };
-        if others.is_empty() {
-            self.call_failed(&peer, &hello.purpose, &error.after_silence(was_silent));
-        } else {
-            self.start_call(driver, &peer, hello.purpose, others, was_silent || error.is_silence());
-        }
+        self.start_call(driver, &peer, hello.purpose, others, Some(error.after(failed)));
     }
 
     pub(crate) fn call_failed(&self, peer: &Arc<Peer>, purpose: &Purpose, error: &MeetError) {
         if peer.lost().is_some() {
             return;
         }
-        let refused = matches!(error, MeetError::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused);
+        let refused = error.is_refusal();
         match purpose {
             Purpose::Lane { lane_idx, .. } => {
                 self.log(30, format!("{}: stream {lane_idx}: {error}", peer.address));
             }
             // The listener lives as long as its engine, so a refusal is the engine's end, if we asked the right machine.
             Purpose::Session { resume: None, .. } if refused && peer.address.sockets.len() == 1 => {
-                self.lose(peer, "no engine listens at its address any more");
+                self.lose(peer, nobody_at(&peer.address.sockets[0]));
             }
             Purpose::Session { resume: None, .. } => {
                 // First: what comes from now on has it called again.
@@ -367,6 +366,16 @@ impl Inner {
             token,
             received,
         }
+    }
+}
+
+/// Why nobody is there who was never met.
+fn nobody_at(socket: &SocketAddr) -> &'static str {
+    if socket.ip().is_loopback() {
+        "no engine listens at its address any more; one that is called from other hosts is opened with `listen`, for \
+         every host takes a loopback address for its own"
+    } else {
+        "no engine listens at its address any more"
     }
 }
 

@@ -38,8 +38,8 @@ pub(crate) struct Calling {
     pub(crate) hello: Hello,
     /// Further addresses to try.
     pub(crate) others: Vec<SocketAddr>,
-    /// At an address before nobody said anything.
-    pub(crate) was_silent: bool,
+    /// What came of those before.
+    pub(crate) failed: Option<MeetError>,
 }
 
 enum Stage {
@@ -87,12 +87,27 @@ impl MeetError {
         matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::TimedOut)
     }
 
-    /// Of several addresses where the last failed so: silence at one of them says more than that another is no engine's.
-    pub(crate) fn after_silence(self, was_silent: bool) -> Self {
-        if was_silent && matches!(self, Self::Io(_)) {
-            return Self::silence();
+    /// Of several addresses that failed the one that says most of the engine, of those that say as much the first.
+    pub(crate) fn after(self, before: Option<Self>) -> Self {
+        match before {
+            Some(before) if before.weight() >= self.weight() => before,
+            _ => self,
         }
-        self
+    }
+
+    /// An engine has spoken; it may yet speak; none is there; nobody can tell.
+    fn weight(&self) -> u8 {
+        match self {
+            Self::Secret(_) | Self::Wire(_) | Self::Busy => 3,
+            Self::Io(_) if self.is_silence() => 2,
+            Self::Io(_) if self.is_refusal() => 1,
+            Self::Io(_) => 0,
+        }
+    }
+
+    /// Whether nobody listens there.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused)
     }
 }
 
@@ -123,13 +138,8 @@ impl std::fmt::Display for MeetError {
 }
 
 impl Meet {
-    /// Begins a call; the connection is being made when this returns.
-    pub(crate) fn call(
-        to: SocketAddr,
-        secret: Arc<[u8]>,
-        calling: Calling,
-        deadline_ns: u64,
-    ) -> Result<Self, MeetError> {
+    /// Begins a call, of which the caller says what it is for; the connection is being made when this returns.
+    pub(crate) fn dial(to: SocketAddr, secret: Arc<[u8]>, deadline_ns: u64) -> Result<Self, MeetError> {
         let stream = Fd::new(Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), None)?);
         match SockRef::from(&*stream.as_stream()).connect(&to.into()) {
             Ok(()) => {}
@@ -144,7 +154,7 @@ impl Meet {
             buffer: Vec::new(),
             wanted: 0,
             deadline_ns,
-            call: Some(calling),
+            call: None,
         })
     }
 
