@@ -64,18 +64,27 @@ pub struct Library {
 impl Library {
     /// The library of this process, opened at the first call: that takes up to a
     /// fifth of a second where a distribution's build pulls in every provider. With
-    /// `path` that file, unless another one is open already.
+    /// `path` that file, unless another one is in use already.
     ///
     /// # Errors
-    /// [`FabricError::Missing`] and [`FabricError::Unfit`], at every call alike, unless descriptors were short.
+    /// [`FabricError::Missing`] and [`FabricError::Unfit`], at every call with that path alike, unless descriptors were
+    /// short.
     pub fn get(path: Option<&str>) -> Result<&'static Self, FabricError> {
-        static FOUND: Mutex<Option<Result<&'static Library, FabricError>>> = Mutex::new(None);
-        let mut known = lock(&FOUND);
-        let found = known.clone().unwrap_or_else(|| Self::find(path).map(|library| &*Box::leak(Box::new(library))));
-        if found.is_ok() || are_descriptors_left() {
-            *known = Some(found.clone());
-        }
-        drop(known);
+        type Known = (Option<String>, Result<&'static Library, FabricError>);
+        static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+        let mut all = lock(&KNOWN);
+        let known = all.iter().find(|(of, found)| found.is_ok() || of.as_deref() == path);
+        let found = match known {
+            Some((_, found)) => found.clone(),
+            None => {
+                let found = Self::find(path).map(|library| &*Box::leak(Box::new(library)));
+                if found.is_ok() || are_descriptors_left() {
+                    all.push((path.map(str::to_owned), found.clone()));
+                }
+                found
+            }
+        };
+        drop(all);
         let library = found?;
         match path {
             Some(path) if path != library.path => {

@@ -1,6 +1,6 @@
 //! Which NICs are opened, and what becomes of those that cannot be.
 
-use anyfabric_transports::libfabric::{open, FabricSettings};
+use anyfabric_transports::libfabric::{open, FabricError, FabricSettings, Library};
 use anyfabric_transports::rdma::{Nic, NicChoice, NicError};
 
 use crate::fake::Copy;
@@ -10,6 +10,7 @@ use crate::fake::Copy;
 #[test]
 fn a_nic_that_cannot_be_opened_is_left_out() {
     let Some(mut copy) = Copy::new(|fake| (fake.nics, fake.shut) = (5, 1 << 0 | 1 << 2)) else { return };
+    a_library_that_cannot_be_used_is_no_obstacle();
     let library = copy.path().to_str().map(str::to_owned);
     let settings = FabricSettings { provider: Some("fake".into()), library, ..FabricSettings::default() };
     let list = |names: &[&str]| -> Vec<String> { names.iter().map(|name| (*name).to_owned()).collect() };
@@ -26,4 +27,15 @@ fn a_nic_that_cannot_be_opened_is_left_out() {
     copy.get().shut = u64::MAX;
     assert!(near(&["fake3", "fake1"], 2).unwrap_err().to_string().starts_with("fake3: fi_domain"), "the first error");
     assert!(near(&[], 2).unwrap_err().to_string().starts_with("fake0: fi_domain"), "the first error");
+}
+
+/// The next that is named is opened; what is told is of the one that was named.
+fn a_library_that_cannot_be_used_is_no_obstacle() {
+    let Some(old) = Copy::new(|fake| fake.version = 1 << 16 | 9) else { return };
+    let why = |path: &str| Library::get(Some(path)).unwrap_err();
+    for _ in 0..2 {
+        assert!(matches!(why("/nowhere/libfabric.so.1"), FabricError::Missing(why) if why.contains("/nowhere/")));
+        let name = old.path().to_str().unwrap();
+        assert!(matches!(why(name), FabricError::Unfit { path, why } if path == name && why.contains("1.9")));
+    }
 }
