@@ -46,6 +46,30 @@ def test_json(machine):
     assert row["mend"]
 
 
+def test_the_settings_say_what_is_needed(machine, monkeypatch):
+    """Each reaches the checks that heed it."""
+    for name, value in (
+        ("NICS", "mlx5_7"),
+        ("VERBS_LIBRARY", "/own/libibverbs.so.1"),
+        ("LIBFABRIC_LIBRARY", "/own/libfabric.so.1"),
+    ):
+        monkeypatch.setenv(f"ANYFABRIC_{name}", value)
+    (machine.root / "sys/bus/pci/drivers/efa").mkdir()
+    (driver,) = machine.root.glob("sys/devices/**/0000:14:00.0/driver")
+    driver.unlink()
+    driver.symlink_to("../" * 6 + "bus/pci/drivers/efa")
+    rows = json.loads(run("--root", str(machine.root), "--json", code=1))["findings"]
+    broken = {row["check"]: row["found"] for row in rows if row["level"] == "broken"}
+    assert "the setting `nics` names it" in broken["link"]
+    assert broken["provider"] == "/own/libibverbs.so.1 is not installed"
+    assert broken["efa-library"] == "/own/libfabric.so.1 is not there"
+    monkeypatch.setenv("ANYFABRIC_TRANSPORTS", "shm,tcp")
+    run("--root", str(machine.root), code=0)
+    monkeypatch.setenv("ANYFABRIC_TRANSPORTS", "shm,verbs,tcp")
+    monkeypatch.setenv("ANYFABRIC_REQUIRE", "tcp")
+    run("--root", str(machine.root), code=0)
+
+
 def test_another_process():
     with subprocess.Popen(["sleep", "30"]) as other:
         try:

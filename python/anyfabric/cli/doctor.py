@@ -105,6 +105,7 @@ def _system(root: Path = Path("/"), process: str = "self", *, ask_driver: bool =
         enabled=tuple(names["transports"]),
         names_libfabric=any(settings[f"libfabric_{name}"].value for name in ("provider", "library")),
         verbs_library=str(settings["verbs_library"].value or ""),
+        libfabric_library=str(settings["libfabric_library"].value or ""),
         gpus=_gpus(settings["cuda_library"].value) if ask_driver else (),
     )
 

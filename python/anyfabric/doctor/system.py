@@ -53,6 +53,7 @@ class System:
         enabled: The transports that the settings allow.
         names_libfabric: Whether the settings name libfabric's provider or library, which may be software.
         verbs_library: The libibverbs that the settings name; empty when the system finds one.
+        libfabric_library: The libfabric that they name; empty when the engine looks for one.
         gpus: What the driver answers of the GPUs, where it can be asked: of this machine.
         run: Runs a command and returns its output. This and `gpus` are all that is no file.
     """
@@ -64,6 +65,7 @@ class System:
     enabled: tuple[str, ...] = TRANSPORTS
     names_libfabric: bool = False
     verbs_library: str = ""
+    libfabric_library: str = ""
     gpus: tuple[DriverGpu, ...] = ()
     run: Callable[[Sequence[str]], str] = field(default=run_command)
 

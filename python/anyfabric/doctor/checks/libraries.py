@@ -43,6 +43,8 @@ PROVIDERS = {
 }
 INSTALL = "Debian, Ubuntu: apt-get install ibverbs-providers; Fedora, RHEL: dnf install libibverbs"
 
+# Where an engine looks before it asks the loader.
+EFA_FOLDERS = ("opt/amazon/efa/lib", "opt/amazon/efa/lib64")
 EFA_LEAST = (1, 18)
 EFA_GOOD = (1, 22)
 EFA_INSTALL = (
@@ -109,41 +111,60 @@ def one_libfabric(system: System) -> Iterator[Finding]:
         mend = "start the process with LD_PRELOAD naming the one to use, or remove what brings the other"
         yield broken("", f"the process has loaded {len(loaded)}: {', '.join(loaded)}", mend)
         return
-    found = [f"/{path.relative_to(system.root)}" for path in _libfabrics(system)]
+    if system.libfabric_library:
+        return
+    found = [_name(system, path) for path in _libfabrics(system)]
     if len(found) > 1:
         in_use = loaded[0] if loaded else "none"
         listed = f"several are installed: {', '.join(found)}; the process has loaded {in_use}"
-        yield note("", listed, "name the one to use: LD_LIBRARY_PATH with its folder first")
+        mend = "name the one to use: ANYFABRIC_LIBFABRIC_LIBRARY; to others its folder in LD_LIBRARY_PATH"
+        yield note("", listed, mend)
     elif found:
         yield ok("", found[0])
 
 
 def efa_library(system: System) -> Iterator[Finding]:
-    """Whether libfabric is new enough for EFA."""
+    """Whether the libfabric that an engine opens is new enough for EFA."""
     if not any(nic.fabric == "efa" for nic in system.topology.nics):
         return
-    found = _libfabrics(system)
-    if not found:
-        yield broken("", "libfabric is not installed, and EFA is reached through nothing else", EFA_INSTALL)
-    for path in found:
-        version = _version(system, path)
-        name = f"/{path.relative_to(system.root)}"
-        if version is None:
-            yield warning(name, "its version cannot be asked for", EFA_INSTALL)
-        elif version < EFA_LEAST:
-            yield broken(
-                name, f"libfabric {_dotted(version)} has no write with immediate on EFA", EFA_INSTALL
-            )
-        elif version < EFA_GOOD:
-            yield warning(
-                name, f"libfabric {_dotted(version)}: immediates use up posted receives", EFA_INSTALL
-            )
-        else:
-            yield ok(name, f"libfabric {_dotted(version)}")
+    path = _opened(system)
+    if path is None:
+        missing, mend = "libfabric is not installed, and EFA is reached through nothing else", EFA_INSTALL
+        if system.libfabric_library:
+            missing = f"{system.libfabric_library} is not there"
+            mend = "unset or correct ANYFABRIC_LIBFABRIC_LIBRARY"
+        yield broken("", missing, mend)
+        return
+    version = _version(system, path)
+    name = _name(system, path)
+    if version is None:
+        yield warning(name, "its version cannot be asked for", EFA_INSTALL)
+    elif version < EFA_LEAST:
+        yield broken(name, f"libfabric {_dotted(version)} has no write with immediate on EFA", EFA_INSTALL)
+    elif version < EFA_GOOD:
+        yield warning(name, f"libfabric {_dotted(version)}: immediates use up posted receives", EFA_INSTALL)
+    else:
+        yield ok(name, f"libfabric {_dotted(version)}")
 
 
 def _libfabrics(system: System) -> list[Path]:
     return system.find(*(f"{folder}/libfabric.so.1" for folder in FOLDERS))
+
+
+def _opened(system: System) -> Path | None:
+    """The libfabric that an engine of the process opens: named, loaded, EFA's, or what the loader finds."""
+    named = system.libfabric_library
+    if named and "/" not in named:
+        # The loader's to find.
+        return next(iter(system.find(*(f"{folder}/{named}" for folder in FOLDERS))), None)
+    loaded = [name for name in system.loaded_libraries if Path(name).name.startswith("libfabric.so.1")]
+    names = [named] if named else [*loaded, *(f"{folder}/libfabric.so.1" for folder in EFA_FOLDERS)]
+    there = [system.path(name.lstrip("/")) for name in names if system.exists(name.lstrip("/"))]
+    return next(iter(there if named else [*there, *_libfabrics(system)]), None)
+
+
+def _name(system: System, path: Path) -> str:
+    return f"/{path.relative_to(system.root)}"
 
 
 def _version(system: System, path: Path) -> tuple[int, int] | None:
