@@ -7,7 +7,7 @@
 mod seeds;
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ use anyfabric_transports::{
     lock, Backing, Clock, ControlPath, Doorbell, Link, Loss, Op, Payload, PeerIdx, Region, RegionTable, Sink, Terms,
     Ticket, TicketOffice, TicketState,
 };
-use anyfabric_wire::{Frame, FrameKind, Imm, Refusal};
+use anyfabric_wire::{Frame, FrameKind, Imm, Refusal, WireImm, FLAG_LAST};
 
 /// Nobody cares for what is reported.
 struct Nobody;
@@ -57,14 +57,26 @@ impl Bench {
     }
 }
 
-/// The header of the next frame, if one comes.
-fn next_frame(stream: &mut TcpStream) -> Option<Frame> {
+/// The next frame, if one comes, and what follows its header.
+fn next_frame(stream: &mut TcpStream) -> Option<(Frame, Vec<u8>)> {
     let mut header = [0; Frame::HEADER];
     stream.read_exact(&mut header).ok()?;
     let frame = Frame::decode(&header).unwrap();
     let mut rest = vec![0; usize::from(frame.num_pages) * 8 + frame.nbytes as usize];
     stream.read_exact(&mut rest).ok()?;
-    Some(frame)
+    Some((frame, rest))
+}
+
+/// What becomes of so many operations.
+fn next_results(stream: &mut TcpStream, num: usize) -> Vec<(u64, Result<(), Refusal>)> {
+    let mut results = Vec::new();
+    while results.len() < num {
+        let (frame, records) = next_frame(stream).expect("an acknowledgement");
+        assert_eq!(frame.kind, FrameKind::Ack);
+        let records = records.as_chunks::<{ Frame::ACK_BYTES }>().0;
+        results.extend(records.iter().map(|record| Frame::decode_ack(record).unwrap()));
+    }
+    results
 }
 
 /// What any thread sends while the control connection is replaced goes over the old one or the new one, and what the peer
@@ -80,13 +92,13 @@ fn no_control_message_is_lost_between_two_connections() {
         std::thread::scope(|scope| {
             scope.spawn(|| (0..NUM_MESSAGES).for_each(|_| bench.link.send_control(vec![7])));
             // One of them has come, the others are on their way.
-            received = next_frame(&mut theirs).unwrap().op;
+            received = next_frame(&mut theirs).unwrap().0.op;
             bench.link.set_lane(next, received);
         });
         theirs = their_next;
         bench.flush();
         while received < round * NUM_MESSAGES {
-            let frame = next_frame(&mut theirs).unwrap_or_else(|| panic!("nothing after message {received}"));
+            let (frame, _) = next_frame(&mut theirs).unwrap_or_else(|| panic!("nothing after message {received}"));
             assert_eq!((frame.kind, frame.op), (FrameKind::Control, received + 1), "in round {round}");
             received = frame.op;
         }
@@ -142,6 +154,44 @@ fn what_waits_for_a_full_stream_is_given_up_at_once() {
     bench.link.reap();
     assert!(tickets.iter().all(|ticket| ticket.has_quiesced()));
     assert!(!first.has_ended());
+}
+
+/// One stream is far ahead of the other: what both have of a write is counted, or its writer hears that it is not.
+#[test]
+fn no_count_is_lost_between_streams_of_different_speed() {
+    let bench = Bench::new();
+    let counted = Counted::default();
+    let mut streams = [1, 2].map(|idx| {
+        let (lane, theirs) = bench.lane(idx);
+        bench.link.set_lane(lane, 0);
+        (idx, theirs)
+    });
+    let half = |op: u64| {
+        let imm = Some((WireImm { imm: Imm::new(op as u32).unwrap(), quarters: 4 }, 1));
+        Frame { flags: FLAG_LAST, num_parts: 2, imm, ..Frame::new(FrameKind::Write, op, 0) }.encode()
+    };
+    let mut refused = HashMap::new();
+    for (idx, theirs) in &mut streams {
+        for first in (0..FAR_AHEAD).step_by(1000) {
+            let frames: Vec<_> = (first..first + 1000).flat_map(half).collect();
+            theirs.write_all(&frames).unwrap();
+            let results = std::thread::scope(|scope| {
+                let reader = scope.spawn(|| next_results(theirs, 1000));
+                while !reader.is_finished() {
+                    let ready = Ready { token: 0, readable: true, writable: true, is_over: false };
+                    bench.link.ready(*idx, ready, &counted);
+                    bench.flush();
+                }
+                reader.join().unwrap()
+            });
+            refused.extend(results.into_iter().filter_map(|(op, result)| Some((op as u32, result.err()?))));
+        }
+    }
+    let quarters = lock(&counted.quarters);
+    let is_told = |op: &u32| (quarters.get(op) == Some(&4)) != refused.contains_key(op);
+    let lost: Vec<_> = (0..FAR_AHEAD as u32).filter(|op| !is_told(op)).collect();
+    assert!(lost.is_empty(), "{} are neither counted nor refused, or both: {:?}", lost.len(), lost.first());
+    assert!(refused.values().all(|refusal| *refusal == Refusal::Full));
 }
 
 /// A write of zeros.
@@ -326,6 +376,8 @@ const NUM_WRITES: u64 = 60;
 const SLOT: u64 = 1 << 20;
 const LENGTHS: [u64; 6] = [0, 5000, 100_000, 700_001, SLOT, SLOT];
 const MOST_TURNS: u64 = 1_000_000;
+/// More than are kept.
+const FAR_AHEAD: u64 = 70_000;
 const NUM_ROUNDS: u64 = 1000;
 const NUM_MESSAGES: u64 = 20;
 const MOMENT: Duration = Duration::from_secs(5);

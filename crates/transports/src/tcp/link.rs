@@ -1,6 +1,5 @@
 //! One engine's way to another over TCP.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -8,6 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use anyfabric_plan::{shard_bytes, shard_pages, Extents};
 use anyfabric_wire::{Frame, Refusal};
 
+use super::joins::Joins;
 use super::lane::Lane;
 use super::limbo::Limbo;
 use super::receive::invalid;
@@ -32,7 +32,7 @@ pub struct TcpLink {
     pub(super) lanes: RwLock<Vec<Option<Arc<Lane>>>>,
     turn: AtomicUsize,
     pub(super) controls: Mutex<Controls>,
-    joins: Mutex<HashMap<u64, Join>>,
+    joins: Mutex<Joins>,
     bindings: Mutex<BindingTable>,
     /// Lane 0 is there.
     pub(super) stands: AtomicBool,
@@ -51,13 +51,6 @@ pub struct TcpLink {
     /// When something small last went either way.
     pub(super) small_ns: AtomicU64,
     stats: Arc<PeerStats>,
-}
-
-/// A write that comes over several lanes.
-#[derive(Debug, Default)]
-struct Join {
-    arrived: u16,
-    refused: bool,
 }
 
 impl TcpLink {
@@ -308,22 +301,9 @@ impl TcpLink {
         sink: &dyn Sink,
     ) -> Result<(), Refusal> {
         if frame.num_parts > 1 {
-            let mut joins = lock(&self.joins);
-            if joins.len() >= MAX_JOINS && !joins.contains_key(&frame.op) {
-                // Parts were lost with a stream that broke; the oldest will never be whole.
-                let oldest = joins.keys().min().copied();
-                oldest.map(|op| joins.remove(&op));
-            }
-            let join = joins.entry(frame.op).or_default();
-            join.arrived += 1;
-            join.refused |= result.is_err();
-            if join.arrived < frame.num_parts && !Mutant::DropQuarter.is_on() {
-                return result;
-            }
-            let refused = join.refused;
-            joins.remove(&frame.op);
-            if refused {
-                return result;
+            let is_whole = lock(&self.joins).part_ended(frame.op, frame.num_parts, result)?;
+            if !is_whole {
+                return Ok(());
             }
         }
         let times = if Mutant::DoublePart.is_on() { 2 } else { 1 };
@@ -489,4 +469,3 @@ pub(super) fn describe(error: &io::Error) -> String {
 const SMALL_BYTES: u64 = 16 << 10;
 /// A stream's share of a write is at least this long.
 const SHARD_BYTES: u64 = 256 << 10;
-const MAX_JOINS: usize = 4096;

@@ -10,6 +10,7 @@
 mod batch;
 mod control;
 mod held;
+mod joins;
 mod lane;
 mod limbo;
 mod link;
