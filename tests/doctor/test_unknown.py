@@ -17,6 +17,10 @@ def no_rate(machine):
     machine.port(0, "rate", "")
 
 
+def no_limits(machine):
+    machine.remove("proc/self/limits")
+
+
 def kernel_that_takes_over_what_is_newer(machine):
     machine.write("proc/sys/kernel/osrelease", "4.18.0-553.el8_10.x86_64")
 
@@ -27,6 +31,7 @@ def kernel_that_takes_over_what_is_newer(machine):
         (no_version, [("kernel", "the kernel's version cannot be read")]),
         (no_kinds_of_gids, [("gid", "the kinds of its GIDs cannot be read")]),
         (no_rate, []),
+        (no_limits, [("locked-memory", "the limit cannot be read")]),
         (
             kernel_that_takes_over_what_is_newer,
             [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from anyfabric.doctor.finding import Check, Finding, broken, ok, warning
+from anyfabric.doctor.finding import Check, Finding, broken, note, ok, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,9 @@ def locked_memory(system: System) -> Iterator[Finding]:
     if not system.names("sys/class/infiniband"):
         return
     limit = system.locked_memory_limit
-    if limit is None:
+    if "Max locked memory" not in system.text(f"proc/{system.process}/limits"):
+        yield note("", "the limit cannot be read")
+    elif limit is None:
         yield ok("", "no limit")
     elif system.may_lock_memory:
         yield ok("", f"{_size(limit)}, which does not hold for this process: it has CAP_IPC_LOCK")
