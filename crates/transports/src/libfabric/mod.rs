@@ -36,8 +36,8 @@ pub use quirks::Quirks;
 pub use settings::FabricSettings;
 
 /// Opens NICs: those that are named by their domains or an IP address of theirs,
-/// those that are near as the system calls them. Those that are named all have to open; of
-/// those that are near, one that cannot be opened is left out.
+/// those that are near as the system calls them. Those that are named all have to be up and
+/// open; of those that are near, one that cannot be opened is left out.
 ///
 /// # Errors
 /// Without the library, for a NIC that is not there or cannot be opened, and when
@@ -54,7 +54,11 @@ pub fn open(choice: NicChoice<'_>, settings: &FabricSettings) -> Result<Vec<Fabr
         NicChoice::Named(names) => {
             let mut found = Vec::new();
             for name in names {
-                found.extend(all(Some(name))?.into_iter().take(1));
+                let nic = all(Some(name))?.into_iter().next();
+                if nic.as_ref().is_some_and(|nic| !nic.is_up()) {
+                    return Err(NicError::Device(format!("{name}: no active port: it is down")));
+                }
+                found.extend(nic);
             }
             found.into_iter().map(|provider| open(provider).map_err(NicError::or_descriptors)).collect()
         }

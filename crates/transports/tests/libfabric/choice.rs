@@ -1,5 +1,7 @@
 //! Which NICs are opened, and what becomes of those that cannot be.
 
+use std::path::Path;
+
 use anyfabric_transports::libfabric::{open, FabricError, FabricSettings, Library};
 use anyfabric_transports::rdma::{Nic, NicChoice, NicError};
 
@@ -27,6 +29,27 @@ fn a_nic_that_cannot_be_opened_is_left_out() {
     copy.get().shut = u64::MAX;
     assert!(near(&["fake3", "fake1"], 2).unwrap_err().to_string().starts_with("fake3: fi_domain"), "the first error");
     assert!(near(&[], 2).unwrap_err().to_string().starts_with("fake0: fi_domain"), "the first error");
+
+    copy.get().shut = 0;
+    let machine = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("choice-{}", std::process::id()));
+    let says = |states: [&str; 5]| {
+        for (nic, state) in states.iter().enumerate() {
+            let folder = machine.join(format!("fake{nic}"));
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("operstate"), state).unwrap();
+        }
+    };
+    says(["down", "up", "unknown", "down", "down"]);
+    copy.get().place(&machine);
+    assert_eq!(near(&[], 8).unwrap(), ["fake1", "fake2"]);
+    assert_eq!(names(NicChoice::Named(&list(&["fake2", "fake1"]))).unwrap(), ["fake2", "fake1"]);
+    let down = names(NicChoice::Named(&list(&["fake1", "fake3"]))).unwrap_err().to_string();
+    assert_eq!(down, "fake3: no active port: it is down");
+    std::fs::remove_dir_all(machine.join("fake3")).unwrap();
+    assert_eq!(names(NicChoice::Named(&list(&["fake3"]))).unwrap(), ["fake3"], "one of which the system says nothing");
+    says(["down"; 5]);
+    assert_eq!(near(&[], 8).unwrap_err().to_string(), "no NIC that libfabric drives is up");
+    std::fs::remove_dir_all(machine).unwrap();
 }
 
 /// The next that is named is opened; what is told is of the one that was named.
