@@ -7,7 +7,7 @@
 use std::ffi::c_void;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::device::VerbsDomain;
 use super::sys::{self, AsyncEvent, Cq, Qp, Srq};
@@ -32,8 +32,17 @@ impl Notices {
     }
 
     /// As the context of what the library makes.
-    pub(super) fn as_context(&self) -> *mut c_void {
-        std::ptr::from_ref(self).cast_mut().cast()
+    pub(super) fn as_context(self: &Arc<Self>) -> *mut c_void {
+        Arc::as_ptr(self).cast_mut().cast()
+    }
+
+    /// For as long as the process lives: what the library does not give back, and what that uses, has it as its context.
+    ///
+    /// # Safety
+    /// It is a context of ours that lives.
+    pub(super) unsafe fn keep(context: *mut c_void) {
+        // SAFETY: from `as_context`, and alive.
+        unsafe { Arc::increment_strong_count(context.cast::<Self>().cast_const()) };
     }
 
     /// # Safety

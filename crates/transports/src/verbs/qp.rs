@@ -15,8 +15,6 @@ pub(super) struct QueuePair {
     pub(super) domain: Arc<VerbsDomain>,
     /// Null once it has ended.
     pub(super) qp: *mut Qp,
-    /// Its context.
-    notices: Arc<Notices>,
     pub(super) psn: u32,
     pub(super) max_inline: u32,
 }
@@ -87,8 +85,7 @@ impl QueuePair {
             let most = domain.attributes.max_qp;
             return Err(NicError::Device(format!("{}: no queue pair is left (it has {most}): {error}", domain.name)));
         }
-        let (domain, notices) = (Arc::clone(domain), Arc::clone(&queue.notices));
-        let this = Self { domain, qp, notices, psn, max_inline: init.cap.max_inline_data };
+        let this = Self { domain: Arc::clone(domain), qp, psn, max_inline: init.cap.max_inline_data };
         let attr = QpAttr {
             qp_state: sys::QPS_INIT,
             pkey_index: settings.pkey_index,
@@ -176,14 +173,14 @@ impl QueuePair {
         if qp.is_null() || !self.domain.is_ours() {
             return true;
         }
-        // SAFETY: made in `new`, and destroyed once.
-        let error = unsafe { (self.domain.library.destroy_qp)(qp) };
+        // SAFETY: made in `new`, with that context, and destroyed once.
+        let (context, error) = unsafe { ((*qp).qp_context, (self.domain.library.destroy_qp)(qp)) };
         // As of memory: of a device that was taken away the kernel says EIO.
         let is_over = matches!(error, 0 | libc::EIO);
         if !is_over {
             log::error!("{}: a queue pair is not destroyed: error {error}", self.domain.name);
-            // It and its queues keep their context.
-            std::mem::forget(Arc::clone(&self.notices));
+            // SAFETY: the queue, which is dropped later, still has its share of it.
+            unsafe { Notices::keep(context) };
         }
         is_over
     }
