@@ -4,12 +4,14 @@ use std::cmp::Reverse;
 use std::ffi::{c_int, CString};
 use std::fmt;
 use std::net::IpAddr;
+use std::path::Path;
 
 use anyfabric_cuda::Driver;
 
 use super::library::{text_of, FabricError, Info, Library};
 use super::quirks::Quirks;
 use super::sys::*;
+use crate::rdma::{open_node, shut_devices};
 
 /// Which NICs are wanted.
 #[derive(Debug, Clone, Default)]
@@ -73,9 +75,11 @@ impl Provider {
                 (Some(_), []) => ", nor any other".to_owned(),
                 (Some(_), others) => format!("; it has {}", others.join(", ")),
             };
+            // Providers pass over devices that they cannot open.
+            let shut: String = shut_devices(Path::new("/"), open_node).iter().map(|why| format!("; {why}")).collect();
             return Err(FabricError::NoProvider(format!(
                 "libfabric {} ({}) has no {wanted}{instead}: needed is a reliable datagram endpoint with messages and \
-                 remote writes that complete on delivery, and memory keys that outlive an endpoint",
+                 remote writes that complete on delivery, and memory keys that outlive an endpoint{shut}",
                 library.version_text(),
                 library.path(),
             )));

@@ -17,6 +17,7 @@ mod link;
 mod lone;
 mod messages;
 mod nic;
+mod nodes;
 mod opening;
 mod post;
 mod registrations;
@@ -32,5 +33,6 @@ pub use nic::{
     Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicChoice, NicError, One, PortLook, RailIdx, RemoteMemory,
     MAX_ADDRESS_BYTES,
 };
+pub(crate) use nodes::{cannot_open, open_node, shut_devices};
 pub(crate) use opening::Opening;
 pub use registrations::Registrations;

@@ -10,7 +10,7 @@ use super::nic::VerbsNic;
 use super::port::Port;
 use super::sys::{Context, DeviceAttr, Pd};
 use super::VerbsSettings;
-use crate::rdma::{NicError, Opening};
+use crate::rdma::{cannot_open, NicError, Opening};
 use crate::sys::{close_in_children, fork_generation, set_nonblocking};
 
 /// An open device with a protection domain: what registers memory.
@@ -177,7 +177,7 @@ impl VerbsDomain {
                 (library.free_device_list)(devices);
             }
             if context.is_null() {
-                return Err(cannot_open(name, &error));
+                return Err(NicError::Device(cannot_open(name, &error)));
             }
             context
         };
@@ -216,19 +216,6 @@ impl VerbsDomain {
         // SAFETY: an open device.
         unsafe { [(*self.context).cmd_fd, (*self.context).async_fd] }
     }
-}
-
-fn cannot_open(name: &str, error: &std::io::Error) -> NicError {
-    let hint = match error.raw_os_error() {
-        Some(libc::EACCES | libc::EPERM) => {
-            ": this user may not open /dev/infiniband/uverbs*; add it to the group that owns them (often `rdma`)"
-        }
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-            ": is /dev/infiniband in this container (--device=/dev/infiniband), and ib_uverbs loaded?"
-        }
-        _ => "",
-    };
-    NicError::Device(format!("{name} cannot be opened: {error}{hint}"))
 }
 
 impl Drop for VerbsDomain {
