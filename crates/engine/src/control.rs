@@ -213,7 +213,8 @@ impl Inner {
         match (&peer.base, way) {
             (Base::Tcp(tcp), Way::Stream(meet)) => {
                 let token = link_token(peer.idx, lane_idx);
-                let lane = Lane::new(meet.into_stream(), lane_idx, token, Arc::clone(&self.poller))?;
+                let patience = self.config.heartbeat.saturating_mul(self.config.heartbeats_lost);
+                let lane = Lane::new(meet.into_stream(), lane_idx, token, Arc::clone(&self.poller), patience)?;
                 tcp.set_lane(Arc::new(lane), confirmed);
             }
             (Base::Simulated(link), Way::Call(call)) => link.connect(call, confirmed),

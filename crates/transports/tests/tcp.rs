@@ -11,15 +11,15 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyfabric_plan::{Extent, Extents};
 use anyfabric_transports::loopback::Random;
 use anyfabric_transports::sys::{Fd, Poller, Ready};
 use anyfabric_transports::tcp::{Lane, TcpLink};
 use anyfabric_transports::{
-    lock, Backing, Clock, ControlPath, Doorbell, Link, Loss, Op, Payload, PeerIdx, Region, RegionTable, Sink, Terms,
-    Ticket, TicketOffice, TicketState,
+    lock, Backing, Clock, ControlPath, Doorbell, Failure, Link, Loss, Op, Payload, PeerIdx, Region, RegionTable, Sink,
+    Terms, Ticket, TicketOffice, TicketState,
 };
 use anyfabric_wire::{Frame, FrameKind, Imm, Refusal, WireImm, FLAG_LAST};
 
@@ -47,8 +47,12 @@ impl Bench {
         let ours = TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
         let (theirs, _) = self.listener.accept().unwrap();
         theirs.set_read_timeout(Some(MOMENT)).unwrap();
-        let lane = Lane::new(Fd::new(OwnedFd::from(ours)), idx, u64::from(idx), Arc::clone(&self.poller)).unwrap();
-        (Arc::new(lane), theirs)
+        (self.watched(ours, idx, u64::from(idx)), theirs)
+    }
+
+    fn watched(&self, stream: TcpStream, idx: u8, token: u64) -> Arc<Lane> {
+        let socket = Fd::new(OwnedFd::from(stream));
+        Arc::new(Lane::new(socket, idx, token, Arc::clone(&self.poller), PATIENCE).unwrap())
     }
 
     /// Sends what there is to send.
@@ -194,6 +198,32 @@ fn no_count_is_lost_between_streams_of_different_speed() {
     assert!(refused.values().all(|refusal| *refusal == Refusal::Full));
 }
 
+/// The peer's system takes no more of what is sent over one stream, for nobody reads there: the stream breaks, and what was
+/// under way is not held for as long as the peer likes.
+#[test]
+fn a_stream_that_is_never_read_breaks() {
+    let bench = Bench::new();
+    let streams = [0, 1].map(|idx| {
+        let (lane, theirs) = bench.lane(idx);
+        bench.link.set_lane(lane, 0);
+        theirs
+    });
+    // More than the system takes on both sides.
+    let op = write(&bench.link, 1, 64 << 20);
+    let ticket = Arc::clone(&op.ticket);
+    bench.link.post(op);
+    let (heard, began, mut ready) = (Heard::default(), Instant::now(), Vec::new());
+    while lock(&heard.broken).is_empty() {
+        assert!(began.elapsed() < 10 * PATIENCE, "it stands");
+        bench.link.poll(&heard);
+        bench.poller.wait(PATIENCE / 100, &mut ready).unwrap();
+        ready.iter().for_each(|event| bench.link.ready(event.token as u8, *event, &heard));
+    }
+    assert!(bench.link.disconnect(1, "it broke") && bench.link.has_control());
+    assert!(matches!(ticket.state(), TicketState::Failed(Failure::ConnectionBroken(_))));
+    drop(streams);
+}
+
 /// A write of zeros.
 fn write(link: &TcpLink, id: u64, nbytes: u64) -> Op {
     let mut bytes = vec![0_u8; nbytes as usize];
@@ -327,8 +357,7 @@ impl Schedule {
 
     fn connect(&self, idx: u8) {
         let (ours, theirs) = self.bench.lane(idx);
-        let theirs = Lane::new(Fd::new(OwnedFd::from(theirs)), idx, 8 + u64::from(idx), Arc::clone(&self.bench.poller));
-        self.there.set_lane(Arc::new(theirs.unwrap()), self.here.received());
+        self.there.set_lane(self.bench.watched(theirs, idx, 8 + u64::from(idx)), self.here.received());
         self.here.set_lane(ours, self.there.received());
     }
 
@@ -380,4 +409,6 @@ const MOST_TURNS: u64 = 1_000_000;
 const FAR_AHEAD: u64 = 70_000;
 const NUM_ROUNDS: u64 = 1000;
 const NUM_MESSAGES: u64 = 20;
+/// How long what was sent may go unconfirmed.
+const PATIENCE: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_secs(5);

@@ -8,9 +8,9 @@ use anyfabric_engine::{Code, WriteOptions};
 use crate::ask::{How, Settings};
 use crate::cabled::Cabled;
 use crate::fabric::{on_every_fabric, on_fabrics, Fabric};
-use crate::harness::{assert_code, eventually, fill, slot_imm, went_well, LONG};
+use crate::harness::{assert_code, eventually, fill, slot_imm, wait_for_streams, went_well, LONG};
 
-on_fabrics! { [cut_stream_returns, cut_under_load] [tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4] }
+on_fabrics! { [cut_stream_returns, cut_under_load, lost_way_is_noticed] [tcp_1 TCP_1, tcp_2 TCP_2, tcp_4 TCP_4] }
 on_every_fabric!(cut_control_is_restored, unplugged_is_lost, stays_away);
 
 fn cut_stream_returns(fabric: &Fabric) {
@@ -61,6 +61,19 @@ fn cut_under_load(fabric: &Fabric) {
     }
     println!("{} of 64 writes went well", done.len());
     cabled.pair.check_slots((64, SLOT), 2, &done);
+}
+
+/// Nothing of what is sent over one stream arrives, and nobody says so: what is under way there fails long before its
+/// deadline, and the stream is made again.
+fn lost_way_is_noticed(fabric: &Fabric) {
+    let cabled = Cabled::new(fabric, 4 << 20, short_heartbeats);
+    wait_for_streams(&cabled.pair.engine, &cabled.proxy.address, fabric);
+    let num_before = cabled.proxy.num_connections();
+    cabled.proxy.lose_what_comes(num_before - 1);
+    assert_code(cabled.write(4 << 20, 1), Code::ConnectionBroken);
+    eventually("the stream is made again", || cabled.proxy.num_connections() > num_before);
+    eventually("later writes go well", || cabled.write(4 << 20, 2).is_ok());
+    eventually("the path is ready again", || cabled.state() == "ready");
 }
 
 fn cut_control_is_restored(fabric: &Fabric) {

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -57,6 +58,11 @@ impl Proxy {
         let connections = self.shared.connections();
         let (ours, theirs) = &connections[connection];
         let _ = (ours.shutdown(Shutdown::Both), theirs.shutdown(Shutdown::Both));
+    }
+
+    /// From now on whatever comes to us over a connection is lost on its way, and not even confirmed.
+    pub(crate) fn lose_what_comes(&self, connection: usize) {
+        lose_what_comes(&self.shared.connections()[connection].0);
     }
 
     pub(crate) fn silence(&self) {
@@ -136,6 +142,16 @@ impl Shared {
             }
         }
     }
+}
+
+/// The system drops what comes to the stream before it looks at it.
+fn lose_what_comes(stream: &TcpStream) {
+    let mut nothing = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut nothing };
+    let (value, len) = ((&raw const program).cast(), size_of_val(&program) as libc::socklen_t);
+    // SAFETY: an option of our own socket, of `len` bytes; the system copies the program.
+    let result = unsafe { libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value, len) };
+    assert_eq!(result, 0, "a filter");
 }
 
 /// What a payload consists of that the proxy shall find.

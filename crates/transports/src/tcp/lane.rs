@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::receive::Receive;
 use super::send::{Part, Send, Submitted};
@@ -33,17 +34,22 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Over a connected stream, which is watched from now on.
+    /// Over a connected stream, which is watched from now on. It breaks when the peer's system does not take what was
+    /// sent within `patience`.
     ///
     /// # Errors
     /// The system's.
-    pub fn new(socket: Fd, idx: u8, token: u64, poller: Arc<Poller>) -> io::Result<Self> {
+    pub fn new(socket: Fd, idx: u8, token: u64, poller: Arc<Poller>, patience: Duration) -> io::Result<Self> {
         {
             let stream = socket.as_stream();
             stream.set_nonblocking(true)?;
             stream.set_nodelay(true)?;
             if matches!((stream.local_addr(), stream.peer_addr()), (Ok(here), Ok(there)) if here.ip() == there.ip()) {
                 suit_to_host(&stream);
+            }
+            // The control connection has heartbeats.
+            if idx > 0 {
+                notice_dead_way(&stream, patience);
             }
         }
         poller.add(&socket, token, Interest::Read)?;
@@ -125,19 +131,37 @@ impl Lane {
 /// For a stream that never leaves this host, where there is no network to spare
 /// and none to fill.
 fn suit_to_host(stream: &TcpStream) {
-    let set = |name: libc::c_int, value: &[u8]| {
-        let len = value.len() as libc::socklen_t;
-        // SAFETY: `value` is `len` bytes long. Refused, the stream is as the system made it.
-        unsafe { libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, name, value.as_ptr().cast(), len) };
-    };
     // A congestion control that does not pace. Reno is always allowed.
     // MEASURED: `perf record` of 32 MiB over two streams, where the system's choice is BBR; docs/decisions/0010.
-    set(libc::TCP_CONGESTION, b"reno");
+    set(stream, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno");
     // What waits in the socket for the reader is sent by the very call that reads, or by any other that comes by.
-    set(libc::TCP_NOTSENT_LOWAT, &MAX_UNSENT_BYTES.to_ne_bytes());
+    set(stream, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &MAX_UNSENT_BYTES.to_ne_bytes());
+}
+
+/// The way of one stream may be lost without a word while others stand, as where a firewall forgets what was idle. The
+/// system then goes on trying for a quarter of an hour, and of a stream on which nothing is sent it never knows.
+fn notice_dead_way(stream: &TcpStream, patience: Duration) {
+    let patience_ms = patience.max(SHORTEST_PATIENCE).as_millis().min(libc::c_int::MAX as u128) as libc::c_int;
+    set(stream, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &patience_ms.to_ne_bytes());
+    set(stream, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, &IDLE_S.to_ne_bytes());
+    set(stream, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, &ASK_AGAIN_S.to_ne_bytes());
+    set(stream, libc::SOL_SOCKET, libc::SO_KEEPALIVE, &1_i32.to_ne_bytes());
+}
+
+/// Refused, the stream is as the system made it.
+fn set(stream: &TcpStream, level: libc::c_int, name: libc::c_int, value: &[u8]) {
+    let len = value.len() as libc::socklen_t;
+    // SAFETY: `value` is `len` bytes long.
+    unsafe { libc::setsockopt(stream.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
 }
 
 /// What may wait in a socket of this host for its peer to have room.
 ///
 /// MEASURED: benchmarks/limits.py, 8 bytes behind 1 GiB; docs/decisions/0019.
 const MAX_UNSENT_BYTES: libc::c_int = 64 << 10;
+/// Several times what the system waits before it sends once more what was lost.
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
+/// After so many seconds without anything the peer's system is asked whether the stream stands: sooner than any firewall
+/// forgets it.
+const IDLE_S: libc::c_int = 15;
+const ASK_AGAIN_S: libc::c_int = 5;
