@@ -121,6 +121,18 @@ impl Region {
         }
     }
 
+    /// The checksum of a range of host memory goes into `crc`.
+    ///
+    /// # Safety
+    /// The range is inside the region.
+    pub(crate) unsafe fn add_to(&self, crc: &mut crc32fast::Hasher, offset: u64, nbytes: usize) {
+        // An empty region may lie nowhere, where no slice can be.
+        if nbytes > 0 {
+            // SAFETY: as promised by the caller.
+            crc.update(unsafe { std::slice::from_raw_parts(self.as_ptr().add(offset as usize), nbytes) });
+        }
+    }
+
     /// Where it is on a GPU; `None` for host memory.
     #[inline]
     pub fn gpu_memory(&self) -> Option<&GpuMemory> {

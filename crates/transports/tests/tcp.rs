@@ -224,6 +224,35 @@ fn a_stream_that_is_never_read_breaks() {
     drop(streams);
 }
 
+/// An empty region may lie nowhere, as that of an empty buffer does; a checksum over its bytes is one over none.
+#[test]
+fn nothing_has_a_checksum() {
+    let bench = Bench::new();
+    let empty = || {
+        let backing = Backing::Foreign { address: std::ptr::null_mut(), owner: Box::new(()) };
+        Arc::new(Region::new(1, 1, 0, true, backing))
+    };
+    let regions = Arc::new(RegionTable::default());
+    regions.insert(empty());
+    let (lane, theirs) = bench.lane(0);
+    bench.link.set_lane(lane, 0);
+    let there = TcpLink::new(1, regions, 1 << 16, 2, Clock::Real);
+    there.set_lane(bench.watched(theirs, 0, 8), 0);
+    let binding = bench.link.bind(1, 1, 0);
+    binding.enter().unwrap();
+    let extents = Extents::One(Extent { src: 0, dst: 0, nbytes: 0 });
+    let op = Op { payload: Payload::Write { source: empty(), binding, extents }, verify: true, ..signal(1) };
+    let ticket = Arc::clone(&op.ticket);
+    bench.link.post(op);
+    let began = Instant::now();
+    while !ticket.has_ended() && began.elapsed() < MOMENT {
+        for link in [&there, &bench.link] {
+            link.ready(0, Ready { token: 0, readable: true, writable: true, is_over: false }, &Nobody);
+        }
+    }
+    assert_eq!(ticket.state(), TicketState::Done);
+}
+
 /// A write of zeros.
 fn write(link: &TcpLink, id: u64, nbytes: u64) -> Op {
     let mut bytes = vec![0_u8; nbytes as usize];

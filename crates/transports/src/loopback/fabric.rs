@@ -131,8 +131,10 @@ pub(super) fn crc(region: &Region, offset: u64, nbytes: u64) -> Result<u32, Refu
     if offset.checked_add(nbytes).is_none_or(|end| end > region.nbytes()) {
         return Err(Refusal::OutOfBounds);
     }
+    let mut crc = crc32fast::Hasher::new();
     // SAFETY: inside the region, as was just checked; nobody else runs while a simulation does.
-    Ok(crc32fast::hash(unsafe { std::slice::from_raw_parts(region.as_ptr().add(offset as usize), nbytes as usize) }))
+    unsafe { region.add_to(&mut crc, offset, nbytes as usize) };
+    Ok(crc.finalize())
 }
 
 pub(super) fn nic_down() -> Failure {

@@ -184,7 +184,7 @@ impl Batch {
             let mut crc = crc32fast::Hasher::new();
             for &(src, _, nbytes) in &ranges {
                 // SAFETY: inside the source region, as the engine checked.
-                crc.update(unsafe { std::slice::from_raw_parts(source.as_ptr().add(src as usize), nbytes as usize) });
+                unsafe { source.add_to(&mut crc, src, nbytes as usize) };
             }
             frame.crc = crc.finalize();
             frame.flags |= FLAG_VERIFY;

@@ -285,9 +285,7 @@ impl Place {
                 let mut crc = crc32fast::Hasher::new();
                 for &offset in offsets {
                     // SAFETY: `TcpLink::place` checked every range against the region.
-                    crc.update(unsafe {
-                        std::slice::from_raw_parts(region.as_ptr().add(offset as usize), *range_bytes)
-                    });
+                    unsafe { region.add_to(&mut crc, offset, *range_bytes) };
                 }
                 if crc.finalize() == frame.crc {
                     Ok(())
