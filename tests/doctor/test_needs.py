@@ -44,7 +44,7 @@ def test_a_card_like_the_others_that_is_too_slow_to_be_used_is_told(machine):
     assert "speed" not in {row[0] for row in rows(machine.system, "warning")}
 
 
-@pytest.mark.parametrize("name", ["mlx5_1", "mlx5_1:1", "eth1"])
+@pytest.mark.parametrize("name", ["mlx5_1", "mlx5_1:1", "mlx5_1-rdm", "eth1"])
 def test_a_named_port_that_is_down_is_not_replaced_by_another(machine, name):
     machine.port(1, "state", "1: DOWN")
     assert rows(machine.system, "broken") == []

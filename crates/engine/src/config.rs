@@ -45,7 +45,7 @@ pub struct Config {
     /// memory of NUMA node 0), "cuda:0", "gpu:0000:53:00.0". When empty, the host
     /// memory of the node on which the NICs are opened.
     pub devices: Vec<String>,
-    /// NICs to use, 8 at most: "mlx5_0", "mlx5_0:2", "rdmap16s27-rdm"; those near the
+    /// NICs to use, 8 at most: "mlx5_0", "mlx5_0:2", "rdmap16s27"; those near the
     /// devices when empty, and where no place is known the fastest active ports.
     pub nics: Vec<String>,
     /// NICs of each device, 1 to 8; when `None` those nearest, divided among the GPUs

@@ -156,6 +156,8 @@ class System:
             nic
             for nic in self.topology.nics
             if name in {nic.name, nic.device, f"{nic.device}:{nic.port}", *nic.netdevs}
+            # libfabric's domains begin with the device: rdmap16s27-rdm.
+            or name.startswith(f"{nic.device}-")
         ]
 
     def needs(self, nic: Nic) -> bool:

@@ -35,7 +35,7 @@ pub use provider::{Arrivals, Provider, Wanted};
 pub use quirks::Quirks;
 pub use settings::FabricSettings;
 
-/// Opens NICs: those that are named by their domains or an IP address of theirs,
+/// Opens NICs: those that are named by their domains, devices or an IP address of theirs,
 /// those that are near as the system calls them. Those that are named all have to be up and
 /// open; of those that are near, one that cannot be opened is left out.
 ///

@@ -19,7 +19,7 @@ pub struct Wanted {
     /// Only this provider, which may then be a software one; `None` for every
     /// provider of a NIC.
     pub provider: Option<String>,
-    /// Only this NIC: the name of its domain, or an IP address of it.
+    /// Only this NIC: the name of its domain or its device, or an IP address of it.
     pub nic: Option<String>,
 }
 
@@ -63,12 +63,17 @@ impl Provider {
     /// # Errors
     /// [`FabricError::NoProvider`] when none does, with what there is instead.
     pub fn all(library: &'static Library, wanted: &Wanted) -> Result<Vec<Self>, FabricError> {
-        let nics = Self::find(library, wanted)?;
+        let mut nics = Self::find(library, wanted)?;
         if nics.is_empty() {
-            let mut others: Vec<String> = Self::find(library, &Wanted { nic: None, ..wanted.clone() })?
-                .iter()
-                .map(|other| format!("{} ({})", other.nic, other.name))
-                .collect();
+            let mut others = Self::find(library, &Wanted { nic: None, ..wanted.clone() })?;
+            // Providers know the names of their domains alone; people, and our own topology, those of the devices.
+            if let Some(idx) = others.iter().position(|other| wanted.nic.as_deref().is_some_and(|nic| other.is_of(nic)))
+            {
+                nics.push(others.swap_remove(idx));
+                return Ok(nics);
+            }
+            let mut others: Vec<String> =
+                others.iter().map(|other| format!("{} ({})", other.nic, other.name)).collect();
             others.truncate(MAX_LISTED);
             let instead = match (&wanted.nic, others.as_slice()) {
                 (None, _) => String::new(),

@@ -43,6 +43,10 @@ fn a_nic_that_cannot_be_opened_is_left_out() {
     copy.get().place(&machine);
     assert_eq!(near(&[], 8).unwrap(), ["fake1", "fake2"]);
     assert_eq!(names(NicChoice::Named(&list(&["fake2", "fake1"]))).unwrap(), ["fake2", "fake1"]);
+    let as_the_system_calls_it = format!("../../..{}/fake2", machine.display());
+    assert_eq!(names(NicChoice::Named(&list(&["fake1", &as_the_system_calls_it]))).unwrap(), ["fake1", "fake2"]);
+    let none = names(NicChoice::Named(&list(&["fake7"]))).unwrap_err().to_string();
+    assert!(none.contains("has no NIC fake7 for provider fake; it has fake0 (fake), fake1 (fake)"), "{none}");
     let down = names(NicChoice::Named(&list(&["fake1", "fake3"]))).unwrap_err().to_string();
     assert_eq!(down, "fake3: no active port: it is down");
     std::fs::remove_dir_all(machine.join("fake3")).unwrap();

@@ -609,17 +609,20 @@ int getinfo(uint32_t version, const char *node, const char *service, uint64_t fl
     if (hints->caps & HMEM && !fake.has_hmem) return -ENODATA;
     if (hints->tx->op_flags & DELIVERY_COMPLETE && !fake.has_delivery_complete) return -ENODATA;
     for (uint64_t nic = fake.nics; nic--;) {
+        // As providers do it: the name that is asked for is the domain's, not the device's.
+        const char name[] = {'f', 'a', 'k', 'e', (char)('0' + nic), 0};
+        if (hints->domain->name && strcasecmp(hints->domain->name, name)) continue;
         struct fi_info *info = dupinfo(NULL);
         info->next = *out;
         info->caps = hints->caps; info->mode = fake.mode; info->addr_format = (uint32_t)fake.addr_format;
         info->tx->size = 256; info->ep->type = 3; info->ep->protocol = 77; info->ep->max_msg_size = 1 << 30;
-        info->domain->name = strdup("fake0"); info->domain->name[4] += (char)nic; info->domain->mr_mode = (int)mr_mode;
+        info->domain->name = strdup(name); info->domain->mr_mode = (int)mr_mode;
         info->domain->mr_key_size = fake.key_bytes; info->domain->cq_data_size = fake.cq_data_size; info->domain->ep_cnt = fake.ep_cnt;
         info->fabric->name = strdup(fake.fabric); info->fabric->prov_name = strdup(fake.provider);
         info->nic = nic_of(info->domain->name);
         *out = info;
     }
-    return 0;
+    return *out ? 0 : -ENODATA;
 }
 int fabric_open(void *attr, struct fid **out, void *context) {
     (void)attr; (void)context;
