@@ -173,14 +173,24 @@ fn a_fault_ends_what_it_must_and_the_rail_comes_back() {
 }
 
 fn a_port_goes_down_and_up() {
-    let pair = Pair::new((&["null0"], &["null0"]), 4096);
+    let pair = Pair::new((&["null0"], &["null1"]), 4096);
     pair.write(64).unwrap();
-    knob(Knob::PortIsDown, Some(1));
+    // What is under way is told why, and so is what comes later.
+    knob(Knob::Holds, Some(1));
+    let target = |at| ScatterTarget { remote: pair.remote.clone(), src_offset: at, dst_offset: at, nbytes: 64 };
+    let scattered = pair.here.scatter(&pair.region, &[target(0), target(64)], None, WriteOptions::counted(1));
+    let under_way = [pair.start(64), pair.start(4096), scattered.unwrap()];
+    knob(Knob::PortsDown, Some(1 << 0));
+    eventually("they end", || under_way.iter().all(|transfer| transfer.error().is_some()));
+    for error in under_way.map(|transfer| transfer.error().unwrap()) {
+        assert!(error.to_string().contains("the port of null0 went down"), "{error}");
+    }
+    knob(Knob::Holds, Some(0));
     eventually("the path is degraded", || pair.state() == "degraded");
     let error = pair.write(64).unwrap_err();
     assert_eq!(error.code, Code::ConnectionBroken, "{error}");
     assert!(error.to_string().contains("null0"), "{error}");
-    knob(Knob::PortIsDown, Some(0));
+    knob(Knob::PortsDown, Some(0));
     eventually("the path is ready", || pair.state() == "ready");
     pair.write(64).unwrap();
 }

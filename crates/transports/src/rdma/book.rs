@@ -259,7 +259,8 @@ impl Book {
             self.set_dirty(path, rail_no);
         }
         if let Err(fault) = result {
-            self.fail_flight(flight, |op| failure_of(fault, || op.refusal()));
+            let cause = self.cause(path, rail_no, fault);
+            self.fail_flight(flight, |op| failure_of(fault, cause, || op.refusal()));
         }
         self.settle_part(part_idx, now_ns);
     }
@@ -430,6 +431,15 @@ impl Book {
         batches.chain(self.legs_on(path_idx, rail_no)).collect()
     }
 
+    /// Why what was on a rail was flushed: that was another's fault, or the rail was stopped.
+    #[cold]
+    pub(super) fn cause(&mut self, path_idx: u32, rail_no: usize, fault: Fault) -> Option<String> {
+        let path = self.paths.get_mut(path_idx).filter(|_| fault == Fault::Flushed)?;
+        // Of one that stands nobody knows yet.
+        let has_stopped = path.rails.get(rail_no).is_some_and(|rail| !rail.stage.stands());
+        has_stopped.then(|| path.why.clone())
+    }
+
     fn lone_on(&mut self, path_idx: u32) -> impl Iterator<Item = &mut Lone> {
         self.batches.iter_mut().filter_map(move |batch| match &mut batch.of {
             Of::Lone(lone) if lone.path == path_idx => Some(lone),
@@ -459,9 +469,10 @@ fn unqueue(paths: &mut Roll<Path>, part: &Part, part_idx: u32) {
     }
 }
 
-/// What an operation fails with when its NIC reports a fault, and its owner may have said more.
-pub(super) fn failure_of(fault: Fault, refusal: impl FnOnce() -> Option<Refusal>) -> Failure {
+/// What an operation fails with when its NIC reports a fault, of which the cause may be known, and its owner may have
+/// said more.
+pub(super) fn failure_of(fault: Fault, cause: Option<String>, refusal: impl FnOnce() -> Option<Refusal>) -> Failure {
     // Without a word from the owner it may be that its process ends: then keys go before the queue pairs.
     let refusal = if fault == Fault::Refused { refusal() } else { None };
-    refusal.map_or_else(|| Failure::ConnectionBroken(fault.to_string()), Failure::Refused)
+    refusal.map_or_else(|| Failure::ConnectionBroken(cause.unwrap_or_else(|| fault.to_string())), Failure::Refused)
 }

@@ -133,6 +133,7 @@ impl Book {
     pub(super) fn leg_ended(&mut self, leg_idx: u32, result: Result<(), Fault>, now_ns: u64) {
         let Some(leg) = self.legs.remove(leg_idx) else { return };
         let rail_no = leg.rail as usize;
+        let cause = result.err().and_then(|fault| self.cause(leg.path, rail_no, fault));
         let Some(fan) = self.fans.get_mut(leg.fan) else { return };
         let mut refusal = None;
         let mut has_more = false;
@@ -153,7 +154,7 @@ impl Book {
             }
         }
         if let Err(fault) = result {
-            fan.ticket.fail_by(leg.peer, failure_of(fault, || refusal));
+            fan.ticket.fail_by(leg.peer, failure_of(fault, cause, || refusal));
         }
         if (leg.has_failed || result.is_err()) && !leg.is_lost {
             fan.note_loss(&leg);

@@ -93,7 +93,7 @@ impl Book {
     #[inline]
     pub(super) fn lone_ended(&mut self, lone: Lone, nbytes: u64, result: Result<(), Fault>, now_ns: u64) {
         let Lone { stub, path: path_idx, rail: rail_no } = lone;
-        let result = result.map_err(|fault| failure_of(fault, || stub.refusal()));
+        let result = result.map_err(|fault| failure_of(fault, self.cause(path_idx, rail_no, fault), || stub.refusal()));
         if let Some(path) = self.paths.get_mut(path_idx) {
             let has_more = path.rails.get_mut(rail_no).is_some_and(|rail| {
                 rail.under_way -= 1;

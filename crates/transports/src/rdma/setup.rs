@@ -209,8 +209,8 @@ impl<N: Nic> State<N> {
                 self.book.faulty.push((path_idx, rail_no));
                 continue;
             }
-            self.abandon(path_idx, rail_no, "the rail broke", now_ns);
             let why = self.book.paths.get(path_idx).map_or_else(String::new, |path| path.why.clone());
+            self.abandon(path_idx, rail_no, &why, now_ns);
             self.not_made(path_idx, rail_no, why, now_ns);
             self.tell_broken(path_idx, rail_no);
         }
