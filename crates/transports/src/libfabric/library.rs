@@ -17,6 +17,7 @@ use thiserror::Error;
 use super::environment::with_variable;
 use super::sys::{fi_fabric_attr, fi_info, fid_fabric, version, FI_PROV_ATTR_ONLY, FI_SOURCE};
 use crate::lock;
+use crate::rdma::{kind_of, CHANNEL_ADAPTER};
 use crate::sys::are_descriptors_left;
 
 /// Why libfabric, or something of it, cannot be used.
@@ -253,8 +254,8 @@ pub fn may_have_nic(sys_class: &Path) -> bool {
     let names = |class: &str| std::fs::read_dir(sys_class.join(class)).into_iter().flatten().flatten();
     names("cxi").next().is_some()
         || names("infiniband").any(|device| {
-            std::fs::read_to_string(device.path().join("node_type"))
-                .is_ok_and(|text| !text.starts_with(CHANNEL_ADAPTER))
+            let class = sys_class.join("infiniband");
+            kind_of(&class, &device.file_name().to_string_lossy()).is_some_and(|kind| kind != CHANNEL_ADAPTER)
         })
 }
 
@@ -360,8 +361,6 @@ const INSTALLED: [&str; 2] = ["/opt/amazon/efa/lib/libfabric.so.1", "/opt/amazon
 /// Lays out `fi_mr_attr` up to `page_size`.
 const NEWEST_API: u32 = version(1, 22);
 const OLDEST: u32 = version(1, 17);
-/// InfiniBand and RoCE adapters, in sysfs.
-const CHANNEL_ADAPTER: &str = "1:";
 
 #[cfg(test)]
 mod tests {

@@ -33,6 +33,6 @@ pub use nic::{
     Batch, Completions, Domain, Fault, Marks, Nic, NicAbout, NicChoice, NicError, One, PortLook, RailIdx, RemoteMemory,
     MAX_ADDRESS_BYTES,
 };
-pub(crate) use nodes::{cannot_open, open_node, shut_devices};
+pub(crate) use nodes::{cannot_open, kind_of, open_node, shut_devices, CHANNEL_ADAPTER, IWARP_ADAPTER};
 pub(crate) use opening::Opening;
 pub use registrations::Registrations;

@@ -1,4 +1,4 @@
-//! Device nodes: why an RDMA device cannot be opened, in words that say what to do.
+//! What the system says of RDMA devices: of which kind they are, and why one cannot be opened, in words that say what to do.
 
 use std::io;
 use std::path::Path;
@@ -35,6 +35,18 @@ pub(crate) fn shut_devices(root: &Path, open: impl Fn(&Path) -> io::Result<()>) 
 pub(crate) fn open_node(node: &Path) -> io::Result<()> {
     std::fs::OpenOptions::new().read(true).write(true).open(node).map(drop)
 }
+
+/// Of which kind a device is, as the kernel numbers them; `class` is sysfs's folder of RDMA devices. `None` where that
+/// says nothing.
+pub(crate) fn kind_of(class: &Path, device: &str) -> Option<u32> {
+    let kind = std::fs::read_to_string(class.join(device).join("node_type")).ok()?;
+    kind.split(':').next()?.trim().parse().ok()
+}
+
+/// An adapter for InfiniBand or RoCE.
+pub(crate) const CHANNEL_ADAPTER: u32 = 1;
+/// One for iWARP.
+pub(crate) const IWARP_ADAPTER: u32 = 4;
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::nic::VerbsNic;
 use super::port::Port;
 use super::sys::{Context, DeviceAttr, Pd};
 use super::VerbsSettings;
-use crate::rdma::{cannot_open, NicError, Opening};
+use crate::rdma::{cannot_open, kind_of, NicError, Opening, CHANNEL_ADAPTER, IWARP_ADAPTER};
 use crate::sys::{close_in_children, fork_generation, set_nonblocking};
 
 /// An open device with a protection domain: what registers memory.
@@ -31,10 +32,32 @@ unsafe impl Send for VerbsDomain {}
 // SAFETY: as above.
 unsafe impl Sync for VerbsDomain {}
 
-/// Why there is certainly no device on this machine, without opening anything.
+/// Why there is certainly no device on this machine that verbs drives, without opening anything.
 pub fn no_device() -> Option<String> {
-    let devices = std::fs::read_dir("/sys/class/infiniband").map(|list| list.count()).unwrap_or(0);
-    (devices == 0).then(|| "no RDMA device on this host (/sys/class/infiniband is empty)".to_owned())
+    why_none(Path::new(CLASS))
+}
+
+fn why_none(class: &Path) -> Option<String> {
+    let devices = std::fs::read_dir(class).into_iter().flatten().flatten();
+    let devices = devices.map(|device| device.file_name().to_string_lossy().into_owned()).collect();
+    match adapters(class, devices) {
+        Ok(_) => None,
+        Err(others) if others.is_empty() => {
+            Some("no RDMA device on this host (/sys/class/infiniband is empty)".to_owned())
+        }
+        Err(others) => Some(format!("no InfiniBand or RoCE adapter on this host; it has {}", listed(&others))),
+    }
+}
+
+/// Those of the devices that are adapters or may be: others, as EFA's, have no reliable connected queue pairs, and another
+/// library drives them. Without one, the devices.
+fn adapters(class: &Path, devices: Vec<String>) -> Result<Vec<String>, Vec<String>> {
+    let may_be = |device: &String| matches!(kind_of(class, device), None | Some(CHANNEL_ADAPTER | IWARP_ADAPTER));
+    let (adapters, others): (Vec<_>, Vec<_>) = devices.into_iter().partition(may_be);
+    if adapters.is_empty() {
+        return Err(others);
+    }
+    Ok(adapters)
 }
 
 /// One NIC of the machine: a device and a port of it.
@@ -85,6 +108,8 @@ pub(super) fn open_near(
     settings: &VerbsSettings,
 ) -> Result<Vec<VerbsNic>, NicError> {
     let names = list(&library).map_err(NicError::or_descriptors)?;
+    let names = adapters(Path::new(CLASS), names)
+        .map_err(|others| NicError::Device(format!("no InfiniBand or RoCE adapter; there is {}", listed(&others))))?;
     let (mut opening, mut tried) = (Opening::new(max_nics), Vec::new());
     // The system lists devices that a container was not given, or whose user-space driver is missing.
     let near = nics.iter().filter_map(|name| Some((name, parse(name).ok()?)));
@@ -235,5 +260,33 @@ impl Drop for VerbsDomain {
 impl std::fmt::Debug for VerbsDomain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("VerbsDomain").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// RDMA devices, as the system has them.
+const CLASS: &str = "/sys/class/infiniband";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_library_drives_is_left_to_it() {
+        let class = std::env::temp_dir().join(format!("anyfabric-adapters-{}", std::process::id()));
+        assert!(why_none(&class).unwrap().contains("is empty"));
+        let add = |device: &str, kind: Option<&str>| {
+            std::fs::create_dir_all(class.join(device)).unwrap();
+            kind.into_iter().for_each(|kind| std::fs::write(class.join(device).join("node_type"), kind).unwrap());
+        };
+        add("rdmap16s27", Some("7: unspecified\n"));
+        let why = "no InfiniBand or RoCE adapter on this host; it has rdmap16s27";
+        assert_eq!(why_none(&class).as_deref(), Some(why));
+        add("mlx5_0", Some("1: CA\n"));
+        add("iwarp0", Some("4: RNIC\n"));
+        add("unknown", None);
+        assert_eq!(why_none(&class), None);
+        let devices = ["iwarp0", "mlx5_0", "rdmap16s27", "unknown", "not_there"].map(str::to_owned).to_vec();
+        assert_eq!(adapters(&class, devices).unwrap(), ["iwarp0", "mlx5_0", "unknown", "not_there"]);
+        std::fs::remove_dir_all(class).unwrap();
     }
 }
