@@ -189,6 +189,9 @@ pub(crate) struct BindingTable {
     /// Those whose owner has not answered, by the number of the request.
     asked: HashMap<u64, Arc<Binding>>,
     next_request: u64,
+    /// That nobody asked for, made since it was last looked which are in use; and how many those were.
+    made: usize,
+    in_use: usize,
 }
 
 impl BindingTable {
@@ -197,9 +200,22 @@ impl BindingTable {
         if let Some(binding) = self.find(region, key, nbytes) {
             return Arc::clone(binding);
         }
+        self.made += 1;
+        if self.made > self.in_use.max(MOST_UNUSED) {
+            self.forget_unused();
+        }
         let binding = Arc::new(Binding::ready(region, key, nbytes, Target::Owner));
         self.insert(&binding);
         binding
+    }
+
+    /// The owner, who checks every write, does not say when a region is gone. What nobody holds can be made anew.
+    fn forget_unused(&mut self) {
+        self.by_region.retain(|_, bindings| {
+            bindings.retain(|binding| Arc::strong_count(binding) > 1);
+            !bindings.is_empty()
+        });
+        (self.made, self.in_use) = (0, self.by_region.values().map(Vec::len).sum());
     }
 
     /// The one for that descriptor; a pending one when there is none, and with it
@@ -270,3 +286,5 @@ impl BindingTable {
 const PENDING: u32 = 0;
 const READY: u32 = 1;
 const REFUSED: u32 = 16;
+/// Of regions whose owner checks every write.
+const MOST_UNUSED: usize = 1024;

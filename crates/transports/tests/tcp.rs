@@ -224,6 +224,20 @@ fn a_stream_that_is_never_read_breaks() {
     drop(streams);
 }
 
+/// A peer has new regions all the time, and does not say which of the old ones are gone.
+#[test]
+fn regions_that_nobody_holds_leave_nothing() {
+    let link = Bench::new().link;
+    let held: Vec<_> = (0..10).map(|region| link.bind(region, 1, 8)).collect();
+    let others: Vec<_> = (10..20_000).map(|region| Arc::downgrade(&link.bind(region, 1, 8))).collect();
+    let num_left = others.iter().filter(|binding| binding.strong_count() > 0).count();
+    assert!(num_left < 3000, "{num_left} of {} are left", others.len());
+    assert!(held.iter().all(|binding| Arc::ptr_eq(binding, &link.bind(binding.region, 1, 8))));
+    // They are known to whoever takes them back.
+    assert!(link.release(3, 1, Refusal::Revoked));
+    assert_eq!(held[3].refusal(), Some(Refusal::Revoked));
+}
+
 /// An empty region may lie nowhere, as that of an empty buffer does; a checksum over its bytes is one over none.
 #[test]
 fn nothing_has_a_checksum() {
