@@ -36,7 +36,7 @@ fn main() {
     };
     let writes: Vec<Extent> = (0..32).map(|_| Extent { src: next(), dst: next(), nbytes: 1024 }).collect();
     let mut ours = || {
-        let (mut ended, began) = (Ended(0), Instant::now());
+        let (mut ended, began) = (Ended::default(), Instant::now());
         for batch_idx in 0..PAGES / 32 {
             let batch =
                 Batch { source: &from.memory, target, writes: black_box(&writes), marks: Marks::Each(1), token: 1 };

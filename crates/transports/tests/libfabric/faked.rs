@@ -70,17 +70,18 @@ fn a_queue_that_is_often_full_delays_and_loses_nothing() {
     }
 }
 
+type Change = fn(&mut Fake);
+const WAYS: [(Arrivals, Change); 5] = [
+    (Arrivals::Tagged, |fake| fake.mode = CONTEXT2),
+    (Arrivals::Tagged, |fake| fake.mode = CONTEXT2 | RX_CQ_DATA),
+    (Arrivals::Sourced, |fake| fake.cq_data_size = 4),
+    (Arrivals::Messages, |fake| (fake.cq_data_size, fake.has_source) = (4, 0)),
+    (Arrivals::Messages, |fake| (fake.cq_data_size, fake.has_write_data) = (0, 0)),
+];
+
 #[test]
 fn every_way_to_count_counts_the_same() {
-    type Change = fn(&mut Fake);
-    let ways: [(Arrivals, Change); 5] = [
-        (Arrivals::Tagged, |fake| fake.mode = CONTEXT2),
-        (Arrivals::Tagged, |fake| fake.mode = CONTEXT2 | RX_CQ_DATA),
-        (Arrivals::Sourced, |fake| fake.cq_data_size = 4),
-        (Arrivals::Messages, |fake| (fake.cq_data_size, fake.has_source) = (4, 0)),
-        (Arrivals::Messages, |fake| (fake.cq_data_size, fake.has_write_data) = (0, 0)),
-    ];
-    for (arrivals, change) in ways {
+    for (arrivals, change) in WAYS {
         with(change, |copy, mut pair| {
             assert_eq!(pair.here.domain().provider().arrivals, arrivals);
             check_all_arrives(&mut pair, 60);
@@ -428,7 +429,39 @@ fn posting_and_polling_allocate_nothing() {
     );
 }
 
-/// Counts what ended well.
+/// Pages, an immediate and a message, until both ends have seen them, in each way in which immediates may come.
+#[test]
+fn arrivals_allocate_nothing() {
+    for (arrivals, change) in WAYS {
+        with(change, |_, mut pair| {
+            let (from, to) = (Region::new(&pair.here, 1 << 14, 7), Region::new(&pair.there, 1 << 14, 0));
+            let (target, writes) = (FabricDomain::remote(&to.memory), pages(6));
+            let (mut ended, mut there) = (Ended::default(), Ended::default());
+            let mut rounds = |num: u32| {
+                for _ in 0..num {
+                    let until = ended.0 + 3;
+                    let batch =
+                        Batch { source: &from.memory, target, writes: &writes, marks: Marks::Each(1), token: 1 };
+                    assert_eq!(pair.here.post(pair.rail, &batch), Ok(6));
+                    assert_eq!(pair.here.signal(pair.rail, 1, 2), Ok(true));
+                    assert_eq!(pair.here.send(pair.rail, b"hello", 3), Ok(true));
+                    while ended.0 < until {
+                        pair.here.poll(&mut ended);
+                        pair.there.poll(&mut there);
+                    }
+                }
+                // What is still in the queue there.
+                while pair.there.poll(&mut there) {}
+                there.1
+            };
+            let before = rounds(20);
+            let mut after = 0;
+            assert_eq!(allocations(|| after = rounds(200)), 0, "{arrivals:?}");
+            assert_eq!(after - before, 200 * 8, "{arrivals:?}");
+        });
+    }
+}
+
 pub(crate) const CONTEXT2: u64 = 1 << 52;
 const RX_CQ_DATA: u64 = 1 << 56;
 const DELIVERY_COMPLETE: u64 = 1 << 28;

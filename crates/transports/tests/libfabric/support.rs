@@ -49,17 +49,21 @@ pub(crate) fn nic_of(
     FabricNic::open(Arc::new(provider), settings).unwrap()
 }
 
-/// Counts batches that ended well; anything else is a failure of the test.
+/// Counts batches that ended well, and what arrived; anything else is a failure of the test.
 #[derive(Default)]
-pub(crate) struct Ended(pub(crate) u32);
+pub(crate) struct Ended(pub(crate) u32, pub(crate) u32);
 
 impl Completions for Ended {
     fn completed(&mut self, _: u32, _: u32, result: Result<(), Fault>) {
         result.unwrap();
         self.0 += 1;
     }
-    fn arrived(&mut self, _: u32, _: u32) {}
-    fn message(&mut self, _: u32, _: &[u8]) {}
+    fn arrived(&mut self, _: u32, _: u32) {
+        self.1 += 1;
+    }
+    fn message(&mut self, _: u32, _: &[u8]) {
+        self.1 += 1;
+    }
     fn broken(&mut self, _: u32, why: Fault) {
         panic!("{why}");
     }
