@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -158,6 +159,9 @@ fn what_waits_for_a_full_stream_is_given_up_at_once() {
     bench.link.reap();
     assert!(tickets.iter().all(|ticket| ticket.has_quiesced()));
     assert!(!first.has_ended());
+    // The statistics have that it waits for room.
+    let retries = bench.link.stats().nics().iter().map(|nic| nic.retries.load(Ordering::Relaxed));
+    assert_eq!(retries.collect::<Vec<_>>(), [0, 1, 0]);
 }
 
 /// One stream is far ahead of the other: what both have of a write is counted, or its writer hears that it is not.

@@ -44,6 +44,11 @@ impl Batch {
         self.piece_idx == self.pieces.len()
     }
 
+    /// Whether it is not acknowledgements and control messages alone.
+    pub(super) fn has_parts(&self) -> bool {
+        !self.holds.is_empty()
+    }
+
     pub(super) fn clear(&mut self) {
         self.head.clear();
         self.pieces.clear();

@@ -84,13 +84,15 @@ impl Lane {
     }
 
     /// Notes whether the socket is full, and asks the poller to say when it is
-    /// not.
-    pub(super) fn set_blocked(&self, blocked: bool) {
+    /// not; true when that is news.
+    pub(super) fn set_blocked(&self, blocked: bool) -> bool {
         // ORDERING: changed under the lock of `send`; a late look costs a system call.
-        if self.blocked.swap(blocked, Ordering::AcqRel) != blocked {
+        let is_news = self.blocked.swap(blocked, Ordering::AcqRel) != blocked;
+        if is_news {
             let interest = if blocked { Interest::ReadWrite } else { Interest::Read };
             let _ = self.poller.modify(&self.socket, self.token, interest);
         }
+        is_news
     }
 
     /// Whether a flush could move something.

@@ -50,7 +50,7 @@ pub struct TcpLink {
     was_whole: AtomicBool,
     /// When something small last went either way.
     pub(super) small_ns: AtomicU64,
-    stats: Arc<PeerStats>,
+    pub(super) stats: Arc<PeerStats>,
 }
 
 impl TcpLink {
@@ -153,7 +153,7 @@ impl TcpLink {
     /// Sends what the lane has, in this thread, as far as one batch goes.
     pub(super) fn push(&self, lane: &Arc<Lane>) -> bool {
         self.set_pending(lane);
-        if let Err(error) = lane.flush(self.turn_bytes()) {
+        if let Err(error) = lane.flush(self.turn_bytes(), self.stats.nic(lane.idx.into())) {
             log::debug!("peer {}: lane {}: {error}", self.peer, lane.idx);
             // Reading notices the same and reports it; wake the reader.
             lane.set_blocked(true);

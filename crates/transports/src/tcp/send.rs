@@ -12,7 +12,7 @@ use anyfabric_wire::{Frame, Imm};
 use super::batch::Batch;
 use super::lane::Lane;
 use crate::controls::{kept_bytes, MAX_CONTROL_BYTES};
-use crate::{lock, try_lock, Failure, Op, PeerStats, Region};
+use crate::{lock, try_lock, Failure, NicStats, Op, PeerStats, Region};
 
 /// An operation, shared by the lanes that carry parts of it.
 #[derive(Debug)]
@@ -204,11 +204,11 @@ impl Send {
 impl Lane {
     /// Sends a batch of about `batch_bytes`, or what is left of the last one, as
     /// far as the socket takes it. True when something moved; `pending` says
-    /// whether there may be more.
+    /// whether there may be more, and `stats` that it had to wait.
     ///
     /// # Errors
     /// The system's: the stream is broken.
-    pub(super) fn flush(&self, batch_bytes: usize) -> io::Result<bool> {
+    pub(super) fn flush(&self, batch_bytes: usize, stats: &NicStats) -> io::Result<bool> {
         let mut moved = false;
         // Whoever holds the lock looks again after giving it back, so that
         // nothing submitted meanwhile stays behind.
@@ -227,7 +227,11 @@ impl Lane {
             }
             // ORDERING: under the lock; a submitter that comes later sets it again.
             self.pending.store(more, Ordering::Release);
-            self.set_blocked(blocked);
+            let waits = self.set_blocked(blocked) && blocked;
+            if waits && send.batch.has_parts() {
+                // ORDERING: statistics.
+                stats.retries.fetch_add(1, Ordering::Relaxed);
+            }
             drop(send);
             if more || lock(&self.submitted).is_empty() {
                 break;

@@ -77,7 +77,7 @@ impl TcpLink {
 
     /// True when something moved.
     pub(super) fn flush_lane(&self, lane: &Lane, sink: &dyn Sink) -> bool {
-        let moved = lane.flush(self.turn_bytes()).unwrap_or_else(|error| {
+        let moved = lane.flush(self.turn_bytes(), self.stats.nic(lane.idx.into())).unwrap_or_else(|error| {
             self.report(lane, &error, sink);
             false
         });
