@@ -49,7 +49,8 @@ def test_json(machine):
 def test_the_settings_say_what_is_needed(machine, monkeypatch):
     """Each reaches the checks that heed it."""
     for name, value in (
-        ("NICS", "mlx5_7"),
+        ("NICS", "mlx5_7,mlx5_1"),
+        ("GID_INDEX", "7"),
         ("VERBS_LIBRARY", "/own/libibverbs.so.1"),
         ("LIBFABRIC_LIBRARY", "/own/libfabric.so.1"),
     ):
@@ -61,6 +62,7 @@ def test_the_settings_say_what_is_needed(machine, monkeypatch):
     rows = json.loads(run("--root", str(machine.root), "--json", code=1))["findings"]
     broken = {row["check"]: row["found"] for row in rows if row["level"] == "broken"}
     assert "the setting `nics` names it" in broken["link"]
+    assert "no GID at index 7" in broken["gid"]
     assert broken["provider"] == "/own/libibverbs.so.1 is not installed"
     assert broken["efa-library"] == "/own/libfabric.so.1 is not there"
     monkeypatch.setenv("ANYFABRIC_TRANSPORTS", "shm,tcp")

@@ -104,6 +104,7 @@ def _system(root: Path = Path("/"), process: str = "self", *, ask_driver: bool =
         named=tuple(names["nics"]),
         enabled=tuple(names["transports"]),
         names_libfabric=any(settings[f"libfabric_{name}"].value for name in ("provider", "library")),
+        gid_index=cast("int | None", settings["gid_index"].value),
         verbs_library=str(settings["verbs_library"].value or ""),
         libfabric_library=str(settings["libfabric_library"].value or ""),
         gpus=_gpus(settings["cuda_library"].value) if ask_driver else (),

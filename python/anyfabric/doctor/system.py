@@ -52,6 +52,7 @@ class System:
         named: The NICs that the settings name; none when the engine chooses.
         enabled: The transports that the settings allow.
         names_libfabric: Whether the settings name libfabric's provider or library, which may be software.
+        gid_index: The GID that the settings choose; `None` when the engine does.
         verbs_library: The libibverbs that the settings name; empty when the system finds one.
         libfabric_library: The libfabric that they name; empty when the engine looks for one.
         gpus: What the driver answers of the GPUs, where it can be asked: of this machine.
@@ -64,6 +65,7 @@ class System:
     named: tuple[str, ...] = ()
     enabled: tuple[str, ...] = TRANSPORTS
     names_libfabric: bool = False
+    gid_index: int | None = None
     verbs_library: str = ""
     libfabric_library: str = ""
     gpus: tuple[DriverGpu, ...] = ()

@@ -94,7 +94,10 @@ def gid(system: System) -> Iterator[Finding]:
     for nic in system.nics:
         if nic.state != "up" or nic.fabric == "other":
             continue
-        gids = _gids(system, nic)
+        gids = [(address, kind) for _, address, kind in _gids(system, nic)]
+        if system.gid_index is not None and nic.fabric != "efa" and system.names(f"{_port(nic)}/gids"):
+            yield from _chosen(system, nic, system.gid_index)
+            continue
         if nic.fabric == "ethernet" and gids and not any(kind for _, kind in gids):
             yield note(nic.name, "the kinds of its GIDs cannot be read")
             continue
@@ -120,6 +123,27 @@ def gid(system: System) -> Iterator[Finding]:
             good.append(nic.name)
     if good:
         yield ok("", f"{len(good)} port{'s' * (len(good) > 1)} with a GID that peers can reach")
+
+
+def _chosen(system: System, nic: Nic, chosen: int) -> Iterator[Finding]:
+    """Whether the GID that the settings choose reaches peers."""
+    gids = {index: (address, kind) for index, address, kind in _gids(system, nic)}
+    address, kind = gids.get(chosen, (None, ""))
+    level = warning if system.needs(nic) else note
+    mend = "unset or correct ANYFABRIC_GID_INDEX"
+    if address is None:
+        there = ", ".join(map(str, sorted(gids))) or "none"
+        found = f"no GID at index {chosen}, which the setting `gid_index` names; there are: {there}"
+        yield (broken if system.needs(nic) else note)(nic.name, found, mend)
+    elif nic.fabric == "ethernet" and kind not in {"RoCE v2", ""}:
+        found = f"GID {chosen}, which the setting `gid_index` names, is of {kind}: it is not routed"
+        yield level(nic.name, f"{found}, and no peer with RoCE v2 is reached", mend)
+    elif nic.fabric == "ethernet" and address.is_link_local:
+        found = f"GID {chosen}, which the setting `gid_index` names, is link-local ({address})"
+        yield level(nic.name, f"{found}: it reaches no other subnet", mend)
+    else:
+        shown = address.ipv4_mapped or address
+        yield ok(nic.name, f"GID {chosen}, which the setting `gid_index` names: {shown}")
 
 
 def mtu(system: System) -> Iterator[Finding]:
@@ -175,16 +199,16 @@ def _port(nic: Nic) -> str:
     return f"sys/class/infiniband/{nic.device}/ports/{nic.port}"
 
 
-def _gids(system: System, nic: Nic) -> list[tuple[ipaddress.IPv6Address, str]]:
-    """Addresses that are not empty, with their kind."""
-    found: list[tuple[ipaddress.IPv6Address, str]] = []
+def _gids(system: System, nic: Nic) -> list[tuple[int, ipaddress.IPv6Address, str]]:
+    """Addresses that are not empty, with their index and kind."""
+    found: list[tuple[int, ipaddress.IPv6Address, str]] = []
     for index in system.names(f"{_port(nic)}/gids"):
         text = system.text(f"{_port(nic)}/gids/{index}")
         if re.fullmatch(r"[0-9a-f]{4}(:[0-9a-f]{4}){7}", text):
             address = ipaddress.IPv6Address(text)
             # InfiniBand and EFA number ports by GUID: zero is the prefix alone.
-            if int(address) & (1 << 64) - 1:
-                found.append((address, system.text(f"{_port(nic)}/gid_attrs/types/{index}")))
+            if index.isdecimal() and int(address) & (1 << 64) - 1:
+                found.append((int(index), address, system.text(f"{_port(nic)}/gid_attrs/types/{index}")))
     return found
 
 
@@ -203,7 +227,8 @@ PORT_CHECKS = (
     ),
     Check(
         "gid",
-        "The GIDs of each port: on Ethernet one of RoCE v2, with an IP address behind it.",
+        "The GIDs of each port: on Ethernet one of RoCE v2, with an IP address behind it; or the one that "
+        "`gid_index` names.",
         "A GID is the address of a port. Those of RoCE v1 are not routed, link-local ones stay in one "
         "subnet, and without an IP address on the interface there is no other.",
         gid,
