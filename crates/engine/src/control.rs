@@ -261,21 +261,21 @@ impl Inner {
             return;
         }
         let (now_ns, heartbeat_ns) = (self.clock.now_ns(), nanos(self.config.heartbeat));
-        let calls_in_ns = {
+        let (is_caller, wait_ns) = {
             let mut state = peer.state();
             let is_caller = state.session.as_ref().is_some_and(|session| session.is_caller);
             state.backoff.broke(now_ns, heartbeat_ns);
-            let calls_in_ns = is_caller.then(|| state.backoff.next_ns(heartbeat_ns));
-            let retry_ns = calls_in_ns.filter(|wait_ns| *wait_ns > 0).map_or(u64::MAX, |wait_ns| now_ns + wait_ns);
+            let wait_ns = state.backoff.next_ns(heartbeat_ns);
+            let retry_ns = if is_caller && wait_ns > 0 { now_ns + wait_ns } else { u64::MAX };
             let until_ns = now_ns.saturating_add(heartbeat_ns.saturating_mul(self.config.heartbeats_lost.into()));
             state.phase = Phase::Broken { until_ns, retry_ns };
-            calls_in_ns
+            (is_caller, wait_ns)
         };
-        match calls_in_ns {
-            Some(0) => self.call(driver, peer),
+        match (wait_ns, is_caller) {
+            (0, true) => self.call(driver, peer),
+            (0, false) => self.look_for_end(peer),
             // It broke as soon as it was made.
-            Some(_) => {}
-            None => self.look_for_end(peer),
+            _ => {}
         }
     }
 

@@ -23,7 +23,7 @@ use crate::intruder::{dial, dial_and_call, send_control, this_host, Intro, Intru
 
 on_fabrics! { [broken_while_a_caller_joins, broken_while_it_joins, lost_while_it_joins, unix_socket_is_full] [shm SHM] }
 on_fabrics! { [killed_while_it_calls, killed_while_it_is_called] [shm SHM, tcp_1 TCP_1] }
-on_fabrics! { [strangers_are_summed_up, a_crowd_calls_at_once, a_refused_stream_is_no_loss, reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
+on_fabrics! { [strangers_are_summed_up, a_crowd_calls_at_once, a_refused_stream_is_no_loss, a_flapping_caller_is_asked_for_once, reconnects_less_and_less_often, silence_is_waited_out, final_answers_end_it] [tcp_1 TCP_1] }
 
 /// Whoever calls and is gone before he can be welcomed was never here: he is neither listed nor counted.
 fn killed_while_it_calls(fabric: &Fabric) {
@@ -170,6 +170,33 @@ fn reconnects_less_and_less_often(fabric: &Fabric) {
         assert!(round < 20, "the waits do not begin anew");
         attempt.end();
     }
+}
+
+/// Whether a caller of this host still listens is asked when his connection breaks, and others wait meanwhile. Where one
+/// after the other breaks as soon as it is made, that is not asked again and again.
+fn a_flapping_caller_is_asked_for_once(fabric: &Fabric) {
+    let mut settings = fabric.settings(1);
+    settings.heartbeat = LONG;
+    let engine = Engine::new(settings.config()).unwrap();
+    let (listener, mut random) = (TcpListener::bind("127.0.0.1:0").unwrap(), random());
+    listener.set_nonblocking(true).unwrap();
+    let mut knock = Knock::new(engine.address(), &mut random, &Intro::default()).unwrap();
+    knock.hello.address.sockets.push(listener.local_addr().unwrap());
+    let Welcome::Accepted(accepted) = knock.introduce().unwrap() else { panic!("no session") };
+    let (resume, mut num_broken) = (Resume { token: accepted.token, received: 0 }, 0);
+    for time in 1..=20 {
+        let address = knock.hello.address.clone();
+        drop(knock);
+        eventually("it breaks", || {
+            num_broken += engine.take_log().iter().filter(|(_, line)| line.contains("stream 0 broke")).count();
+            num_broken == time
+        });
+        knock = Knock::new(engine.address(), &mut random, &Intro::default()).unwrap();
+        knock.hello.address = address;
+        knock.hello.purpose = Purpose::Session { callee: engine.address().engine, resume: Some(resume) };
+        assert!(matches!(knock.introduce().unwrap(), Welcome::Accepted(_)));
+    }
+    assert_eq!(std::iter::from_fn(|| listener.accept().ok()).count(), 1);
 }
 
 /// Whoever says nothing at first, as a process that is stopped or starved, is called again while something that waits
