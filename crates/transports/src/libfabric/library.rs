@@ -234,7 +234,11 @@ impl Library {
             }
         };
         if library.version < OLDEST {
-            let why = format!("it is {}, and 1.17 is the oldest that is known to work", library.version_text());
+            let why = format!(
+                "it is {}, and 1.17 is the oldest that is known to work; install a later one, or name it in \
+                 {LIBRARY_VARIABLE}",
+                library.version_text()
+            );
             return Err(FabricError::Unfit { path: library.path, why });
         }
         Ok(library)
