@@ -33,11 +33,11 @@ impl Inner {
         if resume.is_none() {
             peer.state().phase = Phase::Calling;
         }
-        self.start_call(driver, peer, purpose, peer.address.sockets.clone(), None);
+        self.start_call(driver, peer, purpose, peer.sockets(), None);
     }
 
     pub(crate) fn call_lane(&self, driver: &mut Driver, peer: &Arc<Peer>, lane_idx: u8, token: [u8; 16]) {
-        self.start_call(driver, peer, Purpose::Lane { token, lane_idx }, peer.address.sockets.clone(), None);
+        self.start_call(driver, peer, Purpose::Lane { token, lane_idx }, peer.sockets(), None);
     }
 
     pub(crate) fn start_call(
@@ -62,7 +62,8 @@ impl Inner {
             });
             match dialled {
                 Ok(mut meet) => {
-                    meet.call = Some(Calling { peer: Arc::clone(peer), hello, others: sockets, failed });
+                    let (peer, to, others) = (Arc::clone(peer), Some(to), sockets);
+                    meet.call = Some(Calling { peer, hello, to, others, failed });
                     driver.meets.insert(id, meet);
                     return;
                 }
@@ -131,10 +132,21 @@ impl Inner {
     }
 
     fn meet_failed(&self, driver: &mut Driver, mut meet: Meet, error: MeetError) {
-        let Some(Calling { peer, hello, others, failed }) = meet.call.take() else {
-            return driver.dropped.add(&error);
-        };
-        self.start_call(driver, &peer, hello.purpose, others, Some(error.after(failed)));
+        match meet.call.take() {
+            Some(calling) => self.call_elsewhere(driver, calling, error),
+            None => driver.dropped.add(&error),
+        }
+    }
+
+    /// Calls the next address, if there is one.
+    fn call_elsewhere(&self, driver: &mut Driver, calling: Calling, error: MeetError) {
+        let Calling { peer, hello, others, failed, .. } = calling;
+        let error = error.after(failed);
+        if others.is_empty() {
+            self.call_failed(&peer, &hello.purpose, &error);
+        } else {
+            self.start_call(driver, &peer, hello.purpose, others, Some(error));
+        }
     }
 
     pub(crate) fn call_failed(&self, peer: &Arc<Peer>, purpose: &Purpose, error: &MeetError) {
@@ -143,9 +155,14 @@ impl Inner {
         }
         let refused = error.is_refusal();
         match purpose {
+            // Why, and what it has let go of, comes on the control connection.
+            Purpose::Lane { .. } if matches!(error, MeetError::Stranger) => {
+                self.log(10, format!("{}: its session has ended", peer.address));
+            }
             Purpose::Lane { lane_idx, .. } => {
                 self.log(30, format!("{}: stream {lane_idx}: {error}", peer.address));
             }
+            Purpose::Session { .. } if matches!(error, MeetError::Stranger) => self.lose(peer, &error.to_string()),
             // The listener lives as long as its engine, so a refusal is the engine's end, if we asked the right machine.
             Purpose::Session { resume: None, .. } if refused && peer.address.sockets.len() == 1 => {
                 self.lose(peer, nobody_at(&peer.address.sockets[0]));
@@ -192,14 +209,25 @@ impl Inner {
     }
 
     pub(crate) fn welcomed(&self, driver: &mut Driver, calling: Calling, way: Way, welcome: Welcome, version: u16) {
-        let peer = calling.peer;
-        match (welcome, calling.hello.purpose) {
+        let is_of_lane = matches!(calling.hello.purpose, Purpose::Lane { .. });
+        match &welcome {
+            Welcome::Rejected(Rejection::OtherIncarnation) => {
+                return self.call_elsewhere(driver, calling, MeetError::Stranger);
+            }
+            Welcome::Rejected(Rejection::NoSession) if is_of_lane => {
+                return self.call_elsewhere(driver, calling, MeetError::Stranger);
+            }
+            _ => {}
+        }
+        let Calling { peer, hello, to, .. } = calling;
+        match (welcome, hello.purpose) {
             (Welcome::Accepted(_), Purpose::Lane { lane_idx, .. }) => self.add_stream(&peer, way, lane_idx),
             (Welcome::Accepted(accepted), Purpose::Session { resume, .. }) => {
                 let stands = matches!(peer.phase(), Phase::Joining { .. } | Phase::Up);
                 if accepted.address.engine != peer.address.engine || peer.lost().is_some() || stands {
                     return;
                 }
+                peer.state().reached_at = to;
                 self.session_accepted(driver, &peer, way, (*accepted, version), resume.is_some());
             }
             (Welcome::Rejected(rejection), purpose) => self.rejected(&peer, &purpose, rejection),
@@ -227,12 +255,8 @@ impl Inner {
 
     fn rejected(&self, peer: &Arc<Peer>, purpose: &Purpose, rejection: Rejection) {
         match rejection {
-            Rejection::OtherIncarnation => self.lose(peer, "another engine lives at its address now"),
+            Rejection::OtherIncarnation => self.call_failed(peer, purpose, &MeetError::Stranger),
             Rejection::Fenced => self.lose(peer, "it has given this engine up"),
-            // Why, and what it has let go of, comes on the control connection.
-            Rejection::NoSession if matches!(purpose, Purpose::Lane { .. }) => {
-                self.log(10, format!("{}: its session has ended", peer.address));
-            }
             Rejection::NoSession => self.lose(peer, "it does not know the session any more"),
             Rejection::Closing => self.lose(peer, "it is closing"),
             Rejection::Crossed => {

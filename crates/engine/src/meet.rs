@@ -36,6 +36,8 @@ pub(crate) struct Meet {
 pub(crate) struct Calling {
     pub(crate) peer: Arc<Peer>,
     pub(crate) hello: Hello,
+    /// Where.
+    pub(crate) to: Option<SocketAddr>,
     /// Further addresses to try.
     pub(crate) others: Vec<SocketAddr>,
     /// What came of those before.
@@ -74,6 +76,8 @@ pub(crate) enum MeetError {
     Secret(&'static str),
     /// The listener has no room.
     Busy,
+    /// It is another engine. Hosts have addresses that others have too: those of loopback and of bridges.
+    Stranger,
 }
 
 impl MeetError {
@@ -95,13 +99,14 @@ impl MeetError {
         }
     }
 
-    /// An engine has spoken; it may yet speak; none is there; nobody can tell.
+    /// The engine has spoken; it may yet speak; it is not there; nobody can tell; that was another host's address.
     fn weight(&self) -> u8 {
         match self {
-            Self::Secret(_) | Self::Wire(_) | Self::Busy => 3,
-            Self::Io(_) if self.is_silence() => 2,
-            Self::Io(_) if self.is_refusal() => 1,
-            Self::Io(_) => 0,
+            Self::Secret(_) | Self::Wire(_) | Self::Busy => 4,
+            Self::Io(_) if self.is_silence() => 3,
+            Self::Io(_) if self.is_refusal() => 2,
+            Self::Io(_) => 1,
+            Self::Stranger => 0,
         }
     }
 
@@ -133,6 +138,7 @@ impl std::fmt::Display for MeetError {
             Self::Wire(error) => error.fmt(f),
             Self::Secret(why) => f.write_str(why),
             Self::Busy => f.write_str("the other engine has no room for another peer"),
+            Self::Stranger => f.write_str("another engine lives at its address now"),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A peer: one incarnation of another engine.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -96,6 +97,8 @@ impl Chosen {
 pub(crate) struct PeerState {
     pub(crate) phase: Phase,
     pub(crate) session: Option<Session>,
+    /// Where it answered our last call, of several addresses.
+    pub(crate) reached_at: Option<SocketAddr>,
     /// Why no faster transport is used.
     pub(crate) reason: String,
     /// Why a transport cannot serve, of those that were looked at or tried.
@@ -155,6 +158,7 @@ impl Peer {
         let state = PeerState {
             phase: Phase::Idle,
             session: None,
+            reached_at: None,
             reason: String::new(),
             obstacles: Vec::new(),
             heartbeat: Heartbeat::new(now_ns),
@@ -269,6 +273,16 @@ impl Peer {
         let shm = self.shm.get().map(|shm| &**shm as &dyn Link);
         let rails = self.all_rails().map(|path| &**path as &dyn Link);
         std::iter::once(self.base.as_link()).chain(shm).chain(rails)
+    }
+
+    /// Where it is called, in that order.
+    pub(crate) fn sockets(&self) -> Vec<SocketAddr> {
+        let mut sockets = self.address.sockets.clone();
+        if let Some(first) = self.state().reached_at {
+            // Of the others each may cost a handshake's patience.
+            sockets.sort_by_key(|socket| *socket != first);
+        }
+        sockets
     }
 
     /// Why the peer is lost, if it is.

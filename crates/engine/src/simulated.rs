@@ -82,7 +82,7 @@ impl Inner {
     pub(crate) fn call_simulated(&self, driver: &mut Driver, peer: &Arc<Peer>, hello: Hello, endpoint: &Endpoint) {
         let call = endpoint.call(peer.address.engine, hello.clone());
         let deadline_ns = self.clock.now_ns() + self.patience_ns(&hello.purpose);
-        let calling = Calling { peer: Arc::clone(peer), hello, others: Vec::new(), failed: None };
+        let calling = Calling { peer: Arc::clone(peer), hello, to: None, others: Vec::new(), failed: None };
         driver.calls.insert(call, (calling, deadline_ns));
     }
 
