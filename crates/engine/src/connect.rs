@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyfabric_wire::Address;
 
-use crate::peer::Content;
+use crate::submission::Content;
 use crate::submit::Order;
 use crate::transfer::{About, Transfer};
 use crate::{Engine, Error, Result};

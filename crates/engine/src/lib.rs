@@ -62,6 +62,7 @@ mod revoke;
 mod scatter;
 mod simulated;
 mod stats;
+mod submission;
 mod submit;
 mod sync;
 mod topology;

@@ -8,8 +8,9 @@ use anyfabric_transports::{Binding, Link, Region as Memory};
 use anyfabric_wire::{Address, Descriptor, Device};
 
 use crate::inner::Inner;
-use crate::peer::{Content, Peer};
+use crate::peer::Peer;
 use crate::region::{check_range, Slice};
+use crate::submission::Content;
 use crate::{Error, Result};
 
 /// A peer's region; cheap to clone.

@@ -11,8 +11,9 @@ use anyfabric_wire::{Address, Imm};
 
 use crate::early::{MAX_EARLY, MAX_EARLY_OF_ALL};
 use crate::inner::{nanos, Inner};
-use crate::peer::{Chosen, Content, Peer, Submission};
+use crate::peer::{Chosen, Peer};
 use crate::remote::{RemoteShared, Route};
+use crate::submission::{Content, Submission};
 use crate::transfer::About;
 use crate::under_way::Entry;
 use crate::{Code, Error, QueueFull, Result, ScatterTarget};

@@ -16,9 +16,10 @@ use anyfabric_wire::Imm;
 
 use crate::checks::{check_alike, check_imm, check_pages};
 use crate::inner::{lock, nanos, Inner};
-use crate::peer::{Content, Peer};
+use crate::peer::Peer;
 use crate::region::Slice;
 use crate::remote::RemoteSlice;
+use crate::submission::Content;
 use crate::transfer::{About, Transfer};
 use crate::waiters::{Waiter, Waiters};
 use crate::{Code, Error, Result};
