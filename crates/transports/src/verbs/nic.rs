@@ -55,7 +55,8 @@ pub struct VerbsNic {
     pub(super) completions: Box<[Wc; POLL]>,
 }
 
-// SAFETY: the raw pointers are to objects of libibverbs that this owns; they have no thread of their own.
+// SAFETY: the raw pointers are to objects of libibverbs that this owns, which have no thread of their own, and to requests
+// in boxes of its own, which stay where they are.
 unsafe impl Send for VerbsNic {}
 
 impl VerbsNic {
