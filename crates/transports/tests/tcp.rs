@@ -228,6 +228,29 @@ fn a_stream_that_is_never_read_breaks() {
     drop(streams);
 }
 
+/// Given up halfway, it has carried what was sent until then.
+#[test]
+fn statistics_have_what_was_sent_of_what_was_given_up() {
+    let bench = Bench::new();
+    let (lane, theirs) = bench.lane(1);
+    bench.link.set_lane(lane, 0);
+    let there = TcpLink::new(1, Arc::default(), 1 << 16, 2, Clock::Real);
+    there.set_lane(bench.watched(theirs, 1, 9), 0);
+    let op = write(&bench.link, 1, 64 << 20);
+    let ticket = Arc::clone(&op.ticket);
+    bench.link.post(op);
+    bench.flush();
+    ticket.cancel();
+    let began = Instant::now();
+    while !ticket.has_quiesced() && began.elapsed() < MOMENT {
+        for link in [&there, &bench.link] {
+            link.ready(1, Ready { token: 0, readable: true, writable: true, is_over: false }, &Nobody);
+        }
+    }
+    let nbytes = bench.link.stats().nic(1).bytes.load(Ordering::Relaxed);
+    assert!((1..64 << 20).contains(&nbytes), "{nbytes} bytes of which most were never sent");
+}
+
 /// A peer has new regions all the time, and does not say which of the old ones are gone.
 #[test]
 fn regions_that_nobody_holds_leave_nothing() {

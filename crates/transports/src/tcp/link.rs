@@ -281,9 +281,10 @@ impl TcpLink {
         let now_ns = self.clock.now_ns();
         for record in records.as_chunks::<{ Frame::ACK_BYTES }>().0 {
             let (op, result) = Frame::decode_ack(record).map_err(invalid)?;
-            if let Some(part) = acknowledged(lane, op) {
+            if let Some(cursor) = acknowledged(lane, op) {
                 let nic = self.stats.nic(usize::from(lane.idx));
-                nic.sent(part.nbytes());
+                nic.sent(cursor.nbytes());
+                let part = cursor.part;
                 nic.latency.record(now_ns.saturating_sub(part.submitted_ns));
                 // Last: whoever waited for it finds it in the statistics.
                 part.end(result.map_err(Failure::Refused));

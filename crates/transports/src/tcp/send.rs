@@ -165,13 +165,13 @@ pub(super) struct Send {
     current: Option<Cursor>,
     /// Large operations that wait.
     bulk: VecDeque<Arc<Part>>,
-    /// Sent whole; the peer will acknowledge.
-    pub(super) awaiting: HashMap<u64, Arc<Part>>,
+    /// Sent whole, or as far as they were when they were given up; the peer will acknowledge.
+    pub(super) awaiting: HashMap<u64, Cursor>,
     /// Bytes on their way into the socket.
     batch: Batch,
 }
 
-/// A large operation and how far it has come.
+/// An operation and how far it has come.
 #[derive(Debug)]
 pub(super) struct Cursor {
     pub(super) part: Arc<Part>,
@@ -187,7 +187,7 @@ impl Send {
             list.push(cursor.part);
         }
         unsent.extend(self.bulk.drain(..));
-        sent.extend(self.awaiting.drain().map(|(_, part)| part));
+        sent.extend(self.awaiting.drain().map(|(_, cursor)| cursor.part));
         self.batch = Batch::default();
     }
 
@@ -195,8 +195,8 @@ impl Send {
     /// what was sent already.
     pub(super) fn reap(&mut self, ended: &mut Vec<(Arc<Part>, Failure)>) {
         reap_unsent(&mut self.bulk, ended);
-        for part in self.awaiting.values() {
-            part.shared.note_loss();
+        for cursor in self.awaiting.values() {
+            cursor.part.shared.note_loss();
         }
     }
 }
@@ -260,7 +260,7 @@ impl Lane {
                         let mut cursor = Cursor { part, extent_idx: 0, done: 0 };
                         batch.hold(&cursor.part);
                         while !batch.frame(&mut cursor, batch_bytes) {}
-                        awaiting.insert(cursor.part.op, cursor.part);
+                        awaiting.insert(cursor.part.op, cursor);
                     }
                 }
             }
@@ -277,13 +277,13 @@ impl Lane {
                     cursor.part.shared.fail(why);
                     cursor.part.shared.note_loss();
                     batch.withdrawal(&cursor.part);
-                    awaiting.insert(cursor.part.op, cursor.part);
+                    awaiting.insert(cursor.part.op, cursor);
                 }
                 continue;
             }
             batch.hold(&cursor.part);
             if batch.frame(&mut cursor, batch_bytes) {
-                awaiting.insert(cursor.part.op, cursor.part);
+                awaiting.insert(cursor.part.op, cursor);
             } else {
                 *current = Some(cursor);
             }
@@ -294,6 +294,16 @@ impl Lane {
 impl Cursor {
     fn new(part: Arc<Part>) -> Self {
         Self { part, extent_idx: 0, done: 0 }
+    }
+
+    /// Bytes that were sent.
+    pub(super) fn nbytes(&self) -> u64 {
+        match &self.part.content {
+            Content::Write { extents, .. } if self.extent_idx < extents.num_extents() => {
+                extents.nth(0).nbytes * self.extent_idx as u64 + self.done
+            }
+            _ => self.part.nbytes(),
+        }
     }
 
     const fn has_not_begun(&self) -> bool {
@@ -313,7 +323,7 @@ fn reap_unsent(queue: &mut VecDeque<Arc<Part>>, ended: &mut Vec<(Arc<Part>, Fail
 }
 
 /// What the peer has acknowledged.
-pub(super) fn acknowledged(lane: &Lane, op: u64) -> Option<Arc<Part>> {
+pub(super) fn acknowledged(lane: &Lane, op: u64) -> Option<Cursor> {
     lock(&lane.send).awaiting.remove(&op)
 }
 
