@@ -4,12 +4,15 @@
 // A test may unwrap: its panic is the report.
 #![allow(clippy::unwrap_used)]
 
+#[path = "conformance/alias.rs"]
+mod alias;
 mod filled;
 #[path = "../../transports/tests/null_nic/mod.rs"]
 mod null_nic;
 
 use std::time::Duration;
 
+use alias::{Alias, PERIOD};
 use anyfabric_engine::transports::verbs::VerbsSettings;
 use anyfabric_engine::{
     Code, Config, Counter, Engine, PageList, Region, Remote, ScatterTarget, Transfer, WriteOptions,
@@ -27,6 +30,7 @@ fn engines_of_eight_nics() {
     for (here, there) in [(8, 1), (1, 8), (8, 3), (3, 8), (8, 4), (4, 8), (8, 8), (5, 7), (2, 6)] {
         everything_counts_once_and_every_nic_is_used(here, there);
     }
+    more_than_four_gib();
     operations_take_turns();
     unequal_nics_carry_what_they_can();
     one_of_eight_goes_down_and_comes_back();
@@ -161,6 +165,43 @@ fn everything_counts_once_and_every_nic_is_used(num_here: usize, num_there: usiz
         "{num_here} to {num_there}: {sent:?} {received:?}"
     );
     assert!(pair.parts().len() == num_rails && pair.parts().iter().all(|parts| *parts > 0), "{:?}", pair.parts());
+}
+
+/// In one write, and from and to either side of where an offset of 32 bits would end.
+fn more_than_four_gib() {
+    const BYTES: u64 = (4 << 30) + (4 << 20) + 1;
+    const HIGH: u64 = (4 << 30) + 12_345;
+    let (here, there) = (engine(3), engine(2));
+    let region = |engine: &Engine| {
+        let owner = Alias::new(BYTES);
+        // SAFETY: the mapping is the region's owner.
+        unsafe { engine.register(owner.as_ptr(), BYTES, true, Box::new(owner)) }.unwrap()
+    };
+    let (source, target) = (region(&here), region(&there));
+    // SAFETY: inside the regions, and nothing is under way.
+    let bytes = |region: &Region, at: u64, nbytes: u64| unsafe {
+        std::slice::from_raw_parts_mut(region.as_ptr().add(at as usize), nbytes as usize)
+    };
+    let all = bytes(&source, 0, PERIOD);
+    all.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at.wrapping_mul(0x9e37_79b1) >> 16) as u8);
+    let remote = here.import(&target.descriptor().unwrap().encode()).unwrap();
+    let counter = there.counter(Some(IMM), &[]).unwrap();
+    let write = |from: u64, to: u64, nbytes: u64| {
+        let (src, dst) = (source.slice(from..from + nbytes).unwrap(), remote.slice(to..to + nbytes).unwrap());
+        let options = WriteOptions { timeout: Some(3 * LONG), ..WriteOptions::counted(IMM) };
+        here.write(&src, &dst, options).unwrap().wait(None).unwrap();
+    };
+    for carried in used(|| write(0, 0, BYTES)) {
+        assert_eq!(carried.iter().sum::<i64>(), BYTES as i64);
+    }
+    assert!(bytes(&target, 0, PERIOD) == bytes(&source, 0, PERIOD));
+    for (count, (from, to)) in [(HIGH, 0), (0, HIGH), (HIGH, HIGH + 77)].into_iter().enumerate() {
+        bytes(&target, 0, PERIOD).fill(0);
+        write(from, to, 1 << 20);
+        assert!(bytes(&target, to, 1 << 20) == bytes(&source, from, 1 << 20), "from {from} to {to}");
+        counter.wait(count as u64 + 2, Some(LONG)).unwrap();
+        assert_eq!(counter.value(), count as u64 + 2);
+    }
 }
 
 /// Four of eight rails serve a large write, and the other four the next; small ones go round.

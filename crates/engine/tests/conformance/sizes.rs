@@ -9,7 +9,7 @@ use crate::harness::{bytes, fill, Pair, LONG};
 use crate::pattern;
 
 on_every_fabric!(any_length_and_place, nothing_at_all, strided_pages, verified);
-on_fabrics! { [more_than_four_gib] [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED, tcp_2 TCP_2] }
+on_fabrics! { [more_than_four_gib] [shm SHM, shm_foreign SHM_FOREIGN, shm_isolated SHM_ISOLATED, tcp_2 TCP_2, libfabric_1_4 LIBFABRIC_1_4] }
 
 fn any_length_and_place(fabric: &Fabric) {
     const BYTES: u64 = 3 << 20;
