@@ -95,7 +95,7 @@ impl Inner {
         let clock = simulated.as_ref().map_or(Clock::Real, Endpoint::clock);
         let probe = u64::from_le_bytes(random().map_err(system("random numbers"))?);
         let office = Arc::new(TicketOffice::new(Arc::clone(&doorbell), clock.clone()));
-        Ok(Self {
+        let this = Self {
             secret: config.secret.clone().unwrap_or_default().into(),
             clock,
             address: Address { engine: id, sockets },
@@ -130,7 +130,12 @@ impl Inner {
             groups,
             pinning: Pinning::default(),
             config,
-        })
+        };
+        if this.secret.is_empty() && this.address.sockets.iter().any(|socket| !socket.ip().is_loopback()) {
+            let told = "whoever can connect may speak to it: give it and its peers a secret (ANYFABRIC_SECRET)";
+            this.log(30, format!("{}: {told}", this.address));
+        }
+        Ok(this)
     }
 
     // ---- state ---------------------------------------------------------------------------------
