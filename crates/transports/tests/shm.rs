@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyfabric_plan::{Extent, Extents};
-use anyfabric_transports::shm::ring::{Entry, Producer, ENTRIES};
+use anyfabric_transports::shm::ring::{Consumer, Entry, Producer, ENTRIES};
 use anyfabric_transports::shm::{ring_memory, LocalChannel, ShmLink, ShmOptions};
 use anyfabric_transports::sys::{check_memfd, memfd, pid_fd, Fd, Mapping, Ready};
 use anyfabric_transports::{
     lock, Backing, Clock, Doorbell, Failure, Inline, Link, Loss, Op, Payload, PeerIdx, Region, Sink, Terms, Ticket,
-    TicketOffice,
+    TicketOffice, TicketState,
 };
 use anyfabric_wire::{Access, Imm, Local, Refusal, WireImm};
 
@@ -52,8 +52,13 @@ impl Sink for Nobody {}
 
 /// A link of a peer that is this process, as it seems; the other end of its Unix socket, and its ring to us.
 fn link(pid_fd: Fd) -> (ShmLink, LocalChannel, Arc<Mapping>) {
+    link_over(ring_memory().unwrap().1, pid_fd)
+}
+
+/// The same, with the ring that the peer reads.
+fn link_over(outgoing: Arc<Mapping>, pid_fd: Fd) -> (ShmLink, LocalChannel, Arc<Mapping>) {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    let ((_, outgoing), (_, incoming)) = (ring_memory().unwrap(), ring_memory().unwrap());
+    let (_, incoming) = ring_memory().unwrap();
     let link = ShmLink::new(ShmOptions {
         peer: 1,
         pid: std::process::id(),
@@ -153,19 +158,47 @@ fn huge_pages_of_a_peer_are_refused() {
     assert!(error.to_string().contains("huge pages"), "{error}");
 }
 
+fn office() -> Arc<TicketOffice> {
+    Arc::new(TicketOffice::new(Arc::new(Doorbell::private().unwrap()), Clock::Real))
+}
+
+/// A count that is posted, of nothing.
+fn signal(link: &ShmLink, office: &Arc<TicketOffice>, id: u64) -> Arc<Ticket> {
+    let ticket = Arc::new(Ticket::new(Arc::clone(office), Terms { num_parts: 1, ..Terms::default() }));
+    let (imm, loss) = (Some((Imm::new(1).unwrap(), 1)), Loss::default());
+    let payload = Payload::Signal;
+    link.post(Op { id, peer: 1, payload, imm, verify: false, ticket: Arc::clone(&ticket), loss });
+    ticket
+}
+
+/// Nobody reads the ring any more: what is posted is not said to be done, nor what waited for room, whether there is some.
+#[test]
+fn a_peer_that_has_given_this_process_up_counts_nothing() {
+    let _alone = lock(&ALONE);
+    let (_, ring) = ring_memory().unwrap();
+    let mut consumer = Consumer::new(Arc::clone(&ring));
+    let (link, _theirs, _) = link_over(ring, pid_fd(std::process::id()).unwrap());
+    let office = office();
+    (0..ENTRIES.into()).for_each(|id| assert!(signal(&link, &office, id).has_quiesced()));
+    let waiting = signal(&link, &office, u64::MAX - 1);
+    assert!(!waiting.has_ended());
+    while consumer.pop().is_some() {}
+    consumer.publish_head(true);
+    consumer.fence();
+    link.poll(&Nobody);
+    for ticket in [waiting, signal(&link, &office, u64::MAX)] {
+        let state = ticket.state();
+        assert!(matches!(state, TicketState::Failed(Failure::PeerLost(_))), "{state:?}");
+    }
+}
+
 /// Its bytes have been placed, and only its count waits, behind others.
 #[test]
 fn what_waits_for_a_full_ring_is_given_up_at_once() {
     let _alone = lock(&ALONE);
     let (link, _theirs, _) = link(pid_fd(std::process::id()).unwrap());
-    let office = Arc::new(TicketOffice::new(Arc::new(Doorbell::private().unwrap()), Clock::Real));
-    let signal = |id| {
-        let ticket = Arc::new(Ticket::new(Arc::clone(&office), Terms { num_parts: 1, ..Terms::default() }));
-        let (imm, loss) = (Some((Imm::new(1).unwrap(), 1)), Loss::default());
-        let payload = Payload::Signal;
-        link.post(Op { id, peer: 1, payload, imm, verify: false, ticket: Arc::clone(&ticket), loss });
-        ticket
-    };
+    let office = office();
+    let signal = |id| signal(&link, &office, id);
     (0..ENTRIES.into()).for_each(|id| assert!(signal(id).has_quiesced()));
     let [first, last] = [signal(u64::MAX - 1), signal(u64::MAX)];
     last.cancel();

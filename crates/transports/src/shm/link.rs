@@ -9,7 +9,7 @@ use anyfabric_wire::{Local, Refusal};
 
 use super::incoming::Incoming;
 use super::local::LocalChannel;
-use super::outgoing::{given_up, Job, Outgoing};
+use super::outgoing::{fenced, given_up, Job, Outgoing};
 use super::ring::{Consumer, Producer};
 use super::witness::Witness;
 use crate::mutant::Mutant;
@@ -288,7 +288,7 @@ impl Link for ShmLink {
         let mut outgoing = lock(&self.outgoing);
         if write.imm.is_some() {
             if outgoing.producer.is_fenced() {
-                return Some(Err(Failure::PeerLost("it has given this process up".into())));
+                return Some(Err(fenced()));
             }
             if !outgoing.backlog.is_empty() || !outgoing.producer.has_room() {
                 return None;

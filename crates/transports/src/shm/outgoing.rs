@@ -98,6 +98,9 @@ impl ShmLink {
             self.end(op, Ok(()));
             return;
         };
+        if outgoing.producer.is_fenced() {
+            return self.end(op, Err(fenced()));
+        }
         if outgoing.backlog.is_empty() && outgoing.producer.push_arrival(whole(imm), count) {
             self.notify_arrival(outgoing, count);
             self.end(op, Ok(()));
@@ -150,7 +153,8 @@ impl ShmLink {
         let mut outgoing = lock(&self.outgoing);
         let mut moved = self.flush_answers(&mut outgoing);
         while let Some(op) = outgoing.backlog.front() {
-            if let Some(why) = op.ticket.given_up() {
+            let is_fenced = outgoing.producer.is_fenced();
+            if let Some(why) = op.ticket.given_up().or_else(|| is_fenced.then(fenced)) {
                 if let Some(op) = outgoing.backlog.pop_front() {
                     self.end(op, Err(why));
                 }
@@ -390,6 +394,11 @@ fn enqueue(queue: &mut VecDeque<Job>, job: Job, has_begun: bool) {
 /// What is submitted while the link closes; why it does was said to what it found.
 pub(super) fn given_up() -> Failure {
     Failure::PeerLost("it was given up".into())
+}
+
+/// Of what the peer, which reads this process's ring no more, would have to count.
+pub(super) fn fenced() -> Failure {
+    Failure::PeerLost("it has given this process up".into())
 }
 
 /// What one turn of a large operation came to.
