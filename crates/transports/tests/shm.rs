@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyfabric_plan::{Extent, Extents};
-use anyfabric_transports::shm::ring::{Consumer, Entry, Producer, ENTRIES};
+use anyfabric_transports::shm::ring::{Consumer, Entry, Producer, AREA, ENTRIES};
 use anyfabric_transports::shm::{ring_memory, LocalChannel, ShmLink, ShmOptions};
 use anyfabric_transports::sys::{check_memfd, memfd, pid_fd, Fd, Mapping, Ready};
 use anyfabric_transports::{
@@ -38,6 +38,29 @@ impl Sink for Restless {
         let mut num_taken = lock(&self.num_taken);
         *num_taken += 1;
         assert!(*num_taken < 100 * ENTRIES, "there is no end to it");
+        Ok(())
+    }
+}
+
+/// Whoever is told of its messages puts another one into the ring.
+struct Talkative {
+    producer: Mutex<Producer>,
+    num_taken: Mutex<usize>,
+}
+
+impl Talkative {
+    fn push(&self) {
+        let mut producer = lock(&self.producer);
+        let (start, _) = producer.reserve(MESSAGE).expect("room for some messages");
+        assert!(producer.push(&Entry::Message { op: 1, start, nbytes: MESSAGE as u32 }));
+    }
+}
+
+impl Sink for Talkative {
+    fn message(&self, _: PeerIdx, bytes: Vec<u8>) -> Result<(), Refusal> {
+        assert_eq!(bytes.len(), MESSAGE);
+        *lock(&self.num_taken) += 1;
+        self.push();
         Ok(())
     }
 }
@@ -86,6 +109,18 @@ fn a_peer_that_is_gone_is_read_to_its_end_and_no_further() {
         drop(theirs);
         link.ready(channel, Ready { token: 0, readable: true, writable: false, is_over: false }, &restless);
         assert!(*lock(&restless.num_taken) >= ENTRIES, "some of what came before the end is lost");
+    }
+}
+
+/// However fast a peer refills its ring: after what that holds the others are served.
+#[test]
+fn a_peer_that_refills_its_ring_is_not_read_for_long() {
+    let (link, _theirs, incoming) = link(pid_fd(std::process::id()).unwrap());
+    let talkative = Talkative { producer: Mutex::new(Producer::new(incoming)), num_taken: Mutex::new(0) };
+    (0..4).for_each(|_| talkative.push());
+    for turn in 1..10 {
+        assert!(link.poll(&talkative));
+        assert_eq!(*lock(&talkative.num_taken), turn * AREA / MESSAGE);
     }
 }
 
@@ -275,3 +310,5 @@ fn num_mappings(file: &Fd) -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines().filter(|line| line.split_whitespace().nth(4) == Some(&inode) && line.contains("memfd:")).count()
 }
+
+const MESSAGE: usize = 64 << 10;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyfabric_wire::{Access, Local, Refusal};
 
 use super::link::{ShmLink, DRAIN};
-use super::ring::{Consumer, Entry, ENTRIES};
+use super::ring::{Consumer, Entry, AREA, ENTRIES};
 use crate::copy::prefetch_for_write;
 use crate::mutant::Mutant;
 use crate::sys::{self, Fd, Mapping};
@@ -25,45 +25,52 @@ pub(super) struct Incoming {
 }
 
 impl ShmLink {
-    pub(super) fn drain_incoming(&self, sink: &dyn Sink) -> bool {
+    /// Takes what the peer has published, at most a turn's worth; how many entries that were.
+    pub(super) fn drain_incoming(&self, sink: &dyn Sink) -> usize {
         let mut incoming = lock(&self.incoming);
         if !incoming.consumer.has_news() {
             incoming.consumer.publish_head(true);
-            return false;
+            return 0;
         }
         // Who answers writes where it wrote before, and the peer has read that line meanwhile.
         // ORDERING: a hint.
         prefetch_for_write(self.last_dst.load(Ordering::Relaxed));
-        for _ in 0..DRAIN {
+        let (mut num_taken, mut nbytes) = (0, 0);
+        // A peer may refill its ring as fast as it is read, and others wait meanwhile.
+        while num_taken < DRAIN && nbytes < AREA {
             match incoming.consumer.pop() {
                 None => break,
-                Some(Ok(entry)) => self.take(entry, &mut incoming, sink),
+                Some(Ok(entry)) => nbytes += self.take(entry, &mut incoming, sink),
                 Some(Err(why)) => {
                     sink.broken(self.peer, Self::LOCAL, why);
                     break;
                 }
             }
+            num_taken += 1;
             incoming.consumer.publish_head(false);
         }
         incoming.turns = incoming.turns.wrapping_add(1);
         if incoming.turns % HEARD_TURNS == 1 {
             sink.heard(self.peer);
         }
-        true
+        num_taken
     }
 
     /// What the peer published before its end still counts. That is no more than its ring holds: for somebody who goes on
     /// filling it nobody stays here.
     pub(super) fn drain_last(&self, sink: &dyn Sink) {
-        for _ in 0..(ENTRIES as usize).div_ceil(DRAIN) {
-            if !self.drain_incoming(sink) {
-                break;
+        let mut num_taken = 0;
+        while num_taken < ENTRIES as usize {
+            match self.drain_incoming(sink) {
+                0 => break,
+                num => num_taken += num,
             }
         }
     }
 
+    /// Returns the bytes that were copied.
     #[inline]
-    fn take(&self, entry: Entry, incoming: &mut Incoming, sink: &dyn Sink) {
+    fn take(&self, entry: Entry, incoming: &mut Incoming, sink: &dyn Sink) -> usize {
         let Entry::Arrival { imm, count } = entry else {
             return self.take_other(entry, incoming, sink);
         };
@@ -71,11 +78,12 @@ impl ShmLink {
         let quarters = u64::from(imm.quarters) * u64::from(count) * times;
         // A full table is told to the sender by the engine itself.
         let _ = sink.arrived(self.peer, imm.imm, quarters);
+        0
     }
 
     /// A function of its own, for arrivals do not pay for what the others need.
     #[inline(never)]
-    fn take_other(&self, entry: Entry, incoming: &mut Incoming, sink: &dyn Sink) {
+    fn take_other(&self, entry: Entry, incoming: &mut Incoming, sink: &dyn Sink) -> usize {
         match entry {
             Entry::Arrival { .. } => {}
             Entry::Message { op, start, nbytes } => {
@@ -90,16 +98,18 @@ impl ShmLink {
                 };
                 incoming.consumer.publish_head(true);
                 self.answer(op, result, sink);
+                return nbytes as usize;
             }
             Entry::Bounce { op, region, key, offset, start, nbytes } => {
                 if let Err(refusal) = self.place_bounced(incoming, (region, key, offset), (start, nbytes)) {
                     if incoming.refused.len() >= MAX_REFUSED {
                         sink.broken(self.peer, Self::LOCAL, "too many refused operations without an end");
-                        return;
+                        return 0;
                     }
                     incoming.refused.entry(op).or_insert(refusal);
                 }
                 incoming.consumer.publish_head(true);
+                return nbytes as usize;
             }
             Entry::BounceEnd { op, imm } => {
                 let result = incoming.refused.remove(&op).map_or(Ok(()), Err);
@@ -118,6 +128,7 @@ impl ShmLink {
                 }
             }
         }
+        0
     }
 
     pub(super) fn place_bounced(

@@ -353,7 +353,7 @@ impl Link for ShmLink {
         if self.is_closed() {
             return false;
         }
-        let mut moved = self.drain_incoming(sink);
+        let mut moved = self.drain_incoming(sink) > 0;
         // ORDERING: see `post`.
         if self.busy.load(Ordering::Acquire) {
             moved |= self.flush_backlog();
